@@ -1,0 +1,66 @@
+"""Checks that an adapter makes of a user's modules; each failure names the module path and the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+
+class NotRecognised(ValueError):
+    """A network is not one that can be run; the message names the module, what was expected and what came."""
+
+
+def refuse(path: str, expected: str, got: object) -> NotRecognised:
+    """The error for the module at `path`, to be raised by the caller."""
+    came = type(got).__name__ if isinstance(got, nn.Module) else got
+    return NotRecognised(f"model.{path}: expected {expected}, got {came}")
+
+
+def expect_sequence(module: object, path: str, length: int | None = None) -> list[nn.Module]:
+    """The children of an `nn.Sequential`, `length` of them if given."""
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        raise refuse(path, "an nn.Sequential", module)
+    if length is not None and len(module) != length:
+        raise refuse(path, f"{length} layers", f"{len(module)} ({_names(module)})")
+    return list(module)
+
+
+def expect_conv(
+    module: object, path: str, *, kernel: int, in_channels: int | None = None, out_channels: int | None = None
+) -> nn.Conv2d:
+    """A plain stride-1, zero-padded, same-size `nn.Conv2d` with these sizes."""
+    if not isinstance(module, nn.Conv2d) or type(module).forward is not nn.Conv2d.forward:
+        raise refuse(path, f"an nn.Conv2d {kernel}x{kernel}", module)
+    same = module.padding == "same" or module.padding == (kernel // 2, kernel // 2)
+    for name, expected, got in (
+        ("kernel_size", (kernel, kernel), module.kernel_size),
+        ("stride", (1, 1), module.stride),
+        ("dilation", (1, 1), module.dilation),
+        ("groups", 1, module.groups),
+        ("padding_mode", "zeros", module.padding_mode),
+        ("padding", kernel // 2, kernel // 2 if same else module.padding),
+        ("in_channels", in_channels or module.in_channels, module.in_channels),
+        ("out_channels", out_channels or module.out_channels, module.out_channels),
+    ):
+        if expected != got:
+            raise refuse(path, f"{name} {expected}", got)
+    return module
+
+
+def expect_only_children(module: nn.Module, path: str, allowed: Sequence[str]) -> None:
+    """Refuse submodules the family does not have: they may do something a program would leave out."""
+    for name, child in module.named_children():
+        if name not in allowed:
+            raise refuse(f"{path}{name}", f"no such submodule (only {', '.join(allowed)})", child)
+
+
+def expect_number(value: object, path: str) -> float:
+    """A Python number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise refuse(path, "a number", type(value).__name__)
+    return float(value)
+
+
+def _names(module: nn.Module) -> str:
+    return ", ".join(type(child).__name__ for child in module.children())

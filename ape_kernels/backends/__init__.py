@@ -1,0 +1,95 @@
+"""Backends and the registry that chooses between them.
+
+A backend is a module (one folder) with the functions of the `Backend` protocol. Which one runs is
+decided per call from the device, the program and the user's wish; an explicit wish that cannot be
+met raises with the reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ape_kernels.program import PackedProgram, PatchProgram
+
+ORDER = ("cpu", "cuda", "torch")  # of preference; each serves some devices only
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend that was asked for cannot run; the message gives the reason and the ones that can."""
+
+
+class Backend(Protocol):
+    """What a backend folder provides. Shapes of the four operations: `ape_kernels.ops`."""
+
+    def unavailable(self) -> str | None:
+        """None if this machine can run the backend at all, else the reason."""
+
+    def supports(self, program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
+        """None if `program` can run on `device` in `dtype`, else the reason."""
+
+    def supports_patches(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """None if split and merge can run on tensors of `dtype` on `device`, else the reason."""
+
+    def pack(self, program: PatchProgram, device: torch.device, dtype: torch.dtype) -> PackedProgram:
+        """The program in this backend's layout; `dtype` is that of the matmul operands."""
+
+    def run_patches(self, patches: Tensor, table: Tensor, weights: Tensor, boundary: float, exit_at: Tensor | None,
+                    upscale: int, out_channels: int) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
+
+    def run_stage(self, features: Tensor, active: Tensor, table: Tensor, weights: Tensor, stage: int, boundary: float,
+                  exit_at: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...  # fmt: skip
+
+    def split(self, image: Tensor, row_start: Tensor, column_start: Tensor, patch_height: int,
+              patch_width: int) -> Tensor: ...  # fmt: skip
+
+    def merge(self, patches: Tensor, row_index: Tensor, row_weight: Tensor, column_index: Tensor, column_weight: Tensor,
+              batch: int, rows: int) -> Tensor: ...  # fmt: skip
+
+
+@cache
+def get_backend(name: str) -> Backend:
+    """The backend called `name`; ValueError for an unknown one."""
+    if name not in ORDER:
+        raise ValueError(f"backend: expected auto, {', '.join(ORDER)}, got {name!r}")
+    return importlib.import_module(f"ape_kernels.backends.{name}")
+
+
+def choose(wish: str, program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str:
+    """Name of the backend that runs `program`.
+
+    wish: a name or "auto" (then the environment variable APE_BACKEND, then the first that can).
+    Raises BackendUnavailable when a named backend cannot run.
+    """
+    if wish == "auto":
+        wish = os.environ.get("APE_BACKEND", "auto")
+    reasons = {name: _reason(name, program, device, dtype) for name in ORDER}
+    able = [name for name, reason in reasons.items() if reason is None]
+    if wish == "auto":
+        if not able:
+            why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+            raise BackendUnavailable(f"backend: none can run this network on {device} in {dtype}: {why}")
+        return able[0]
+    get_backend(wish)
+    if reasons[wish] is not None:
+        raise BackendUnavailable(f"backend: {wish} cannot run: {reasons[wish]}; able: {', '.join(able) or 'none'}")
+    return wish
+
+
+def choose_for_patches(wish: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Name of the backend that splits and merges: `wish` if it can, else the first that can."""
+    for name in (wish, *ORDER):
+        backend = get_backend(name)
+        if backend.unavailable() is None and backend.supports_patches(device, dtype) is None:
+            return name
+    raise BackendUnavailable(f"backend: none can split images of {dtype} on {device}")
+
+
+def _reason(name: str, program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
+    backend = get_backend(name)
+    return backend.unavailable() or backend.supports(program, device, dtype)

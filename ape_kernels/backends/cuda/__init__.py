@@ -1,0 +1,93 @@
+"""The cuda backend (csrc/cuda). So far it splits and merges; networks on a GPU run on the torch backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ape_kernels.native import core, missing
+from ape_kernels.program import PatchProgram
+
+
+def unavailable() -> str | None:
+    if missing():
+        return missing()
+    if core().build_info()["cuda"] is None:
+        return "the native core was built without CUDA (no nvcc); with nvcc installed run: pip install -e ."
+    return None if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
+    return "splits and merges only, runs no network yet"
+
+
+def supports_patches(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda":
+        return f"runs on CUDA devices, not on {device}"
+    return None if dtype in _dtypes() else f"splits and merges float32, float16 and bfloat16, not {dtype}"
+
+
+def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_height: int, patch_width: int) -> Tensor:
+    batch, channels, height, width = image.shape
+    rows, columns = len(row_start), len(column_start)
+    patches = image.new_empty(batch * rows * columns, channels, patch_height, patch_width)
+    with torch.cuda.device_of(image):
+        core().cuda_split(
+            image.data_ptr(),
+            patches.data_ptr(),
+            row_start.data_ptr(),
+            column_start.data_ptr(),
+            batch,
+            channels,
+            height,
+            width,
+            rows,
+            columns,
+            patch_height,
+            patch_width,
+            _dtypes()[image.dtype],
+            torch.cuda.current_stream().cuda_stream,
+        )
+    return patches
+
+
+def merge(
+    patches: Tensor,
+    row_index: Tensor,
+    row_weight: Tensor,
+    column_index: Tensor,
+    column_weight: Tensor,
+    batch: int,
+    rows: int,
+) -> Tensor:
+    count, channels, patch_height, patch_width = patches.shape
+    height, width = row_index.shape[2], column_index.shape[2]
+    columns = count // (batch * rows)
+    image = patches.new_empty(batch, channels, height, width)
+    with torch.cuda.device_of(patches):
+        core().cuda_merge(
+            patches.data_ptr(),
+            image.data_ptr(),
+            row_index.data_ptr(),
+            row_weight.data_ptr(),
+            column_index.data_ptr(),
+            column_weight.data_ptr(),
+            batch,
+            channels,
+            height,
+            width,
+            rows,
+            columns,
+            patch_height,
+            patch_width,
+            len(row_index),
+            len(column_index),
+            _dtypes()[patches.dtype],
+            torch.cuda.current_stream().cuda_stream,
+        )
+    return image
+
+
+def _dtypes() -> dict[torch.dtype, int]:
+    """Element types of split and merge, as the native core numbers them."""
+    return {torch.float32: core().FLOAT32, torch.float16: core().FLOAT16, torch.bfloat16: core().BFLOAT16}

@@ -1,0 +1,42 @@
+"""The torch backend: complete, on any device, and the oracle the others are tested against."""
+
+from __future__ import annotations
+
+import torch
+
+from ape_kernels.backends.torch.patches import merge, split
+from ape_kernels.backends.torch.run import run_patches, run_stage
+from ape_kernels.program import Conv, Exit, PackedProgram, PatchProgram, Reconstruct, Step
+from ape_kernels.program import pack as pack_program
+
+__all__ = ["merge", "pack", "run_patches", "run_stage", "split", "supports", "supports_patches", "unavailable"]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def unavailable() -> str | None:
+    return None
+
+
+def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
+    return None if dtype in DTYPES else f"computes in {', '.join(map(str, DTYPES))}, not {dtype}"
+
+
+def supports_patches(device: torch.device, dtype: torch.dtype) -> str | None:
+    return None
+
+
+def pack(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> PackedProgram:
+    return pack_program(program, _layout, dtype=dtype, device=device)
+
+
+def _layout(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights as PyTorch stores them, flattened."""
+    match step:
+        case Conv():
+            bias = step.weight.new_zeros(len(step.weight)) if step.bias is None else step.bias
+            return step.weight.flatten(), bias
+        case Exit():
+            return step.weight, step.bias
+        case Reconstruct():
+            return step.tail.kernel.flatten(), step.tail.bias.flatten()

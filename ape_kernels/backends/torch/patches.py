@@ -1,0 +1,38 @@
+"""Split and merge by gathers: no loop over patches, sums in a fixed order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_height: int, patch_width: int) -> Tensor:
+    batch, channels = image.shape[:2]
+    rows = row_start.long()[:, None] + torch.arange(patch_height, device=image.device)
+    columns = column_start.long()[:, None] + torch.arange(patch_width, device=image.device)
+    # [B, C, R, h, K, w]: every patch row crossed with every patch column
+    cut = image[:, :, rows[:, :, None, None], columns[None, None]]
+    cut = cut.permute(0, 2, 4, 1, 3, 5)
+    return cut.reshape(batch * len(row_start) * len(column_start), channels, patch_height, patch_width)
+
+
+def merge(
+    patches: Tensor,
+    row_index: Tensor,
+    row_weight: Tensor,
+    column_index: Tensor,
+    column_weight: Tensor,
+    batch: int,
+    rows: int,
+) -> Tensor:
+    _, channels, height, width = patches.shape
+    grid = patches.reshape(batch, rows, -1, channels, height, width)
+    strips = sum(
+        grid[:, :, patch.long(), :, :, pixel.long()].float() * weight[:, None, None, None, None]
+        for (patch, pixel), weight in zip(column_index, column_weight, strict=True)
+    )  # [W, B, R, C, h]: each row of patches merged across
+    image = sum(
+        strips[:, :, patch.long(), :, pixel.long()] * weight[:, None, None, None]
+        for (patch, pixel), weight in zip(row_index, row_weight, strict=True)
+    )  # [H, W, B, C]
+    return image.permute(2, 3, 0, 1).contiguous().to(patches.dtype)

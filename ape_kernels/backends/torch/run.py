@@ -1,0 +1,217 @@
+"""Interprets the instruction table with torch operations.
+
+Matmul operands are in the dtype of the packed weights; everything that is carried between
+convolutions (the residual stream above all) stays float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, pad, pixel_shuffle, relu
+
+from ape_kernels.collapse import FIRST, INTERIOR, LAST, ONLY
+from ape_kernels.program import INPUT, NO_BUFFER, Activation, Column, Opcode, float_from_bits
+
+Row = list[int]
+CHUNK_BYTES = {"cpu": 1 << 25, "cuda": 1 << 30}  # of the widest buffer: keeps CPU chunks near the caches
+
+
+@dataclass
+class _Stage:
+    src: int
+    dst: int
+    steps: list[Row] = field(default_factory=list)
+    exit: Row | None = None
+
+
+@dataclass
+class _Sections:
+    """The instruction table taken apart."""
+
+    channels: list[int]
+    head: list[Row]
+    stages: list[_Stage]
+    tail: list[Row]
+
+    @classmethod
+    def of(cls, table: Tensor) -> _Sections:
+        sections = cls([], [], [], [])
+        current = sections.head
+        for row in table.tolist():
+            match row[Column.OPCODE]:
+                case Opcode.BUFFER:
+                    sections.channels.append(row[Column.IN_CHANNELS])
+                case Opcode.STAGE:
+                    sections.stages.append(_Stage(row[Column.SRC], row[Column.DST]))
+                    current = sections.stages[-1].steps
+                case Opcode.TAIL:
+                    current = sections.tail
+                case Opcode.EXIT:
+                    sections.stages[-1].exit = row
+                case _:
+                    current.append(row)
+        return sections
+
+
+def run_patches(
+    patches: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    boundary: float,
+    exit_at: Tensor | None,
+    upscale: int,
+    out_channels: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    sections = _Sections.of(table)
+    count, _, height, width = patches.shape
+    sr = patches.new_empty(count, out_channels, height * upscale, width * upscale)
+    exit_index = torch.empty(count, dtype=torch.int64, device=patches.device)
+    capacity = patches.new_empty(count)
+    per_patch = max(sections.channels) * height * width * 4
+    chunk = max(1, CHUNK_BYTES.get(patches.device.type, 1 << 30) // per_patch)
+    for begin in range(0, count, chunk):
+        part = slice(begin, begin + chunk)
+        forced = None if exit_at is None else exit_at[part]
+        sr[part], exit_index[part], capacity[part] = _run_chunk(sections, patches[part], weights, boundary, forced)
+    return sr, exit_index, capacity
+
+
+def run_stage(
+    features: Tensor,
+    active: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    stage: int,
+    boundary: float,
+    exit_at: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sections = _Sections.of(table)
+    if not 0 <= stage < len(sections.stages):
+        raise ValueError(f"stage: expected 0 to {len(sections.stages) - 1}, got {stage}")
+    unknown = features.new_full((len(features),), math.nan)
+    out, ids, capacity, n_left = _run_stage(sections, stage, features, active, unknown, weights, boundary, exit_at)
+    return out.contiguous(), ids, capacity, n_left
+
+
+def _run_chunk(
+    sections: _Sections, patches: Tensor, weights: Tensor, boundary: float, exit_at: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    buffers = {INPUT: patches}
+    _run_steps(sections.head, buffers, weights)
+    count = len(patches)
+    ids = torch.arange(count, device=patches.device)
+    exit_index = torch.full_like(ids, len(sections.stages) - 1)
+    capacity = patches.new_full((count,), math.nan)
+    features = buffers[sections.stages[0].src]
+    done = torch.empty_like(features)
+    for stage in range(len(sections.stages)):
+        active = torch.arange(len(features), device=features.device)
+        forced = None if exit_at is None else exit_at[ids]
+        features, order, known, n_left = _run_stage(
+            sections, stage, features, active, capacity[ids], weights, boundary, forced
+        )
+        ids = ids[order]
+        capacity[ids] = known
+        left = int(n_left)  # the one host synchronisation of this exit
+        done[ids[:left]] = features[:left]
+        exit_index[ids[:left]] = stage
+        features, ids = features[left:], ids[left:]
+        if not len(ids):
+            break
+    buffers[sections.stages[-1].dst] = done
+    return _run_steps(sections.tail, buffers, weights), exit_index, capacity
+
+
+def _run_stage(
+    sections: _Sections,
+    stage: int,
+    features: Tensor,
+    active: Tensor,
+    capacity: Tensor,
+    weights: Tensor,
+    boundary: float,
+    exit_at: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`run_stage` without checks; `capacity` holds what is known of each row of `features` so far."""
+    part = sections.stages[stage]
+    buffers = {part.src: features[active]}
+    _run_steps(part.steps, buffers, weights)
+    out = buffers[part.dst]
+    capacity = capacity[active]
+    leaves = torch.zeros(len(active), dtype=torch.bool, device=features.device)
+    if part.exit is not None:
+        prediction = _predict(part.exit, out, weights)
+        capacity = 1 - prediction
+        leaves = prediction >= boundary
+    if exit_at is not None:
+        leaves = exit_at[active] <= stage
+    if stage == len(sections.stages) - 1:
+        leaves = torch.ones_like(leaves)
+    order = torch.argsort(~leaves, stable=True)
+    return out[order], active[order], capacity[order], leaves.sum()[None]
+
+
+def _run_steps(steps: list[Row], buffers: dict[int, Tensor], weights: Tensor) -> Tensor:
+    """Run convolutions into `buffers`; returns the pixels of the last Reconstruct (an empty tensor without one)."""
+    pixels = weights.new_empty(0)
+    for row in steps:
+        if row[Column.OPCODE] == Opcode.CONV:
+            buffers[row[Column.DST]] = _conv(row, buffers, weights)
+        else:
+            pixels = _reconstruct(row, buffers[row[Column.SRC]], weights)
+    return pixels
+
+
+def _conv(row: Row, buffers: dict[int, Tensor], weights: Tensor) -> Tensor:
+    kernel = row[Column.KERNEL]
+    shape = (row[Column.OUT_CHANNELS], row[Column.IN_CHANNELS], kernel, kernel)
+    src = buffers[row[Column.SRC]]
+    weight = _take(weights, row[Column.WEIGHT], shape)
+    bias = _take(weights, row[Column.BIAS], shape[:1])
+    out = conv2d(src.to(weights.dtype), weight, bias, padding=kernel // 2).to(src.dtype)
+    if row[Column.ACTIVATION] == Activation.RELU:
+        out = relu(out)
+    out = out * float_from_bits(row[Column.SCALE_BITS])
+    return out if row[Column.ADD] == NO_BUFFER else out + buffers[row[Column.ADD]]
+
+
+def _predict(row: Row, features: Tensor, weights: Tensor) -> Tensor:
+    channels = row[Column.IN_CHANNELS]
+    weight = _take(weights, row[Column.WEIGHT], (channels,)).to(features.dtype)
+    bias = _take(weights, row[Column.BIAS], (1,)).to(features.dtype)
+    return torch.tanh(features.mean(dim=(2, 3)) @ weight + bias)
+
+
+def _reconstruct(row: Row, features: Tensor, weights: Tensor) -> Tensor:
+    """One convolution a border class (nine at most), on the slice of pixels that has it.
+
+    The operands are rounded to the weights' dtype but the sums stay float32: these are pixels.
+    """
+    phases, channels, size = row[Column.OUT_CHANNELS], row[Column.IN_CHANNELS], row[Column.KERNEL]
+    kernels = _take(weights, row[Column.WEIGHT], (4, 4, phases, channels, size, size)).to(features.dtype)
+    biases = _take(weights, row[Column.BIAS], (4, 4, phases)).to(features.dtype)
+    count, _, height, width = features.shape
+    padded = pad(features.to(weights.dtype).to(features.dtype), (size // 2,) * 4)
+    out = features.new_empty(count, phases, height, width)
+    for row_class, top, bottom in _border_classes(height):
+        for column_class, left, right in _border_classes(width):
+            window = padded[:, :, top : bottom + size - 1, left : right + size - 1]
+            kernel, bias = kernels[row_class, column_class], biases[row_class, column_class]
+            out[:, :, top:bottom, left:right] = conv2d(window, kernel, bias)
+    return pixel_shuffle(out, row[Column.UPSCALE])
+
+
+def _border_classes(size: int) -> list[tuple[int, int, int]]:
+    """(class, begin, end) of the pixels of an axis."""
+    if size == 1:
+        return [(ONLY, 0, 1)]
+    classes = [(FIRST, 0, 1), (INTERIOR, 1, size - 1), (LAST, size - 1, size)]
+    return [(kind, begin, end) for kind, begin, end in classes if begin < end]
+
+
+def _take(weights: Tensor, offset: int, shape: tuple[int, ...]) -> Tensor:
+    return weights[offset : offset + math.prod(shape)].view(shape)

@@ -1,0 +1,72 @@
+"""Does a program do what the network it was made from does?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ape_kernels.adapters import NotRecognised
+from ape_kernels.backends import get_backend
+from ape_kernels.program import PatchProgram
+
+PROBE_SIZE = (7, 6)  # every border class and an interior, and no side like another
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+def check_program(model: nn.Module, program: PatchProgram) -> None:
+    """Run both on one small random patch, at full depth; NotRecognised if the pictures differ.
+
+    Structure alone does not show what a module's forward does with its layers. The network is called
+    in evaluation mode under no_grad and left as it was found.
+    """
+    parameter = next(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    patch = torch.rand(1, program.in_channels, *PROBE_SIZE, generator=generator).to(parameter.device)
+    with torch.no_grad(), _evaluating(model):
+        expected, exit_index = _picture(model(patch.to(parameter.dtype)))
+    exit_at = torch.full((1,), len(program.stages) - 1) if exit_index is None else exit_index
+    oracle = get_backend("torch")
+    packed = oracle.pack(program, parameter.device, torch.float32)
+    sr, _, _ = oracle.run_patches(
+        patch, packed.table, packed.weights, 0.0, exit_at.to(patch.device), packed.upscale, packed.out_channels
+    )
+    if expected.shape != sr.shape:
+        raise NotRecognised(f"model: its forward gives {list(expected.shape)} where its layers give {list(sr.shape)}")
+    expected = expected.float()
+    error = (sr - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+    if not error <= TOLERANCE[parameter.dtype]:
+        raise NotRecognised(
+            f"model: its forward does something else than its layers say: {error:.1e} of the range apart on a "
+            f"random {PROBE_SIZE[1]}x{PROBE_SIZE[0]} patch"
+        )
+
+
+def _picture(output: object) -> tuple[Tensor, Tensor | None]:
+    """The picture in what a network returns, and the exit it was taken at (None: full depth).
+
+    Known: a picture; (pictures of all exits, predictions); (picture, exit index or -1, predictions).
+    """
+    match output:
+        case Tensor():
+            return output, None
+        case ([*_, Tensor() as last] as pictures, [*_]):
+            return last, torch.tensor([len(pictures) - 1])  # blocks after the last exit are not in it
+        case (Tensor() as picture, Tensor() as exit_index, Tensor()):
+            index = exit_index.long().flatten()
+            return picture, torch.where(index < 0, torch.iinfo(torch.int64).max, index)
+        case _:
+            raise NotRecognised(f"model: expected its forward to return a picture, got {type(output).__name__}")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,241 @@
+"""APEForward: the module users hold."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ape_kernels.adapters import to_program
+from ape_kernels.backends import choose, choose_for_patches, get_backend
+from ape_kernels.check import check_program
+from ape_kernels.patches import Blend, check_blend, check_patch_size, patch_grid
+from ape_kernels.policy import check_threshold, exit_boundary, threshold_from_gain
+from ape_kernels.program import PackedProgram, PatchProgram
+from ape_kernels.report import Report, make_report
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A program and what was packed from it for one backend, device and dtype."""
+
+    stamp: tuple[Any, ...]  # the weights the program was made from
+    program: PatchProgram
+    packed_for: tuple[Any, ...] | None = None
+    backend: str = ""
+    packed: PackedProgram | None = None
+
+
+class APEForward(nn.Module):
+    """Runs a super-resolution network patch by patch, each patch leaving as soon as more layers would bring little.
+
+    Inference only (APE, ECCV 2022, section 3). The wrapped model is not changed; its weights may be,
+    and are picked up at the next call. In training mode a call is handed on to the wrapped model.
+
+    model: a network one of the adapters recognises, with or without exits.
+    threshold: incremental capacity below which a patch leaves, in [0, 1]; 0 never early, 1 at the first
+        exit. None takes the model's own `exit_threshold` (as 1 minus it), 0 where it has none.
+    min_gain_db: the same said in dB a stage must bring; give one of the two.
+    patch_size, overlap: low-resolution pixels. blend: how overlaps are merged, "linear" or "average".
+    backend: "auto" or a name listed by ``python -m ape_kernels``; "auto" honours APE_BACKEND.
+    dtype: of the matrix multiplications, float32, float16 or bfloat16; None takes the model's.
+
+    Raises TypeError or ValueError for arguments outside these, NotRecognised for a network no adapter
+    knows or whose forward does not do what its layers say, BackendUnavailable (at the first call) for a
+    named backend that cannot run.
+
+    Equivalent, at a threshold of 0 and for an image of one patch, to ``model(image)``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        threshold: float | None = None,
+        *,
+        min_gain_db: float | None = None,
+        patch_size: int = 48,
+        overlap: int = 2,
+        blend: Blend = "linear",
+        backend: str = "auto",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        program = to_program(model)
+        check_patch_size(patch_size, overlap)
+        check_blend(blend)
+        if backend != "auto":
+            get_backend(backend)
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"dtype: expected None, {', '.join(map(str, DTYPES))}, got {dtype!r}")
+        if threshold is not None and min_gain_db is not None:
+            raise ValueError(f"threshold: expected threshold or min_gain_db, got both ({threshold}, {min_gain_db})")
+        check_program(model, program)
+        self.model = model
+        self.patch_size, self.overlap, self.blend = patch_size, overlap, blend
+        self.backend, self.dtype = backend, dtype
+        if min_gain_db is not None:
+            self.threshold = threshold_from_gain(min_gain_db)
+        else:
+            self.threshold = _own_threshold(program) if threshold is None else threshold
+        self._prepared = _Prepared(_stamp(model), program)
+        self._lock = threading.Lock()
+        self.training = model.training  # ours alone: the model's modules keep their modes
+
+    @property
+    def threshold(self) -> float:
+        """Incremental capacity below which a patch leaves; may be set between calls."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        self._threshold = check_threshold(value)
+
+    @property
+    def program(self) -> PatchProgram:
+        """The patch program of the model as it is now."""
+        return self._prepare().program
+
+    @property
+    def scale(self) -> int:
+        """Upscaling factor of the model."""
+        return self.program.upscale
+
+    def forward(self, image: Tensor, return_report: bool = False) -> Tensor | tuple[Tensor, Report]:
+        """Upscale whole images.
+
+        image: float ``[B, C, H, W]`` of any size and memory format, on the model's device, finite.
+        Returns the picture ``[B, C, s * H, s * W]`` in the image's dtype, with `return_report` also a
+        `Report`. In training mode returns what ``model(image)`` returns.
+
+        Raises TypeError for a wrong dtype, ValueError for a wrong shape or device, NaN or infinity.
+        """
+        if self.training:
+            return self.model(image)
+        prepared = self._prepare()
+        _check_pixels(image, "image", prepared.program, self._device)
+        batch, _, height, width = image.shape
+        grid = patch_grid(height, width, self.patch_size, self.overlap, prepared.program.upscale, self.blend)
+        patch_backend = choose_for_patches(prepared.backend, image.device, torch.float32)
+        patches = grid.split(image.detach().float(), patch_backend)
+        sr_patches, exit_index, capacity = self._run(prepared, patches, None)
+        sr = grid.merge(sr_patches, batch, patch_backend).to(image.dtype)
+        if not return_report:
+            return sr
+        shape = (batch, *grid.shape)
+        pixels = grid.patch_shape[0] * grid.patch_shape[1]
+        return sr, make_report(prepared.program, exit_index.view(shape), capacity.view(shape), pixels)
+
+    def forward_patches(self, patches: Tensor, exit_at: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Upscale patches independently of each other.
+
+        patches: float ``[N, C, h, w]``, on the model's device, finite. exit_at: int64 ``[N]``, the stage
+        after which each patch leaves, instead of the threshold.
+        Returns the pictures ``[N, C, s * h, s * w]`` in the patches' dtype, the stage after which each
+        patch left (int64 ``[N]``) and the incremental capacity predicted there (float32 ``[N]``, NaN for
+        a network without exits).
+
+        Raises TypeError and ValueError as `forward` does.
+        """
+        prepared = self._prepare()
+        _check_pixels(patches, "patches", prepared.program, self._device)
+        if exit_at is not None and (tuple(exit_at.shape) != (len(patches),) or exit_at.dtype != torch.int64):
+            raise ValueError(f"exit_at: expected int64 [{len(patches)}], got {exit_at.dtype} {list(exit_at.shape)}")
+        sr, exit_index, capacity = self._run(prepared, patches.detach().float().contiguous(), exit_at)
+        return sr.to(patches.dtype), exit_index, capacity
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The wrapped model's own state dict."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load the wrapped model's own state dict."""
+        return self.model.load_state_dict(state_dict, *args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # reached when a parent module loads: the wrapped model's keys lack our own level
+        for name in [name for name in state_dict if name.startswith(prefix)]:
+            state_dict[f"{prefix}model.{name.removeprefix(prefix)}"] = state_dict.pop(name)
+
+    def extra_repr(self) -> str:
+        """What `repr` shows of the settings."""
+        settings = {name: getattr(self, name) for name in ("threshold", "patch_size", "overlap", "blend", "backend")}
+        return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _run(self, prepared: _Prepared, patches: Tensor, exit_at: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        packed = prepared.packed
+        return torch.ops.ape_kernels.run_patches(
+            patches,
+            packed.table,
+            packed.weights,
+            exit_boundary(self._threshold),
+            exit_at,
+            packed.upscale,
+            packed.out_channels,
+            prepared.backend,
+        )
+
+    def _prepare(self) -> _Prepared:
+        """The packed program; made anew when weights, device or dtype have changed."""
+        stamp = _stamp(self.model)
+        parameter = next(self.model.parameters())
+        packed_for = (self.backend, os.environ.get("APE_BACKEND"), self.dtype or parameter.dtype)
+        with self._lock:
+            prepared = self._prepared
+            if prepared.stamp != stamp:
+                prepared = _Prepared(stamp, to_program(self.model))
+            if prepared.packed_for != packed_for:
+                program, device, dtype = prepared.program, parameter.device, packed_for[-1]
+                name = choose(self.backend, program, device, dtype)
+                packed = get_backend(name).pack(program, device, dtype)
+                prepared = _Prepared(stamp, program, packed_for, name, packed)
+            self._prepared = prepared
+            return prepared
+
+    def __getstate__(self) -> dict[str, Any]:
+        # copying and pickling: the lock cannot travel, and the program shares the weights of this model
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_prepared")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lock = threading.Lock()
+        self._prepared = _Prepared(_stamp(self.model), to_program(self.model))
+
+
+def _own_threshold(program: PatchProgram) -> float:
+    return 0.0 if program.exit_threshold is None else 1.0 - program.exit_threshold
+
+
+def _stamp(model: nn.Module) -> tuple[Any, ...]:
+    """Changes whenever a weight's storage or, by an in-place operation, its values do.
+
+    Tensors made in inference mode do not count their changes: for those only a new storage shows.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    versions = (0 if tensor.is_inference() else tensor._version for tensor in tensors)
+    return tuple((t.data_ptr(), version, t.dtype, t.device) for t, version in zip(tensors, versions, strict=True))
+
+
+def _check_pixels(pixels: Tensor, name: str, program: PatchProgram, device: torch.device) -> None:
+    if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
+        got = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
+        raise TypeError(f"{name}: expected a floating-point torch.Tensor, got {got}")
+    if pixels.ndim != 4 or pixels.shape[1] != program.in_channels or 0 in pixels.shape[2:]:
+        raise ValueError(
+            f"{name}: expected [N, {program.in_channels}, H, W], H and W at least 1, got {list(pixels.shape)}"
+        )
+    if pixels.device != device:
+        raise ValueError(f"{name}: expected on the model's device {device}, got {pixels.device}")
+    # on other devices the answer would have to be waited for
+    if pixels.device.type == "cpu" and not torch.isfinite(pixels).all():
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity")

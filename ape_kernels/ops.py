@@ -1,0 +1,185 @@
+"""The operations, as torch sees them: schemas and fake kernels, the one place where shapes are promised.
+
+Every operation exists once for torch and takes the backend by name: torch, triton and CUDA backends
+share the device type CUDA, so the dispatcher alone could not tell them apart. Arguments are tensors
+and numbers; `table` and `weights` come from the same backend's `pack`.
+
+    P  patches            [C, h, w]  channels, height, width of a patch
+    s  upscale factor     R, K       patch rows and columns of an image
+
+Nothing here is differentiable; a call detaches.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ape_kernels.backends import get_backend
+
+_LIBRARY = torch.library.Library("ape_kernels", "DEF")
+_LOG = logging.getLogger("ape_kernels")
+
+_SCHEMAS = {
+    "run_patches": "(Tensor patches, Tensor table, Tensor weights, float boundary, Tensor? exit_at, int upscale, "
+    "int out_channels, str backend) -> (Tensor sr, Tensor exit_index, Tensor capacity)",
+    "run_stage": "(Tensor features, Tensor active, Tensor table, Tensor weights, int stage, float boundary, "
+    "Tensor? exit_at, str backend) -> (Tensor features, Tensor ids, Tensor capacity, Tensor n_left)",
+    "split": "(Tensor image, Tensor row_start, Tensor column_start, SymInt patch_height, SymInt patch_width, "
+    "str backend) -> Tensor",
+    "merge": "(Tensor patches, Tensor row_index, Tensor row_weight, Tensor column_index, Tensor column_weight, "
+    "SymInt batch, SymInt rows, str backend) -> Tensor",
+}
+
+
+def run_patches(
+    patches: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    boundary: float,
+    exit_at: Tensor | None,
+    upscale: int,
+    out_channels: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Whole forward of every patch.
+
+    patches: float32 ``[P, C, h, w]`` contiguous. boundary: a patch leaves at the first exit whose
+    prediction reaches it. exit_at: int64 ``[P]``, or None; the stage after which each patch leaves whatever
+    is predicted. Returns sr float32 ``[P, out_channels, s * h, s * w]``, exit_index int64 ``[P]`` (stage after
+    which the patch left) and capacity float32 ``[P]`` (1 - the last prediction; NaN without exits).
+    """
+    _check_patches(patches, "patches")
+    return _call("run_patches", backend, patches, table, weights, boundary, exit_at, upscale, out_channels)
+
+
+def run_stage(
+    features: Tensor,
+    active: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    stage: int,
+    boundary: float,
+    exit_at: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One stage and its exit for the patches `active`.
+
+    features: float32 ``[P, C, h, w]``, the stage's source buffer. active: int64 ``[A]``, rows of `features`.
+    exit_at: int64 ``[P]`` or None, as in `run_patches`. Returns features ``[A, C, h, w]`` and capacity
+    ``[A]``, of the patches that leave first and those that stay after, each in the order of `active`; ids
+    int64 ``[A]``, the rows of the input they belong to; n_left int64 ``[1]``, how many leave.
+    """
+    _check_patches(features, "features")
+    return _call("run_stage", backend, features, active, table, weights, stage, boundary, exit_at)
+
+
+def split(
+    image: Tensor, row_start: Tensor, column_start: Tensor, patch_height: int, patch_width: int, backend: str
+) -> Tensor:
+    """``[B, C, H, W]`` to ``[B * R * K, C, patch_height, patch_width]``; starts int32 ``[R]`` and ``[K]``."""
+    return _call("split", backend, image, row_start, column_start, patch_height, patch_width)
+
+
+def merge(
+    patches: Tensor,
+    row_index: Tensor,
+    row_weight: Tensor,
+    column_index: Tensor,
+    column_weight: Tensor,
+    batch: int,
+    rows: int,
+    backend: str,
+) -> Tensor:
+    """``[B * R * K, C, ph, pw]`` to ``[B, C, H, W]``, weighted sums in float32 in a fixed order.
+
+    row_index int32 ``[NY, 2, H]``, row_weight float32 ``[NY, H]`` and the same for columns, as in `AxisBlend`.
+    batch, rows: B and R.
+    """
+    return _call("merge", backend, patches, row_index, row_weight, column_index, column_weight, batch, rows)
+
+
+def _fake_run_patches(
+    patches: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    boundary: float,
+    exit_at: Any,
+    upscale: int,
+    out_channels: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    count, _, height, width = patches.shape
+    sr = patches.new_empty(count, out_channels, height * upscale, width * upscale)
+    return sr, patches.new_empty(count, dtype=torch.int64), patches.new_empty(count)
+
+
+def _fake_run_stage(
+    features: Tensor,
+    active: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    stage: int,
+    boundary: float,
+    exit_at: Any,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out = features.new_empty(len(active), *features.shape[1:])
+    return out, torch.empty_like(active), features.new_empty(len(active)), active.new_empty(1)
+
+
+def _fake_split(
+    image: Tensor, row_start: Tensor, column_start: Tensor, patch_height: int, patch_width: int, backend: str
+) -> Tensor:
+    count = image.shape[0] * row_start.shape[0] * column_start.shape[0]
+    return image.new_empty(count, image.shape[1], patch_height, patch_width)
+
+
+def _fake_merge(
+    patches: Tensor,
+    row_index: Tensor,
+    row_weight: Tensor,
+    column_index: Tensor,
+    column_weight: Tensor,
+    batch: int,
+    rows: int,
+    backend: str,
+) -> Tensor:
+    return patches.new_empty(batch, patches.shape[1], row_index.shape[2], column_index.shape[2])
+
+
+def _call(operation: str, backend: str, *args: Any) -> Any:
+    """Log, run on the named backend without gradient, and with APE_SYNC=1 wait for the device."""
+    if os.environ.get("APE_LOG"):
+        _LOG.warning("%s on %s: %s", operation, backend, ", ".join(map(_describe, args)))
+    with torch.no_grad():
+        result = getattr(get_backend(backend), operation)(*args)
+    if os.environ.get("APE_SYNC") == "1" and torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}@{value.device}"
+    return repr(value)
+
+
+def _check_patches(patches: Tensor, name: str) -> None:
+    if patches.ndim != 4 or patches.dtype != torch.float32:
+        raise ValueError(f"{name}: expected float32 [P, C, h, w], got {patches.dtype} {list(patches.shape)}")
+
+
+for _name, _implementation, _fake in (
+    ("run_patches", run_patches, _fake_run_patches),
+    ("run_stage", run_stage, _fake_run_stage),
+    ("split", split, _fake_split),
+    ("merge", merge, _fake_merge),
+):
+    _LIBRARY.define(_name + _SCHEMAS[_name])
+    _LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ape_kernels::{_name}", _fake, lib=_LIBRARY)

@@ -1,0 +1,160 @@
+"""Patch geometry: how an image is cut into overlapping patches and blended back together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Blend = Literal["linear", "average"]
+BLENDS = ("linear", "average")
+
+
+@dataclass(frozen=True)
+class AxisBlend:
+    """Which patches cover each output pixel of one axis, and with what weight.
+
+    index: int32 ``[K, 2, size]``: patch number along the axis, then the pixel inside that patch.
+    weight: float32 ``[K, size]``: sums to 1 over K; 0 where fewer than K patches cover the pixel.
+    """
+
+    index: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Cuts ``height`` x ``width`` images into patches that cover every pixel.
+
+    Patches start every ``patch_size - overlap`` pixels; the last of an axis is moved back so that it
+    ends with the image. An axis shorter than `patch_size` has one patch of its own length.
+
+    patch_size, overlap: low-resolution pixels, 0 <= overlap < patch_size.
+    scale: from patches to merged image. blend: "linear" ramps across overlaps, "average" weighs all
+    covering patches alike.
+
+    Raises ValueError for sizes outside these ranges.
+    """
+
+    height: int
+    width: int
+    patch_size: int = 48
+    overlap: int = 2
+    scale: int = 1
+    blend: Blend = "linear"
+
+    def __post_init__(self) -> None:
+        check_patch_size(self.patch_size, self.overlap)
+        check_blend(self.blend)
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"image: expected at least 1x1 pixels, got {self.width}x{self.height}")
+
+    @cached_property
+    def row_starts(self) -> tuple[int, ...]:
+        """First image row of each row of patches."""
+        return _starts(self.height, self.patch_size, self.overlap)
+
+    @cached_property
+    def column_starts(self) -> tuple[int, ...]:
+        """First image column of each column of patches."""
+        return _starts(self.width, self.patch_size, self.overlap)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Patches along (height, width)."""
+        return len(self.row_starts), len(self.column_starts)
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """Height and width of every patch."""
+        return min(self.patch_size, self.height), min(self.patch_size, self.width)
+
+    @cached_property
+    def row_blend(self) -> AxisBlend:
+        """How rows of the merged image are put together."""
+        return _axis_blend(self.row_starts, self.patch_shape[0], self.height, self.scale, self.blend)
+
+    @cached_property
+    def column_blend(self) -> AxisBlend:
+        """How columns of the merged image are put together."""
+        return _axis_blend(self.column_starts, self.patch_shape[1], self.width, self.scale, self.blend)
+
+    def split(self, image: Tensor, backend: str = "torch") -> Tensor:
+        """Image ``[B, C, height, width]`` to patches ``[B * rows * columns, C, h, w]``, batch-major, then row-major."""
+        self._check_image(image)
+        rows, columns = (_int32(starts, image.device) for starts in (self.row_starts, self.column_starts))
+        return torch.ops.ape_kernels.split(image.contiguous(), rows, columns, *self.patch_shape, backend)
+
+    def merge(self, patches: Tensor, batch: int = 1, backend: str = "torch") -> Tensor:
+        """Patches ``[B * rows * columns, C, s * h, s * w]`` to images ``[B, C, s * height, s * width]``, s = scale."""
+        count = batch * self.shape[0] * self.shape[1]
+        size = tuple(side * self.scale for side in self.patch_shape)
+        if patches.ndim != 4 or len(patches) != count or tuple(patches.shape[2:]) != size:
+            raise ValueError(f"patches: expected [{count}, C, {size[0]}, {size[1]}], got {list(patches.shape)}")
+        rows, columns = self.row_blend, self.column_blend
+        tables = (t.to(patches.device) for t in (rows.index, rows.weight, columns.index, columns.weight))
+        return torch.ops.ape_kernels.merge(patches.contiguous(), *tables, batch, self.shape[0], backend)
+
+    def _check_image(self, image: Tensor) -> None:
+        if image.ndim != 4 or tuple(image.shape[2:]) != (self.height, self.width):
+            raise ValueError(f"image: expected [B, C, {self.height}, {self.width}], got {list(image.shape)}")
+
+
+@lru_cache(maxsize=32)
+def patch_grid(height: int, width: int, patch_size: int, overlap: int, scale: int, blend: Blend) -> PatchGrid:
+    """A cached `PatchGrid`: its tables are made once for images of one size."""
+    return PatchGrid(height, width, patch_size, overlap, scale, blend)
+
+
+def check_patch_size(patch_size: int, overlap: int) -> None:
+    """ValueError unless 0 <= overlap < patch_size."""
+    if not isinstance(patch_size, int) or patch_size < 1:
+        raise ValueError(f"patch_size: expected a whole number of at least 1, got {patch_size!r}")
+    if not isinstance(overlap, int) or not 0 <= overlap < patch_size:
+        raise ValueError(
+            f"overlap: expected a whole number from 0 to patch_size - 1 = {patch_size - 1}, got {overlap!r}"
+        )
+
+
+def check_blend(blend: str) -> None:
+    """ValueError unless `blend` is known."""
+    if blend not in BLENDS:
+        raise ValueError(f"blend: expected one of {', '.join(BLENDS)}, got {blend!r}")
+
+
+def _starts(size: int, patch: int, overlap: int) -> tuple[int, ...]:
+    if size <= patch:
+        return (0,)
+    regular = range(0, size - patch, patch - overlap)
+    return (*regular, size - patch)
+
+
+def _axis_blend(starts: tuple[int, ...], patch: int, size: int, scale: int, blend: Blend) -> AxisBlend:
+    length = patch * scale
+    raw = np.zeros((len(starts), size * scale))
+    pixel = np.arange(length) + 0.5
+    for i, start in enumerate(starts):
+        ramp = np.ones(length)
+        if blend == "linear":
+            if i > 0:
+                ramp = np.minimum(ramp, pixel / ((starts[i - 1] + patch - start) * scale or 1))
+            if i + 1 < len(starts):
+                ramp = np.minimum(ramp, (length - pixel) / ((start + patch - starts[i + 1]) * scale or 1))
+        raw[i, start * scale : start * scale + length] = ramp
+    weight = raw / raw.sum(axis=0)
+    covering = int((weight > 0).sum(axis=0).max())
+    # the covering patches of a pixel are consecutive: take `covering` of them from the first on
+    first = np.minimum((weight > 0).argmax(axis=0), len(starts) - covering)
+    patches = first + np.arange(covering)[:, None]
+    inside = np.arange(size * scale) - np.asarray(starts)[patches] * scale
+    chosen = np.take_along_axis(weight, patches, axis=0)
+    index = np.stack([patches, inside.clip(0, length - 1)], axis=1)
+    return AxisBlend(torch.from_numpy(index.astype(np.int32)), torch.from_numpy(chosen.astype(np.float32)))
+
+
+def _int32(values: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32, device=device)

@@ -1,0 +1,66 @@
+"""What a forward pass did: exits and FLOPs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ape_kernels.program import PatchProgram
+
+
+@dataclass(frozen=True)
+class Report:
+    """Exits of one image batch on its patch grid.
+
+    exit_index: int64 ``[B, rows, columns]``, the stage after which each patch left, from 0.
+    capacity: float32 ``[B, rows, columns]``, the incremental capacity predicted there; NaN where the
+    network has no exits. patches_per_exit: int64 ``[stages]``.
+    flops, flops_full: whole network, done and at full depth. body_flops, body_flops_full: its stages alone.
+    """
+
+    exit_index: Tensor
+    capacity: Tensor
+    patches_per_exit: Tensor
+    flops: int
+    flops_full: int
+    body_flops: int
+    body_flops_full: int
+
+    @property
+    def mean_exit(self) -> float:
+        """Mean exit index over all patches."""
+        return float(self.exit_index.double().mean())
+
+    @property
+    def share(self) -> float:
+        """FLOPs done as a share of the full network's."""
+        return self.flops / self.flops_full
+
+    @property
+    def body_share(self) -> float:
+        """FLOPs done in the body as a share of the full body's."""
+        return self.body_flops / self.body_flops_full
+
+
+def make_report(program: PatchProgram, exit_index: Tensor, capacity: Tensor, pixels: int) -> Report:
+    """Count FLOPs on the program. `pixels`: low-resolution pixels of one patch."""
+    stages = len(program.stages)
+    counts = torch.bincount(exit_index.flatten(), minlength=stages).cpu()
+    total = int(counts.sum())
+
+    def done(flops_to_stage: list[int]) -> int:
+        return pixels * sum(n * flops for n, flops in zip(counts.tolist(), flops_to_stage, strict=True))
+
+    whole = [program.flops_to_stage(i) for i in range(stages)]
+    body = [program.body_flops_to_stage(i) for i in range(stages)]
+    return Report(
+        exit_index,
+        capacity,
+        counts,
+        done(whole),
+        total * pixels * whole[-1],
+        done(body),
+        total * pixels * body[-1],
+    )

@@ -1,0 +1,152 @@
+// The module ape_kernels._C: nothing but exports. Pointers come as integers; shapes, types and devices were checked in
+// Python, which owns all memory. Calls run without the interpreter lock.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/isa.h"
+#include "cpu/patches.h"
+#include "cpu/worker.h"
+#ifdef APE_WITH_CUDA
+#include "cuda/patches.h"
+#endif
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace {
+
+using Unlocked = py::call_guard<py::gil_scoped_release>;
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Exports f(SplitArgs, extra...): the struct's members in order, then what `names` calls the extra arguments.
+template <class... Extra, class F, class... Names>
+void def_split(py::module_& m, const char* name, F f, Names... names) {
+  const auto call = [f](uintptr_t image, uintptr_t patches, uintptr_t row_start, uintptr_t column_start, int64_t batch,
+                        int64_t channels, int64_t height, int64_t width, int64_t patch_rows, int64_t patch_columns,
+                        int64_t patch_height, int64_t patch_width, Extra... extra) {
+    f(ape::SplitArgs{pointer<const void>(image), pointer<void>(patches), pointer<const int32_t>(row_start),
+                     pointer<const int32_t>(column_start), batch, channels, height, width, patch_rows, patch_columns,
+                     patch_height, patch_width},
+      extra...);
+  };
+  m.def(name, call, "image"_a, "patches"_a, "row_start"_a, "column_start"_a, "batch"_a, "channels"_a, "height"_a,
+        "width"_a, "patch_rows"_a, "patch_columns"_a, "patch_height"_a, "patch_width"_a, names..., Unlocked());
+}
+
+// The same for f(MergeArgs, extra...).
+template <class... Extra, class F, class... Names>
+void def_merge(py::module_& m, const char* name, F f, Names... names) {
+  const auto call = [f](uintptr_t patches, uintptr_t image, uintptr_t row_index, uintptr_t row_weight,
+                        uintptr_t column_index, uintptr_t column_weight, int64_t batch, int64_t channels,
+                        int64_t height, int64_t width, int64_t patch_rows, int64_t patch_columns, int64_t patch_height,
+                        int64_t patch_width, int64_t rows_covering, int64_t columns_covering, Extra... extra) {
+    f(ape::MergeArgs{pointer<const void>(patches), pointer<void>(image), pointer<const int32_t>(row_index),
+                     pointer<const float>(row_weight), pointer<const int32_t>(column_index),
+                     pointer<const float>(column_weight), batch, channels, height, width, patch_rows, patch_columns,
+                     patch_height, patch_width, rows_covering, columns_covering},
+      extra...);
+  };
+  m.def(name, call, "patches"_a, "image"_a, "row_index"_a, "row_weight"_a, "column_index"_a, "column_weight"_a,
+        "batch"_a, "channels"_a, "height"_a, "width"_a, "patch_rows"_a, "patch_columns"_a, "patch_height"_a,
+        "patch_width"_a, "rows_covering"_a, "columns_covering"_a, names..., Unlocked());
+}
+
+// Shapes of the pointers: cpu/worker.h. Throws ValueError (std::invalid_argument) for a malformed table.
+void cpu_run_patches(uintptr_t table, int64_t table_rows, uintptr_t weights, int64_t weight_count, uintptr_t patches,
+                     uintptr_t exit_at, uintptr_t sr, uintptr_t exit_index, uintptr_t capacity, int64_t count,
+                     int height, int width, float boundary, int threads) {
+  const ape::cpu::Program program(pointer<const int32_t>(table), table_rows, weight_count);
+  ape::cpu::run_patches(program, {pointer<const float>(weights), pointer<const float>(patches),
+                                  pointer<const int64_t>(exit_at), pointer<float>(sr), pointer<int64_t>(exit_index),
+                                  pointer<float>(capacity), count, height, width, boundary, threads});
+}
+
+void cpu_run_stage(uintptr_t table, int64_t table_rows, uintptr_t weights, int64_t weight_count, int stage,
+                   uintptr_t features, uintptr_t active, uintptr_t exit_at, uintptr_t out, uintptr_t capacity,
+                   uintptr_t leaves, int64_t count, int height, int width, float boundary, int threads) {
+  const ape::cpu::Program program(pointer<const int32_t>(table), table_rows, weight_count);
+  if (stage < 0 || stage >= static_cast<int>(program.stages.size()))
+    throw std::invalid_argument("stage: expected 0 to " + std::to_string(program.stages.size() - 1) + ", got " +
+                                std::to_string(stage));
+  ape::cpu::run_stage(program, stage,
+                      {pointer<const float>(weights), pointer<const float>(features), pointer<const int64_t>(active),
+                       pointer<const int64_t>(exit_at), pointer<float>(out), pointer<float>(capacity),
+                       pointer<bool>(leaves), count, height, width, boundary, threads});
+}
+
+void export_cpu(py::module_& m) {
+  def_split<int>(m, "cpu_split", ape::cpu_split, "threads"_a);
+  def_merge<int>(m, "cpu_merge", ape::cpu_merge, "threads"_a);
+  m.def("cpu_isas", &ape::cpu::isas, "Instruction sets this build and this CPU can run, best first.");
+  m.def("cpu_isa", &ape::cpu::isa, "The instruction set in use (APE_CPU_ISA, else the best).");
+  m.def("cpu_run_patches", &cpu_run_patches, "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a, "patches"_a,
+        "exit_at"_a, "sr"_a, "exit_index"_a, "capacity"_a, "count"_a, "height"_a, "width"_a, "boundary"_a, "threads"_a,
+        Unlocked());
+  m.def("cpu_run_stage", &cpu_run_stage, "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a, "stage"_a,
+        "features"_a, "active"_a, "exit_at"_a, "out"_a, "capacity"_a, "leaves"_a, "count"_a, "height"_a, "width"_a,
+        "boundary"_a, "threads"_a, Unlocked());
+}
+
+#ifdef APE_WITH_CUDA
+void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
+void export_cuda(py::module_& m) {
+  def_split<int, uintptr_t>(
+      m, "cuda_split",
+      [](const ape::SplitArgs& args, int dtype, uintptr_t stream) {
+        check(ape::launch_split(args, dtype, pointer<CUstream_st>(stream)));
+      },
+      "dtype"_a, "stream"_a);
+  def_merge<int, uintptr_t>(
+      m, "cuda_merge",
+      [](const ape::MergeArgs& args, int dtype, uintptr_t stream) {
+        check(ape::launch_merge(args, dtype, pointer<CUstream_st>(stream)));
+      },
+      "dtype"_a, "stream"_a);
+}
+#endif
+
+py::dict build_info() {
+  py::dict info;
+#ifdef __clang__
+  info["compiler"] = __VERSION__;  // names clang itself
+#else
+  info["compiler"] = "g++ " __VERSION__;
+#endif
+#ifdef APE_WITH_CUDA
+  info["cuda"] = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  info["cuda_architectures"] = APE_CUDA_ARCHITECTURES;
+#else
+  info["cuda"] = py::none();
+  info["cuda_architectures"] = py::none();
+#endif
+#ifdef APE_DEBUG
+  info["debug"] = true;
+#else
+  info["debug"] = false;
+#endif
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.attr("FLOAT32") = static_cast<int>(ape::kFloat32);
+  m.attr("FLOAT16") = static_cast<int>(ape::kFloat16);
+  m.attr("BFLOAT16") = static_cast<int>(ape::kBFloat16);
+  m.def("build_info", &build_info, "What this module was built with: compiler, cuda, cuda_architectures, debug.");
+  export_cpu(m);
+#ifdef APE_WITH_CUDA
+  export_cuda(m);
+#endif
+}

@@ -1,0 +1,15 @@
+#include "conv_tile.h"
+
+namespace ape::cpu {
+namespace {
+
+// 6 x 2 sums, 2 weights and 1 broadcast: 15 of 16 registers.
+struct Avx2 {
+  static constexpr int WIDTH = 8, VECTORS = 2, PIXELS = 6;
+};
+
+}  // namespace
+
+const Kernels avx2_kernels = {Conv<Avx2>::span};
+
+}  // namespace ape::cpu

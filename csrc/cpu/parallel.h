@@ -1,0 +1,33 @@
+// Workers that take tickets from one queue.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <thread>
+#include <vector>
+
+namespace ape {
+
+// Calls body(worker, task) once for every task in [0, tasks). At most min(threads, tasks) workers, numbered from 0;
+// worker 0 is the calling thread. `body` must not throw.
+template <class F>
+void parallel(int threads, int64_t tasks, F body) {
+  std::atomic<int64_t> next{0};
+  const auto work = [&](int worker) {
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(worker, task);
+  };
+  const int workers = static_cast<int>(std::min<int64_t>(threads, tasks));
+  std::vector<std::thread> helpers;
+  helpers.reserve(std::max(workers, 1));
+  try {
+    for (int worker = 1; worker < workers; ++worker) helpers.emplace_back(work, worker);
+  } catch (const std::exception&) {
+    // no more threads to be had: those that started and this one share the tasks
+  }
+  work(0);
+  for (std::thread& helper : helpers) helper.join();
+}
+
+}  // namespace ape

@@ -1,0 +1,43 @@
+// Runs patch programs: every worker carries one patch at a time through the whole network.
+#pragma once
+
+#include <cstdint>
+
+#include "program.h"
+
+namespace ape::cpu {
+
+struct RunArgs {
+  const float* weights;    // the packed weight buffer
+  const float* patches;    // [count, C_in, height, width]
+  const int64_t* exit_at;  // [count], stage after which a patch leaves; null: where it is predicted
+  float* sr;               // [count, C_out, s * height, s * width]
+  int64_t* exit_index;     // [count]
+  float* capacity;         // [count]
+  int64_t count;
+  int height, width;
+  float boundary;
+  int threads;
+};
+
+// Whole forward of every patch. Throws std::bad_alloc, nothing else.
+void run_patches(const Program& program, const RunArgs& args);
+
+struct StageArgs {
+  const float* weights;    // the packed weight buffer
+  const float* features;   // [rows, C, height, width]
+  const int64_t* active;   // [count], rows of `features`
+  const int64_t* exit_at;  // [rows], or null
+  float* out;              // [count, C, height, width]
+  float* capacity;         // [count]
+  bool* leaves;            // [count]
+  int64_t count;
+  int height, width;
+  float boundary;
+  int threads;
+};
+
+// One stage and its exit for the patches `active`; results in the order of `active`.
+void run_stage(const Program& program, int stage, const StageArgs& args);
+
+}  // namespace ape::cpu

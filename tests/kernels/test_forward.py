@@ -1,0 +1,272 @@
+import copy
+import math
+import pickle
+from functools import cache
+
+import pytest
+import torch
+from conftest import assert_pictures_close, spread_network, test_patches
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import literal_merge, literal_split, picture_at_exit
+from torch import nn
+
+from ape_kernels import APEForward, BackendUnavailable
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return spread_network()
+
+
+@cache
+def wrapped_once(backend: str) -> APEForward:
+    """For tests of many examples: wrapping costs more than running."""
+    return APEForward(spread_network(2, 1, 4, 1), 0.5, backend=backend)
+
+
+def image(height: int, width: int, batch: int = 1) -> torch.Tensor:
+    return test_patches(batch, height, width)
+
+
+def test_one_patch_at_full_depth_equals_the_model(model, backend):
+    lr = image(20, 31)
+    assert_pictures_close(APEForward(model, 0.0, backend=backend)(lr), model(lr))
+
+
+def test_average_merge_equals_the_authors_where_the_step_divides(model, backend):
+    lr = image(2 * 10 + 12, 10 + 12)
+    fast = APEForward(model, 0.0, backend=backend, patch_size=12, overlap=2, blend="average")
+    expected = literal_merge(model(literal_split(lr, 12, 10)), 3, 2, 40)
+    assert_pictures_close(fast(lr), expected)
+
+
+@given(height=st.integers(1, 40), width=st.integers(1, 40), patch=st.integers(1, 20), data=st.data())
+def test_any_size_gives_every_pixel(height, width, patch, data):
+    overlap = data.draw(st.integers(0, patch - 1))
+    pictures = []
+    for backend in ("torch", "cpu"):
+        fast = wrapped_once(backend)
+        fast.patch_size, fast.overlap = patch, overlap
+        pictures.append(fast(image(height, width)))
+    assert pictures[0].shape == (1, 3, 2 * height, 2 * width)
+    assert_pictures_close(pictures[0], pictures[1])
+
+
+def test_batch_equals_single_images(model, backend):
+    fast = APEForward(model, 0.5, backend=backend, patch_size=12)
+    lr = image(17, 40, batch=3)
+    assert_pictures_close(fast(lr), torch.cat([fast(lr[i : i + 1]) for i in range(3)]), 1e-6)
+
+
+def test_report_counts_exits_and_flops(model, backend):
+    fast = APEForward(model, 0.5, backend=backend, patch_size=12, overlap=2)
+    sr, report = fast(image(32, 50, batch=2), return_report=True)
+    assert sr.shape == (2, 3, 128, 200)
+    assert report.exit_index.shape == report.capacity.shape == (2, 3, 5)
+    assert report.patches_per_exit.tolist() == torch.bincount(report.exit_index.flatten(), minlength=4).tolist()
+    pixels = 12 * 12
+    head, block, tail = 2 * (3 * 3 + 27 * 16), 2 * 2 * 9 * 16 * 16, 2 * (9 * 16 * 16 + 25 * 16 * 48)
+    exits = 16
+    done = sum(
+        n * pixels * (head + (i + 1) * (block + exits) + tail) for i, n in enumerate(report.patches_per_exit.tolist())
+    )
+    assert report.flops == done
+    assert report.flops_full == 30 * pixels * (head + 4 * (block + exits) + tail)
+    assert report.body_share == pytest.approx((report.mean_exit + 1) / 4)
+    assert 0 < report.share < 1
+
+
+class TestThreshold:
+    def test_own_exit_threshold_is_one_minus(self, model):
+        model.exit_threshold = 0.7
+        assert APEForward(model).threshold == pytest.approx(0.3)
+
+    def test_plain_network_has_zero(self):
+        assert APEForward(spread_network(exit_interval=None)).threshold == 0
+
+    def test_gain_in_db(self, model):
+        assert APEForward(model, min_gain_db=0.1).threshold == pytest.approx(math.tanh(0.1))
+
+    def test_can_be_set_between_calls(self, model):
+        fast, patches = APEForward(model, 0.0), test_patches(8)
+        deep = fast.forward_patches(patches)[1]
+        fast.threshold = 1.0
+        shallow = fast.forward_patches(patches)[1]
+        assert (deep == 3).all()
+        assert (shallow < deep).any()
+
+    @pytest.mark.parametrize("bad", [-0.1, 1.1, math.nan, "0.5", None], ids=repr)
+    def test_bad_values(self, model, bad):
+        with pytest.raises(ValueError, match="threshold: expected a number from 0 to 1"):
+            APEForward(model).threshold = bad
+
+
+class TestModuleBehaviour:
+    def test_state_dict_is_the_models_own(self, model):
+        fast = APEForward(model)
+        assert fast.state_dict().keys() == model.state_dict().keys()
+        fast.load_state_dict(spread_network(seed=5).state_dict())
+        assert torch.equal(model.head[0].weight, spread_network(seed=5).head[0].weight)
+
+    def test_state_dict_inside_another_module(self, model):
+        outer = nn.Sequential(APEForward(model), nn.ReLU())
+        state = outer.state_dict()
+        assert set(state) == {f"0.{name}" for name in model.state_dict()}
+        result = outer.load_state_dict({f"0.{k}": v for k, v in spread_network(seed=5).state_dict().items()})
+        assert not result.missing_keys and not result.unexpected_keys
+        assert torch.equal(model.head[0].weight, spread_network(seed=5).head[0].weight)
+
+    def test_loaded_weights_are_picked_up(self, model, backend):
+        fast, lr = APEForward(model, 0.0, backend=backend), image(10, 10)
+        before = fast(lr)
+        fast.load_state_dict(spread_network(seed=5).state_dict())
+        assert_pictures_close(fast(lr), spread_network(seed=5)(lr))
+        assert not torch.allclose(fast(lr), before)
+
+    def test_an_optimiser_step_is_picked_up(self, model, backend):
+        fast, lr = APEForward(model, 0.0, backend=backend), image(10, 10)
+        before = fast(lr)
+        model.requires_grad_(True)
+        optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+        model.train()(lr)[0][-1].sum().backward()
+        optimiser.step()
+        model.eval()
+        assert not torch.allclose(fast(lr), before)
+        assert_pictures_close(fast(lr), model(lr).detach())
+
+    def test_training_mode_hands_on_to_all_exits(self, model):
+        fast = APEForward(model).train()
+        pictures, predictions = fast(image(8, 8))
+        assert len(pictures) == len(predictions) == 4
+        assert_pictures_close(pictures[1], picture_at_exit(model, image(8, 8), 1))
+
+    def test_half_computes_in_half(self, model):
+        fast = APEForward(copy.deepcopy(model).half())
+        lr = image(10, 10)
+        sr = fast(lr.half())
+        assert sr.dtype == torch.float16
+        assert_pictures_close(sr.float(), APEForward(model, 0.0)(lr), 1e-2)
+
+    def test_to_float32_and_back(self, model):
+        fast, lr = APEForward(model, 0.0), image(10, 10)
+        before = fast(lr)
+        assert fast.half().float()(lr).dtype == torch.float32
+        assert_pictures_close(fast(lr), before, 1e-2)
+
+    def test_copies_and_pickles(self, model):
+        fast, lr = APEForward(model, 0.3), image(10, 10)
+        expected = fast(lr)
+        for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+            assert torch.equal(other(lr), expected)
+
+    def test_wrapping_leaves_the_model_as_it_was(self, model):
+        model.train()
+        model.body[1].eval()
+        state = copy.deepcopy(model.state_dict())
+        APEForward(model)
+        assert model.training and not model.body[1].training and model.body[0].training
+        assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+    def test_works_under_no_grad_and_inference_mode(self, model):
+        lr = image(10, 10)
+        expected = APEForward(model)(lr)
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                assert torch.equal(APEForward(copy.deepcopy(model))(lr), expected)
+
+    def test_the_result_carries_no_gradient(self, model):
+        assert not APEForward(model.requires_grad_(True))(image(6, 6).requires_grad_(True)).requires_grad
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "strided"])
+def test_memory_layouts(model, backend, layout):
+    fast, lr = APEForward(model, 0.5, backend=backend), image(30, 26)
+    other = lr.contiguous(memory_format=torch.channels_last)
+    if layout == "strided":
+        other = lr.repeat_interleave(2, 2).repeat_interleave(3, 3)[:, :, ::2, ::3]
+    assert torch.equal(fast(other), fast(lr))
+    assert torch.equal(fast.forward_patches(other)[0], fast.forward_patches(lr)[0])
+
+
+BAD_IMAGES = {
+    "uint8": (
+        torch.zeros(1, 3, 5, 5, dtype=torch.uint8),
+        TypeError,
+        "image: expected a floating-point torch.Tensor, got torch.uint8",
+    ),
+    "list": ([[1.0]], TypeError, "image: expected a floating-point torch.Tensor, got list"),
+    "no-batch": (
+        torch.zeros(3, 5, 5),
+        ValueError,
+        r"image: expected \[N, 3, H, W\], H and W at least 1, got \[3, 5, 5\]",
+    ),
+    "one-channel": (torch.zeros(1, 1, 5, 5), ValueError, r"image: expected \[N, 3, H, W\]"),
+    "empty": (torch.zeros(1, 3, 0, 5), ValueError, r"H and W at least 1, got \[1, 3, 0, 5\]"),
+    "nan": (torch.full((1, 3, 5, 5), math.nan), ValueError, "image: expected finite values, got NaN or infinity"),
+    "infinity": (torch.full((1, 3, 5, 5), math.inf), ValueError, "image: expected finite values"),
+    "other-device": (
+        torch.zeros(1, 3, 5, 5, device="meta"),
+        ValueError,
+        "image: expected on the model's device cpu, got meta",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_bad_images(model, case):
+    value, error, message = BAD_IMAGES[case]
+    with pytest.raises(error, match=message):
+        APEForward(model)(value)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        (dict(threshold=2), ValueError, "threshold: expected a number from 0 to 1, got 2"),
+        (dict(min_gain_db=-1), ValueError, "min_gain_db: expected a number of at least 0, got -1"),
+        (dict(threshold=0.1, min_gain_db=1), ValueError, "threshold: expected threshold or min_gain_db, got both"),
+        (dict(patch_size=0), ValueError, "patch_size: expected a whole number"),
+        (dict(overlap=48), ValueError, "overlap: expected a whole number from 0 to patch_size - 1 = 47, got 48"),
+        (dict(blend="max"), ValueError, "blend: expected one of linear, average, got 'max'"),
+        (dict(backend="tpu"), ValueError, "backend: expected auto, .*got 'tpu'"),
+        (dict(dtype=torch.int8), ValueError, "dtype: expected None, .*got torch.int8"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_arguments(model, arguments, error, message):
+    with pytest.raises(error, match=message):
+        APEForward(model, **arguments)
+
+
+def test_bad_exit_at(model):
+    with pytest.raises(ValueError, match=r"exit_at: expected int64 \[2\], got torch.int64 \[3\]"):
+        APEForward(model).forward_patches(test_patches(2), torch.zeros(3, dtype=torch.int64))
+
+
+class TestChoiceOfBackend:
+    def test_a_named_backend_that_cannot_run_says_why_and_who_can(self, model):
+        with pytest.raises(
+            BackendUnavailable, match=r"cpu cannot run: computes in torch.float32, not torch.bfloat16; able: torch"
+        ):
+            APEForward(model, backend="cpu", dtype=torch.bfloat16)(image(5, 5))
+
+    def test_auto_takes_the_native_cpu_backend_for_float32(self, model):
+        assert APEForward(model)._prepare().backend == "cpu"
+
+    def test_auto_falls_back_for_other_dtypes(self, model):
+        assert APEForward(model, dtype=torch.bfloat16)._prepare().backend == "torch"
+
+    def test_environment_decides_for_auto(self, model, monkeypatch):
+        monkeypatch.setenv("APE_BACKEND", "torch")
+        assert APEForward(model)._prepare().backend == "torch"
+
+    def test_environment_with_an_unknown_name(self, model, monkeypatch):
+        monkeypatch.setenv("APE_BACKEND", "tpu")
+        with pytest.raises(ValueError, match="backend: expected auto"):
+            APEForward(model)(image(5, 5))
+
+    def test_log_names_each_operation_with_shapes(self, model, monkeypatch, caplog):
+        monkeypatch.setenv("APE_LOG", "1")
+        APEForward(model, backend="torch")(image(5, 6))
+        assert "run_patches on torch: float32[1, 3, 5, 6]@cpu" in caplog.text

@@ -1,0 +1,103 @@
+"""The native core: every instruction set, malformed tables, what it is linked with."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import assert_pictures_close, spread_network, test_patches
+
+from ape_kernels import APEForward
+from ape_kernels.environment import describe_environment
+from ape_kernels.native import core
+from ape_kernels.program import Column, Opcode
+
+ISAS = ["avx512", "avx2", "portable"]
+
+
+@pytest.fixture(params=ISAS, ids=lambda isa: f"isa={isa}")
+def isa(request, monkeypatch):
+    if request.param not in core().cpu_isas():
+        pytest.skip(f"this CPU cannot run {request.param} kernels (able: {', '.join(core().cpu_isas())})")
+    monkeypatch.setenv("APE_CPU_ISA", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("feats", [5, 16, 24, 32, 48, 80], ids=lambda c: f"{c}ch")
+def test_every_instruction_set_equals_torch(isa, feats):
+    assert core().cpu_isa() == isa
+    model = spread_network(2, 2, feats, 1)
+    exit_at = torch.tensor([0, 1, 1])
+    for height, width in ((12, 12), (3, 29), (1, 1)):
+        patches = test_patches(3, height, width)
+        got, _, capacity = APEForward(model, backend="cpu").forward_patches(patches, exit_at)
+        expected, _, expected_capacity = APEForward(model, backend="torch").forward_patches(patches, exit_at)
+        assert_pictures_close(got, expected, 2e-5)
+        torch.testing.assert_close(capacity, expected_capacity, atol=1e-5, rtol=0)
+
+
+def test_the_portable_kernels_are_always_there():
+    assert core().cpu_isas()[-1] == "portable"
+
+
+def test_an_instruction_set_that_cannot_run_is_refused(monkeypatch):
+    monkeypatch.setenv("APE_CPU_ISA", "sse9")
+    with pytest.raises(ValueError, match=r"APE_CPU_ISA: expected one of .*portable on this CPU, got sse9"):
+        APEForward(spread_network(), backend="cpu").forward_patches(test_patches(1))
+
+
+TABLE_FAULTS = {
+    "unknown-opcode": (Opcode.CONV, Column.OPCODE, 17, "unknown opcode"),
+    "buffer-out-of-range": (Opcode.CONV, Column.SRC, 9, "no such buffer"),
+    "negative-buffer": (Opcode.CONV, Column.DST, -2, "no such buffer"),
+    "channels": (Opcode.CONV, Column.IN_CHANNELS, 99, "channels differ from the buffer's"),
+    "weights-past-the-end": (Opcode.CONV, Column.WEIGHT, 1 << 30, "weights outside the weight buffer"),
+    "negative-bias": (Opcode.EXIT, Column.BIAS, -16, "bias outside the weight buffer"),
+    "even-kernel": (Opcode.CONV, Column.KERNEL, 2, "kernel: expected 1, 3 or 5"),
+    "activation": (Opcode.CONV, Column.ACTIVATION, 9, "unknown activation"),
+    "shuffle": (Opcode.RECONSTRUCT, Column.UPSCALE, 5, "channels do not shuffle"),
+}
+
+
+@pytest.mark.parametrize("fault", TABLE_FAULTS)
+def test_malformed_tables_are_refused(fault):
+    opcode, column, value, message = TABLE_FAULTS[fault]
+    packed = APEForward(spread_network(), backend="cpu")._prepare().packed
+    table = packed.table.clone()
+    row = int((table[:, Column.OPCODE] == opcode).nonzero()[0])
+    table[row, column] = value
+    with pytest.raises(ValueError, match=f"table: row {row}: {message}"):
+        torch.ops.ape_kernels.run_patches(test_patches(1), table, packed.weights, 0.5, None, 4, 3, "cpu")
+
+
+def test_a_table_without_its_tail_is_refused():
+    packed = APEForward(spread_network(), backend="cpu")._prepare().packed
+    with pytest.raises(ValueError, match="the reconstruction ends the tail"):
+        torch.ops.ape_kernels.run_patches(
+            test_patches(1), packed.table[:-1].clone(), packed.weights, 0.5, None, 4, 3, "cpu"
+        )
+
+
+def test_rows_outside_the_features_are_refused():
+    packed = APEForward(spread_network(), backend="cpu")._prepare().packed
+    with pytest.raises(ValueError, match="active: expected rows from 0 to 1, got 0 to 2"):
+        torch.ops.ape_kernels.run_stage(
+            torch.rand(2, 16, 4, 4), torch.tensor([0, 2]), packed.table, packed.weights, 0, 0.5, None, "cpu"
+        )
+
+
+def test_the_core_needs_no_torch():
+    """One build serves every torch: the module loads in a process that never imports it."""
+    code = (
+        "import sys, importlib.machinery as m, importlib.util as u; "
+        f"l = m.ExtensionFileLoader('ape_kernels._C', {core().__file__!r}); "
+        "s = u.spec_from_loader(l.name, l); u.module_from_spec(s); "
+        "assert not any(name.startswith('torch') for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_environment_report_names_backends_and_instruction_sets():
+    report = describe_environment()
+    for expected in ("torch", "cpu", "cuda", *core().cpu_isas()):
+        assert expected in report

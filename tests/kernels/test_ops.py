@@ -1,0 +1,60 @@
+"""Schemas and fake kernels of every operation, for both backends."""
+
+import pytest
+import torch
+from conftest import spread_network, test_patches
+from torch.library import opcheck
+
+from ape_kernels import APEForward, PatchGrid
+
+OPS = torch.ops.ape_kernels
+
+
+@pytest.fixture
+def packed(backend):
+    return APEForward(spread_network(), backend=backend)._prepare().packed
+
+
+@pytest.mark.parametrize("forced", [False, True], ids=["predicted", "forced"])
+def test_run_patches(backend, packed, forced):
+    exit_at = torch.tensor([2, 0, 1, 3]) if forced else None
+    arguments = (
+        test_patches(4),
+        packed.table,
+        packed.weights,
+        0.5,
+        exit_at,
+        packed.upscale,
+        packed.out_channels,
+        backend,
+    )
+    opcheck(OPS.run_patches.default, arguments)
+
+
+def test_run_stage(backend, packed):
+    features = torch.rand(5, 16, 6, 7)
+    opcheck(
+        OPS.run_stage.default, (features, torch.tensor([4, 0, 2]), packed.table, packed.weights, 1, 0.5, None, backend)
+    )
+
+
+def test_split(backend):
+    starts = torch.tensor([0, 3, 4], dtype=torch.int32)
+    opcheck(OPS.split.default, (torch.rand(2, 3, 9, 9), starts, starts, 5, 5, backend))
+
+
+def test_merge(backend):
+    grid = PatchGrid(9, 7, 5, 1, 2)
+    tables = (grid.row_blend.index, grid.row_blend.weight, grid.column_blend.index, grid.column_blend.weight)
+    patches = torch.rand(2 * grid.shape[0] * grid.shape[1], 3, 10, 10)
+    opcheck(OPS.merge.default, (patches, *tables, 2, grid.shape[0], backend))
+
+
+def test_wrong_dtype_is_named(backend, packed):
+    with pytest.raises(ValueError, match=r"patches: expected float32 \[P, C, h, w\], got torch.float64"):
+        OPS.run_patches(test_patches(1).double(), packed.table, packed.weights, 0.5, None, 4, 3, backend)
+
+
+def test_unknown_stage_is_named(backend, packed):
+    with pytest.raises(ValueError, match="stage: expected 0 to 3, got 4"):
+        OPS.run_stage(torch.rand(1, 16, 4, 4), torch.tensor([0]), packed.table, packed.weights, 4, 0.5, None, backend)
