@@ -1,15 +1,16 @@
 """Full depth, patches only: the paper's eager forward against the backends, on the same random patches.
 
-    pytest bench --benchmark-json=out.json
+pytest bench --benchmark-json=out.json
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
+from reference import literal_forward
+
 from ape_kernels import APEForward
 from ape_sr.models import EDSR
-from reference import literal_forward
 
 PATCHES = 16
 NEVER = 2.0  # tanh does not reach it

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import assert_pictures_close, spread_network, test_patches
 from reference import literal_forward, picture_at_exit
+from support import assert_pictures_close, spread_network, test_patches
 from torch import nn
 
 from ape_kernels import APEForward, NotRecognised, to_program
@@ -219,7 +219,7 @@ def test_an_unknown_outline_lists_what_is_known():
 
 
 def test_no_module_at_all():
-    with pytest.raises(TypeError, match="model: expected a torch.nn.Module, got str"):
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got str"):
         APEForward("edsr.pth")
 
 

@@ -6,10 +6,10 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import assert_exits_agree, assert_pictures_close, spread_network, test_patches
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import literal_forward, picture_at_exit
+from support import assert_exits_agree, assert_pictures_close, spread_network, test_patches
 
 from ape_kernels import APEForward
 from ape_kernels.policy import exit_boundary

@@ -5,10 +5,10 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import assert_pictures_close, spread_network, test_patches
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import literal_merge, literal_split, picture_at_exit
+from support import assert_pictures_close, spread_network, test_patches
 from torch import nn
 
 from ape_kernels import APEForward, BackendUnavailable

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import spread_network, test_patches
+from support import spread_network, test_patches
 from torch.library import opcheck
 
 from ape_kernels import APEForward, PatchGrid

@@ -1,0 +1,55 @@
+"""Arguments and set-up of the network, shared by the subcommands that run one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from ape_kernels import APEForward, BackendUnavailable, to_program
+from ape_kernels.backends import ORDER, choose
+from ape_sr.checkpoint import load_model
+from ape_sr.cli.arguments import positive_int
+from ape_sr.errors import UserError
+from ape_sr.weights import shipped_weights
+
+DEFAULT_SCALE = 4
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add -n, -s, --backend and --dtype, which `open_network` reads."""
+    parser.add_argument("-n", "--weights", type=Path, help="weights file (those that come with the package)")
+    parser.add_argument(
+        "-s", "--scale", type=positive_int, help=f"upscaling factor (that of the weights, else {DEFAULT_SCALE})"
+    )
+    parser.add_argument("--backend", choices=("auto", *ORDER), default="auto", help="what computes (%(default)s)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the computation (%(default)s)")
+
+
+def open_network(args: argparse.Namespace) -> APEForward:
+    """The network in evaluation mode on its device, packed, with the backend resolved to a name.
+
+    Raises UserError for weights that cannot be read or have another scale, and for a backend that cannot run.
+    """
+    path = args.weights or shipped_weights(args.scale or DEFAULT_SCALE)
+    model = load_model(path)
+    if args.scale not in (None, model.scale):
+        raise UserError(f"scale: expected {model.scale}, the scale of {path}, got {args.scale}")
+    device = _device(args.backend)
+    model.to(device)
+    dtype = DTYPES[args.dtype]
+    try:
+        backend = choose(args.backend, to_program(model), device, dtype)
+        network = APEForward(model, backend=backend, dtype=dtype)
+    except (BackendUnavailable, ValueError) as error:  # of arguments and APE_BACKEND: no image has been seen yet
+        raise UserError(str(error)) from None
+    _ = network.program  # packs the weights now, so that the first picture is not timed with it
+    return network
+
+
+def _device(backend: str) -> torch.device:
+    wish = os.environ.get("APE_BACKEND", "auto") if backend == "auto" else backend
+    return torch.device("cuda" if torch.cuda.is_available() and wish != "cpu" else "cpu")

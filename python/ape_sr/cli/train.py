@@ -1,0 +1,91 @@
+"""`ape-sr train`: train a backbone, plain or with all its exits."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from ape_sr.checkpoint import load_model
+from ape_sr.cli.arguments import existing_folder, positive_float, positive_int
+from ape_sr.data.crops import CropSampler
+from ape_sr.errors import UserError
+from ape_sr.models import build_model
+from ape_sr.training.run import TrainingConfig, TrainingRun, initialise
+
+DEFAULTS = TrainingConfig()
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Register the subcommand."""
+    parser = commands.add_parser(
+        "train",
+        help="train a backbone, plain or with exits",
+        description="Train a backbone. Without --plain all exits are trained jointly with the regressor "
+        "(the paper's strategy), best started from a plain checkpoint with --init. A run that was "
+        "interrupted goes on when the same command is given again.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("-i", "--data", type=existing_folder, required=True, help="folder of training images (HR)")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("-s", "--scale", type=int, default=4, choices=(1, 2, 3, 4, 8), help="upscaling factor (4)")
+    parser.add_argument("--blocks", type=positive_int, default=16, help="residual blocks (16)")
+    parser.add_argument("--feats", type=positive_int, default=64, help="feature channels (64)")
+    parser.add_argument("--exit-every", type=positive_int, default=2, help="blocks between exits (2)")
+    parser.add_argument("--plain", action="store_true", help="train without exits")
+    parser.add_argument(
+        "--regressor-only", action="store_true", help="train the regressor alone, on the backbone given by --init"
+    )
+    parser.add_argument("--init", type=Path, help="weights to start from; a plain network will do")
+    parser.add_argument("--steps", type=positive_int, default=DEFAULTS.steps, help="optimiser steps (%(default)s)")
+    parser.add_argument("--batch", type=positive_int, default=DEFAULTS.batch, help="crops a step (%(default)s)")
+    parser.add_argument("--patch", type=positive_int, default=DEFAULTS.patch, help="HR crop size (%(default)s)")
+    parser.add_argument("--lr", type=positive_float, default=DEFAULTS.lr, help="learning rate (%(default)s)")
+    parser.add_argument(
+        "--regressor-lr", type=positive_float, default=DEFAULTS.regressor_lr, help="of the regressor (%(default)s)"
+    )
+    parser.add_argument("--schedule", choices=("halve", "cosine"), default=DEFAULTS.schedule, help="(%(default)s)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default=DEFAULTS.precision, help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of crops and initial weights (%(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, going on where an interrupted run stopped."""
+    if args.regressor_only and args.init is None:
+        raise UserError("regressor-only: expected --init with a trained backbone, got none")
+    torch.manual_seed(args.seed)
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a build without that kind of device
+        raise UserError(f"device: {args.device} cannot be used: {str(error).splitlines()[0]}") from None
+    try:
+        model = build_model(
+            "edsr",
+            {
+                "scale": args.scale,
+                "n_resblocks": args.blocks,
+                "n_feats": args.feats,
+                "exit_interval": None if args.plain else args.exit_every,
+            },
+        )
+        if args.init is not None:
+            initialise(model, load_model(args.init))
+    except ValueError as error:  # of sizes and intervals that do not go together
+        raise UserError(str(error)) from None
+    sampler = CropSampler(args.data, args.scale, args.patch, args.seed)
+    print(f"{len(sampler.pairs)} images ({sampler.skipped} smaller than {args.patch}x{args.patch} left out)")
+    config = TrainingConfig(
+        steps=args.steps,
+        batch=args.batch,
+        patch=args.patch,
+        lr=args.lr,
+        schedule=args.schedule,
+        regressor_lr=args.regressor_lr,
+        precision=args.precision,
+        seed=args.seed,
+        regressor_only=args.regressor_only,
+    )
+    weights = TrainingRun(model, sampler, config, args.out, args.device).run()
+    print(f"weights: {weights}")

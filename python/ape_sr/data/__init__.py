@@ -1,0 +1,1 @@
+"""Pictures: files, degradation, training crops."""

@@ -1,0 +1,188 @@
+"""Quality against computation on a folder of pictures, as papers report it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ape_kernels import APEForward
+from ape_sr.data.degrade import bicubic_downscale, bicubic_upscale, modcrop
+from ape_sr.data.images import list_images, read_image, to_image, to_tensor
+from ape_sr.errors import UserError
+from ape_sr.metrics import psnr_rgb, psnr_y, ssim_rgb, ssim_y
+
+HR, LR = "_HR", "_LR"
+SSIM_WINDOW = 11  # pixels that must remain once the border is cut
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture and its low-resolution version: files, the latter None where it has to be made."""
+
+    name: str
+    hr: Path
+    lr: Path | None
+
+    def read(self, scale: int) -> tuple[np.ndarray, np.ndarray]:
+        """LR and HR, uint8 ``[h, w, 3]`` and ``[s * h, s * w, 3]``; UserError if sizes disagree or are too small."""
+        hr = modcrop(read_image(self.hr), scale)
+        smallest = -(-(2 * (scale + 6) + SSIM_WINDOW) // scale) * scale
+        if min(hr.shape[:2]) < smallest:
+            raise UserError(f"{self.hr}: expected sides of at least {smallest} pixels, got {hr.shape[1]}x{hr.shape[0]}")
+        if self.lr is None:
+            return bicubic_downscale(hr, scale), hr
+        lr = read_image(self.lr)
+        expected = (hr.shape[0] // scale, hr.shape[1] // scale)
+        if lr.shape[:2] != expected:
+            got = f"{lr.shape[1]}x{lr.shape[0]}"
+            raise UserError(f"{self.lr}: expected {expected[1]}x{expected[0]}, 1/{scale} of {self.hr.name}, got {got}")
+        return lr, hr
+
+
+@dataclass(frozen=True)
+class Result:
+    """One picture, one method. PSNR in dB, on Y with a border of `scale` cut, on RGB of ``scale + 6``.
+
+    flops_share, body_share: of full depth. patches_per_exit: counts. seconds: of the upscaling alone.
+    """
+
+    image: str
+    psnr_y: float
+    ssim_y: float
+    psnr_rgb: float
+    ssim_rgb: float
+    seconds: float
+    flops_share: float | None = None
+    body_share: float | None = None
+    mean_exit: float | None = None
+    patches_per_exit: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """All pictures by one method: bicubic (threshold None) or the network at a threshold."""
+
+    threshold: float | None
+    results: tuple[Result, ...]
+
+    @property
+    def name(self) -> str:
+        """As shown in the table."""
+        return "bicubic" if self.threshold is None else f"threshold {self.threshold:.4g}"
+
+    def mean(self, field: str) -> float | None:
+        """Mean of a field of `Result` over the pictures; None where the method has no such number."""
+        values = [getattr(result, field) for result in self.results]
+        return None if None in values else float(np.mean(values))
+
+    @property
+    def patches_per_exit(self) -> list[int]:
+        """Summed over the pictures."""
+        return [sum(counts) for counts in zip(*(result.patches_per_exit for result in self.results), strict=True)]
+
+    def as_json(self) -> dict[str, object]:
+        """Everything, as plain values; infinite PSNR (equal pictures) as None."""
+        fields = [f for f in Result.__dataclass_fields__ if f not in ("image", "patches_per_exit")]
+        images = [{key: _finite(value) for key, value in asdict(result).items()} for result in self.results]
+        mean = {field: _finite(self.mean(field)) for field in fields}
+        return {
+            "method": self.name,
+            "threshold": self.threshold,
+            "mean": {**mean, "patches_per_exit": self.patches_per_exit},
+            "images": images,
+        }
+
+
+def find_pairs(folder: Path) -> list[Pair]:
+    """Pictures of a folder: pairs ``<name>_HR.*`` and ``<name>_LR.*``, or HR pictures alone under any names.
+
+    UserError for a half of a pair, for a name with neither ending among pairs, and for no pictures at all.
+    """
+    paths = list_images(folder)
+    if not any(path.stem.endswith((HR, LR)) for path in paths):
+        return [Pair(path.stem, path, None) for path in paths]
+    by_stem = {path.stem: path for path in paths}
+    for path in paths:
+        if not path.stem.endswith((HR, LR)):
+            raise UserError(f"{path}: expected a name ending in {HR} or {LR}, as others in this folder have")
+        partner = path.stem[: -len(HR)] + (LR if path.stem.endswith(HR) else HR)
+        if partner not in by_stem:
+            raise UserError(f"{path}: expected {partner}{path.suffix} beside it")
+    names = sorted(stem.removesuffix(HR) for stem in by_stem if stem.endswith(HR))
+    return [Pair(name, by_stem[name + HR], by_stem[name + LR]) for name in names]
+
+
+def evaluate(network: APEForward, pairs: Iterable[Pair], thresholds: Sequence[float]) -> list[Row]:
+    """Bicubic and the network at every threshold, on every pair. Leaves the network's threshold as it was.
+
+    Raises UserError for a picture that cannot be read, does not fit its pair or is too small.
+    """
+    own_threshold = network.threshold
+    columns: list[list[Result]] = [[] for _ in range(len(thresholds) + 1)]
+    try:
+        for pair in pairs:
+            for column, result in zip(columns, _results(network, pair, thresholds), strict=True):
+                column.append(result)
+    finally:
+        network.threshold = own_threshold
+    return [Row(threshold, tuple(column)) for threshold, column in zip((None, *thresholds), columns, strict=True)]
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The rows as text: means over the pictures, patches per exit summed."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "method": lambda row: row.name,
+        "PSNR Y": lambda row: f"{row.mean('psnr_y'):.3f}",
+        "SSIM Y": lambda row: f"{row.mean('ssim_y'):.4f}",
+        "PSNR RGB": lambda row: f"{row.mean('psnr_rgb'):.3f}",
+        "SSIM RGB": lambda row: f"{row.mean('ssim_rgb'):.4f}",
+        "FLOPs": lambda row: _optional(row.mean("flops_share"), ".1%"),
+        "body FLOPs": lambda row: _optional(row.mean("body_share"), ".1%"),
+        "mean exit": lambda row: _optional(row.mean("mean_exit"), ".2f"),
+        "seconds": lambda row: f"{row.mean('seconds'):.3f}",
+        "patches per exit": lambda row: " ".join(map(str, row.patches_per_exit)) or "-",
+    }
+    cells = [list(columns), *([cell(row) for cell in columns.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = []
+    for first, *others in cells:
+        aligned = (f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
+        lines.append("  ".join((f"{first:<{widths[0]}}", *aligned)))
+    return "\n".join(lines)
+
+
+def _results(network: APEForward, pair: Pair, thresholds: Sequence[float]) -> Iterator[Result]:
+    scale, rgb_range = network.scale, network.model.rgb_range
+    lr, hr = pair.read(scale)
+    started = time.perf_counter()
+    bicubic = bicubic_upscale(lr, scale)
+    yield Result(pair.name, *_scores(bicubic, hr, scale), time.perf_counter() - started)
+    pixels = to_tensor(lr, rgb_range).to(next(network.parameters()).device)
+    for threshold in thresholds:
+        network.threshold = threshold
+        started = time.perf_counter()
+        with torch.inference_mode():
+            sr, report = network(pixels, return_report=True)
+        picture = to_image(sr, rgb_range)
+        seconds = time.perf_counter() - started
+        counts = tuple(report.patches_per_exit.tolist())
+        work = (report.share, report.body_share, report.mean_exit)
+        yield Result(pair.name, *_scores(picture, hr, scale), seconds, *work, counts)
+
+
+def _scores(picture: np.ndarray, hr: np.ndarray, scale: int) -> tuple[float, ...]:
+    return tuple(float(metric(picture, hr, scale)) for metric in (psnr_y, ssim_y, psnr_rgb, ssim_rgb))
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and math.isinf(value) else value
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

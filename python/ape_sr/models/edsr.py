@@ -1,0 +1,134 @@
+"""EDSR with exits (Lim et al. 2017; exits after Wang et al., "Adaptive Patch Exiting", ECCV 2022)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # DIV2K, as published with EDSR
+
+
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A convolution that keeps the size."""
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
+class MeanShift(nn.Conv2d):
+    """Adds ``sign * rgb_range * RGB_MEAN`` as a frozen 1x1 convolution."""
+
+    def __init__(self, rgb_range: float, sign: int) -> None:
+        super().__init__(3, 3, 1)
+        with torch.no_grad():
+            self.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
+            self.bias.copy_(sign * rgb_range * torch.tensor(RGB_MEAN))
+        self.requires_grad_(False)
+
+
+class ResBlock(nn.Module):
+    """``x + res_scale * conv(relu(conv(x)))`` over ``[N, C, h, w]``."""
+
+    def __init__(self, channels: int, res_scale: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv3x3(channels, channels), nn.ReLU(inplace=True), conv3x3(channels, channels))
+        self.res_scale = res_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, h, w]`` to the same."""
+        return x + self.body(x) * self.res_scale
+
+
+class Upsampler(nn.Sequential):
+    """Convolution and pixel shuffle, once for scale 3, log2(scale) times for powers of two."""
+
+    def __init__(self, scale: int, channels: int) -> None:
+        if scale not in (1, 2, 3, 4, 8):
+            raise ValueError(f"scale: expected 1, 2, 3, 4 or 8, got {scale}")
+        factors = [3] if scale == 3 else [2] * int(math.log2(scale))
+        layers: list[nn.Module] = []
+        for factor in factors:
+            layers += [conv3x3(channels, factor * factor * channels), nn.PixelShuffle(factor)]
+        super().__init__(*layers)
+
+
+class EDSR(nn.Module):
+    """EDSR, plain or with exits after every `exit_interval` residual blocks.
+
+    scale: upscaling factor, 1, 2, 3, 4 or 8.
+    n_resblocks, n_feats: depth and width (16 x 64 is the paper's small form, 32 x 256 the large one).
+    exit_interval: blocks between exits, a divisor of n_resblocks; None builds a plain network without regressor.
+    exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
+    rgb_range: value range of images, 1.0 here, 255 in the published checkpoints.
+
+    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`);
+    in evaluation mode, or without exits, the full-depth picture ``[N, 3, scale * h, scale * w]``.
+    """
+
+    def __init__(
+        self,
+        scale: int = 4,
+        n_resblocks: int = 16,
+        n_feats: int = 64,
+        exit_interval: int | None = 2,
+        exit_threshold: float = 1.0,
+        res_scale: float = 1.0,
+        rgb_range: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if exit_interval is not None and (exit_interval < 1 or n_resblocks % exit_interval):
+            raise ValueError(f"exit_interval: expected a divisor of n_resblocks = {n_resblocks}, got {exit_interval}")
+        self.config = dict(
+            scale=scale,
+            n_resblocks=n_resblocks,
+            n_feats=n_feats,
+            exit_interval=exit_interval,
+            exit_threshold=exit_threshold,
+            res_scale=res_scale,
+            rgb_range=rgb_range,
+        )
+        self.scale = scale
+        self.rgb_range = rgb_range
+        self.sub_mean = MeanShift(rgb_range, sign=-1)
+        self.add_mean = MeanShift(rgb_range, sign=1)
+        self.head = nn.Sequential(conv3x3(3, n_feats))
+        blocks = [ResBlock(n_feats, res_scale) for _ in range(n_resblocks)]
+        self.body = nn.Sequential(*blocks, conv3x3(n_feats, n_feats))
+        self.tail = nn.Sequential(Upsampler(scale, n_feats), conv3x3(n_feats, 3))
+        if exit_interval is not None:
+            self.exit_interval = exit_interval
+            self.exit_threshold = exit_threshold
+            self.regressor = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_feats, 1), nn.Tanh())
+
+    @property
+    def has_exits(self) -> bool:
+        """Whether there is a regressor."""
+        return hasattr(self, "regressor")
+
+    def forward(self, x: Tensor) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """The picture, or in training mode those of all exits; see the class."""
+        if self.training and self.has_exits:
+            return self.forward_exits(x)
+        skip, features = self.exit_features(x)
+        return self.reconstruct(skip + self.body[-1](features[-1]))
+
+    def forward_exits(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Pictures ``[N, 3, s * h, s * w]`` and predictions ``[N, 1]`` of every exit, shallowest first."""
+        skip, features = self.exit_features(x)
+        pictures = [self.reconstruct(skip + self.body[-1](f)) for f in features]
+        return pictures, [self.regressor(f) for f in features]
+
+    def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Head output and the feature map at every exit; for a plain network that after the last block."""
+        skip = self.head(self.sub_mean(x))
+        interval = self.exit_interval if self.has_exits else len(self.body) - 1
+        features, stream = [], skip
+        for i, block in enumerate(self.body[:-1], start=1):
+            stream = block(stream)
+            if i % interval == 0:
+                features.append(stream)
+        return skip, features
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """Features ``[N, C, h, w]`` after the body-end skip to pixels ``[N, 3, s * h, s * w]``."""
+        return self.add_mean(self.tail(features))

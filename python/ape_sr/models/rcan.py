@@ -1,0 +1,95 @@
+"""RCAN with exits (Zhang et al. 2018; exits after Wang et al., "Adaptive Patch Exiting", ECCV 2022)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ape_sr.models.edsr import EDSR, conv3x3
+
+
+class CALayer(nn.Module):
+    """``x * gate(mean over pixels of x)`` over ``[N, C, h, w]``, the gate from `channels` through `hidden` numbers."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.avg_pool = nn.AdaptiveAvgPool2d(1)
+        self.conv_du = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, h, w]`` to the same."""
+        return x * self.conv_du(self.avg_pool(x))
+
+
+class RCAB(nn.Module):
+    """``x + attention(conv(relu(conv(x))))`` over ``[N, C, h, w]``."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv3x3(channels, channels),
+            nn.ReLU(inplace=True),
+            conv3x3(channels, channels),
+            CALayer(channels, hidden),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, h, w]`` to the same."""
+        return x + self.body(x)
+
+
+class ResidualGroup(nn.Module):
+    """``x + conv(blocks(x))`` over ``[N, C, h, w]``."""
+
+    def __init__(self, blocks: int, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(RCAB(channels, hidden) for _ in range(blocks)), conv3x3(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, h, w]`` to the same."""
+        return x + self.body(x)
+
+
+class RCAN(EDSR):
+    """RCAN, plain or with exits after every `exit_interval` residual groups; all but the body is EDSR's.
+
+    scale: upscaling factor, 1, 2, 3, 4 or 8.
+    n_resgroups, n_resblocks, n_feats: groups, blocks in each, channels (the paper's: 10, 20, 64).
+    reduction: channels per hidden number of the channel attention, 1 to n_feats.
+    exit_interval: groups between exits, a divisor of n_resgroups; None builds a plain network without regressor.
+    exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
+    rgb_range: value range of images, 1.0 here, 255 in the published checkpoints.
+
+    `forward` and `forward_exits` as in `EDSR`. Raises ValueError for arguments outside these.
+    """
+
+    def __init__(
+        self,
+        scale: int = 4,
+        n_resgroups: int = 10,
+        n_resblocks: int = 20,
+        n_feats: int = 64,
+        reduction: int = 16,
+        exit_interval: int | None = 1,
+        exit_threshold: float = 1.0,
+        rgb_range: float = 1.0,
+    ) -> None:
+        if exit_interval is not None and (exit_interval < 1 or n_resgroups % exit_interval):
+            raise ValueError(f"exit_interval: expected a divisor of n_resgroups = {n_resgroups}, got {exit_interval}")
+        if not 1 <= reduction <= n_feats:
+            raise ValueError(f"reduction: expected 1 to n_feats = {n_feats}, got {reduction}")
+        super().__init__(scale, 0, n_feats, exit_interval, exit_threshold, rgb_range=rgb_range)
+        hidden = n_feats // reduction
+        groups = [ResidualGroup(n_resblocks, n_feats, hidden) for _ in range(n_resgroups)]
+        self.body = nn.Sequential(*groups, conv3x3(n_feats, n_feats))
+        self.config = dict(
+            scale=scale,
+            n_resgroups=n_resgroups,
+            n_resblocks=n_resblocks,
+            n_feats=n_feats,
+            reduction=reduction,
+            exit_interval=exit_interval,
+            exit_threshold=exit_threshold,
+            rgb_range=rgb_range,
+        )

@@ -1,0 +1,145 @@
+"""RRDBNet of ESRGAN with exits (Wang et al. 2018; exits after Wang et al., "Adaptive Patch Exiting", ECCV 2022)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from ape_sr.models.edsr import conv3x3
+
+RESIDUAL_SCALE = 0.2
+SLOPE = 0.2
+
+
+class ResidualDenseBlock(nn.Module):
+    """Five convolutions, each reading the block's input and all before it; ``x + 0.2 * conv5``."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        for i in range(4):
+            self.add_module(f"conv{i + 1}", conv3x3(channels + i * growth, growth))
+        self.conv5 = conv3x3(channels + 4 * growth, channels)
+        self.lrelu = nn.LeakyReLU(SLOPE, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        maps = [x]
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            maps.append(self.lrelu(conv(torch.cat(maps, dim=1))))
+        return x + RESIDUAL_SCALE * self.conv5(torch.cat(maps, dim=1))
+
+
+class RRDB(nn.Module):
+    """Three dense blocks in a row; ``x + 0.2 * rdb3(rdb2(rdb1(x)))`` over ``[N, C, h, w]``."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.rdb1 = ResidualDenseBlock(channels, growth)
+        self.rdb2 = ResidualDenseBlock(channels, growth)
+        self.rdb3 = ResidualDenseBlock(channels, growth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return x + RESIDUAL_SCALE * self.rdb3(self.rdb2(self.rdb1(x)))
+
+
+class Tail(nn.Module):
+    """Features ``[N, C, h, w]`` to pixels ``[N, 3, 4 * h, 4 * w]``: nearest upsampling and convolutions, twice."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_up1 = conv3x3(channels, channels)
+        self.conv_up2 = conv3x3(channels, channels)
+        self.conv_hr = conv3x3(channels, channels)
+        self.conv_last = conv3x3(channels, 3)
+        self.lrelu = nn.LeakyReLU(SLOPE, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        for conv in (self.conv_up1, self.conv_up2):
+            x = self.lrelu(conv(interpolate(x, scale_factor=2, mode="nearest")))
+        return self.conv_last(self.lrelu(self.conv_hr(x)))
+
+
+class RRDBNet(nn.Module):
+    """RRDBNet, plain or with exits after every `exit_interval` blocks and after the last.
+
+    scale: 4, the only one the network has.
+    n_resblocks, n_feats, n_growth: blocks, features, and features each convolution of a dense block adds.
+    exit_interval: blocks between exits; None builds a plain network without regressor.
+    exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
+    rgb_range: value range of images, 1.0 in the published checkpoints.
+
+    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`);
+    in evaluation mode, or without exits, the full-depth picture ``[N, 3, 4 * h, 4 * w]``.
+    """
+
+    def __init__(
+        self,
+        scale: int = 4,
+        n_resblocks: int = 23,
+        n_feats: int = 64,
+        n_growth: int = 32,
+        exit_interval: int | None = 4,
+        exit_threshold: float = 1.0,
+        rgb_range: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if scale != 4:
+            raise ValueError(f"scale: expected 4, got {scale}")
+        if exit_interval is not None and not 1 <= exit_interval <= n_resblocks:
+            raise ValueError(f"exit_interval: expected 1 to n_resblocks = {n_resblocks}, got {exit_interval}")
+        self.config = dict(
+            scale=scale,
+            n_resblocks=n_resblocks,
+            n_feats=n_feats,
+            n_growth=n_growth,
+            exit_interval=exit_interval,
+            exit_threshold=exit_threshold,
+            rgb_range=rgb_range,
+        )
+        self.scale = scale
+        self.rgb_range = rgb_range
+        self.head = nn.Sequential(conv3x3(3, n_feats))
+        blocks = [RRDB(n_feats, n_growth) for _ in range(n_resblocks)]
+        self.body = nn.Sequential(*blocks, conv3x3(n_feats, n_feats))
+        self.tail = Tail(n_feats)
+        if exit_interval is not None:
+            self.exit_interval = exit_interval
+            self.exit_threshold = exit_threshold
+            self.regressor = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_feats, 1), nn.Tanh())
+
+    @property
+    def has_exits(self) -> bool:
+        """Whether the network was built with exits."""
+        return hasattr(self, "regressor")
+
+    def forward(self, x: Tensor) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """See the class."""
+        if self.training and self.has_exits:
+            return self.forward_exits(x)
+        skip, features = self.exit_features(x)
+        return self.reconstruct(skip + self.body[-1](features[-1]))
+
+    def forward_exits(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Pictures ``[N, 3, 4 * h, 4 * w]`` and predictions ``[N, 1]`` of every exit, shallowest first."""
+        skip, features = self.exit_features(x)
+        pictures = [self.reconstruct(skip + self.body[-1](f)) for f in features]
+        return pictures, [self.regressor(f) for f in features]
+
+    def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Head output and the feature map at every exit; for a plain network that after the last block."""
+        skip = self.head(x)
+        blocks = self.body[:-1]
+        interval = self.exit_interval if self.has_exits else len(blocks)
+        features, stream = [], skip
+        for i, block in enumerate(blocks, start=1):
+            stream = block(stream)
+            if i % interval == 0 or i == len(blocks):
+                features.append(stream)
+        return skip, features
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """Features ``[N, C, h, w]`` after the body-end skip to pixels ``[N, 3, 4 * h, 4 * w]``."""
+        return self.tail(features)

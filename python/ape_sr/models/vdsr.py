@@ -1,0 +1,89 @@
+"""VDSR with exits (Kim et al. 2016; exits after Wang et al., "Adaptive Patch Exiting", ECCV 2022)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ape_sr.models.edsr import MeanShift, conv3x3
+
+
+class VDSR(nn.Module):
+    """VDSR, plain or with exits: bicubic upsampling, then a chain of convolutions at the resolution of the picture.
+
+    scale: upscaling factor, 2, 3 or 4.
+    n_resblocks, n_feats: convolutions, the first and the last included, and width (20 x 64 is the paper's).
+    exit_interval: convolutions between exits, a divisor of n_resblocks - 2; None builds a plain network
+        without regressor.
+    exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
+    rgb_range: value range of images, 1.0 here, 255 in the published code.
+
+    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`);
+    in evaluation mode, or without exits, the full-depth picture ``[N, 3, scale * h, scale * w]``.
+    """
+
+    def __init__(
+        self,
+        scale: int = 4,
+        n_resblocks: int = 20,
+        n_feats: int = 64,
+        exit_interval: int | None = 2,
+        exit_threshold: float = 1.0,
+        rgb_range: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if scale not in (2, 3, 4):
+            raise ValueError(f"scale: expected 2, 3 or 4, got {scale}")
+        if n_resblocks < 3:
+            raise ValueError(f"n_resblocks: expected at least 3, got {n_resblocks}")
+        between = n_resblocks - 2
+        if exit_interval is not None and (exit_interval < 1 or between % exit_interval):
+            raise ValueError(f"exit_interval: expected a divisor of n_resblocks - 2 = {between}, got {exit_interval}")
+        self.config = dict(
+            scale=scale,
+            n_resblocks=n_resblocks,
+            n_feats=n_feats,
+            exit_interval=exit_interval,
+            exit_threshold=exit_threshold,
+            rgb_range=rgb_range,
+        )
+        self.scale = scale
+        self.rgb_range = rgb_range
+        self.upsample = nn.Upsample(scale_factor=scale, mode="bicubic", align_corners=False)
+        self.sub_mean = MeanShift(rgb_range, sign=-1)
+        self.add_mean = MeanShift(rgb_range, sign=1)
+        widths = [3, *[n_feats] * between]
+        layers = [nn.Sequential(conv3x3(w, n_feats), nn.ReLU(inplace=True)) for w in widths]
+        self.body = nn.Sequential(*layers, nn.Sequential(conv3x3(n_feats, 3)))
+        if exit_interval is not None:
+            self.exit_interval = exit_interval
+            self.exit_threshold = exit_threshold
+            self.regressor = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_feats, 1), nn.Tanh())
+
+    @property
+    def has_exits(self) -> bool:
+        """Whether there is a regressor."""
+        return hasattr(self, "regressor")
+
+    def forward(self, x: Tensor) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """The picture, or in training mode those of all exits; see the class."""
+        if self.training and self.has_exits:
+            return self.forward_exits(x)
+        skip, features = self.exit_features(x)
+        return self.add_mean(skip + self.body[-1](features[-1]))
+
+    def forward_exits(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Pictures ``[N, 3, s * h, s * w]`` and predictions ``[N, 1]`` of every exit, shallowest first."""
+        skip, features = self.exit_features(x)
+        pictures = [self.add_mean(skip + self.body[-1](f)) for f in features]
+        return pictures, [self.regressor(f) for f in features]
+
+    def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The upsampled input, shifted, and the feature map at every exit; for a plain network the last one."""
+        skip = self.sub_mean(self.upsample(x))
+        interval = self.exit_interval if self.has_exits else len(self.body) - 2
+        features, stream = [], self.body[0](skip)
+        for i, layer in enumerate(self.body[1:-1], start=1):
+            stream = layer(stream)
+            if i % interval == 0:
+                features.append(stream)
+        return skip, features

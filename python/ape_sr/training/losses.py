@@ -1,0 +1,67 @@
+"""The paper's training objective: all exits at once, the regressor following the measured capacity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, l1_loss, mse_loss, pixel_shuffle
+
+from ape_kernels.collapse import collapse_interior
+from ape_sr.metrics import batch_psnr
+
+
+@dataclass
+class LossParts:
+    """total: what is minimised. l1 (grey levels), regressor, psnr (dB): one number an exit, detached."""
+
+    total: Tensor
+    l1: Tensor
+    regressor: Tensor
+    psnr: Tensor
+
+
+def joint_loss(model: nn.Module, lr: Tensor, hr: Tensor) -> LossParts:
+    """Sum over exits of L1(SR_i, HR) + MSE(prediction_i, 1 - I_i), section 3.3 of the APE paper.
+
+    I_i = tanh(PSNR_i - PSNR_{i-1}), PSNR_0 = 0, taken from the batch with no gradient. L1 is in grey
+    levels of 0 to 255 as in the paper, which keeps the regressor's pull on the backbone small.
+    lr: ``[N, 3, h, w]``, hr: ``[N, 3, s * h, s * w]``, both in [0, rgb_range].
+    A plain network has one "exit" and no regressor.
+    """
+    skip, features = model.exit_features(lr)
+    pictures = _reconstruct_all(model, skip, features).float()
+    scale = model.scale
+    inner = (Ellipsis, slice(scale, -scale), slice(scale, -scale))
+    target = hr[inner].expand(len(features), *hr[inner].shape)
+    pictures = pictures.view(len(features), *hr.shape)[inner]
+    l1 = torch.stack([l1_loss(sr, hr_i) for sr, hr_i in zip(pictures, target, strict=True)]) * (255 / model.rgb_range)
+    with torch.no_grad():
+        # `pictures` lost `scale` pixels already; the paper's border for training PSNR is scale + 6
+        psnr = torch.stack(
+            [batch_psnr(sr, hr_i, 6, model.rgb_range) for sr, hr_i in zip(pictures, target, strict=True)]
+        )
+        gain = torch.diff(psnr, dim=0, prepend=torch.zeros_like(psnr[:1]))
+        wanted = 1 - torch.tanh(gain)
+    regressor = torch.zeros_like(l1)
+    if model.has_exits:
+        with torch.autocast(lr.device.type, enabled=False):
+            predicted = [model.regressor(f.float())[:, 0] for f in features]
+        regressor = torch.stack([mse_loss(p, w) for p, w in zip(predicted, wanted, strict=True)])
+    return LossParts(l1.sum() + regressor.sum(), l1.detach(), regressor.detach(), psnr.mean(dim=1))
+
+
+def _reconstruct_all(model: nn.Module, skip: Tensor, features: list[Tensor]) -> Tensor:
+    """Pictures of all exits, ``[exits * N, 3, s * h, s * w]``, right but for the outermost `s` pixels.
+
+    The tail is applied collapsed (one 5x5 convolution at low resolution instead of the whole
+    upsampler, at every exit), which is several times cheaper and differentiable; the ring it does not
+    get right is not looked at by the loss.
+    """
+    with torch.autocast(skip.device.type, enabled=False):
+        kernel, bias = collapse_interior(
+            model.reconstruct, skip.shape[1], 3, model.scale, dtype=torch.float32, device=skip.device
+        )
+    closed = model.body[-1](torch.cat(features)) + skip.repeat(len(features), 1, 1, 1)
+    return pixel_shuffle(conv2d(closed, kernel, bias, padding=kernel.shape[-1] // 2), model.scale)

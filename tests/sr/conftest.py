@@ -1,0 +1,37 @@
+"""Small pictures and weights for the system's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage import data
+from support import spread_network
+
+from ape_sr.checkpoint import save_model
+from ape_sr.data.images import write_image
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained EDSR x2 with four exits that differ from patch to patch."""
+    path = tmp_path_factory.mktemp("weights") / "tiny_x2.safetensors"
+    save_model(path, spread_network(2, 4, 8, 1, exit_threshold=0.5))
+    return path
+
+
+@pytest.fixture(scope="session")
+def cat() -> np.ndarray:
+    """A photo, uint8 [100, 120, 3]."""
+    return np.ascontiguousarray(data.chelsea()[60:160, 100:220])
+
+
+@pytest.fixture
+def photos(tmp_path: Path, cat: np.ndarray) -> Path:
+    """A folder of three photos of different sizes and formats."""
+    folder = tmp_path / "photos"
+    write_image(folder / "a.png", cat[:60, :70])
+    write_image(folder / "b.bmp", cat[:37, :53])
+    write_image(folder / "c.webp", cat)
+    return folder

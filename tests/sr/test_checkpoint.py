@@ -1,0 +1,72 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+from support import spread_network
+
+from ape_sr.checkpoint import load_model, save_model
+from ape_sr.errors import UserError
+
+
+def test_weights_come_back_with_their_network(tmp_path):
+    model = spread_network(3, 2, 8, 2, res_scale=0.5, exit_threshold=0.8)
+    save_model(tmp_path / "a.safetensors", model)
+    loaded = load_model(tmp_path / "a.safetensors")
+    assert loaded.config == model.config
+    assert not loaded.training
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+def test_foreign_and_damaged_files_are_refused(tmp_path):
+    model = spread_network(2, 2, 8, 1)
+    save_file(model.state_dict(), tmp_path / "foreign.safetensors")
+    with pytest.raises(UserError, match="holds no 'ape-sr/1' metadata"):
+        load_model(tmp_path / "foreign.safetensors")
+    save_model(tmp_path / "cut.safetensors", model)
+    whole = (tmp_path / "cut.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="is not a readable safetensors file"):
+        load_model(tmp_path / "cut.safetensors")
+
+
+class Danger:
+    def __reduce__(self):
+        return (print, ("code in a checkpoint ran",))
+
+
+def test_checkpoints_run_no_code(tmp_path, capsys):
+    torch.save({"state_dict": Danger()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="is not a readable file of plain tensors"):
+        load_model(tmp_path / "evil.pth")
+    assert "ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", [None, "params_ema", "params", "state_dict", "model"])
+def test_pth_files_bare_or_nested(tmp_path, key):
+    model = spread_network(4, 2, 8, None)
+    state = model.state_dict()
+    torch.save(state if key is None else {key: state, "epoch": 3}, tmp_path / "a.pth")
+    x = torch.rand(1, 3, 7, 7)
+    assert torch.equal(load_model(tmp_path / "a.pth")(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "expected a state dict, got list"),
+        ({3: torch.zeros(1)}, "expected a state dict, got dict"),
+        ({"params": 3}, "expected a state dict, got int"),
+        ({"conv.weight": torch.zeros(1)}, "expected the key head.0.weight"),
+        ({"head.0.weight": torch.full((8, 3, 3, 3), torch.nan)}, "tensor head.0.weight holds NaN or infinity"),
+    ],
+    ids=["list", "numbered", "nested-number", "other-network", "nan"],
+)
+def test_pth_files_of_something_else(tmp_path, content, message):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["none.pth", "none.safetensors"])
+def test_missing_files(tmp_path, name):
+    with pytest.raises(UserError, match="weights: no such file"):
+        load_model(tmp_path / name)

@@ -1,0 +1,220 @@
+"""The command as a user calls it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from ape_kernels import APEForward
+from ape_sr.checkpoint import load_model
+from ape_sr.cli import main
+from ape_sr.data.images import read_image, to_image, to_tensor, write_image
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def files(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestUpscale:
+    def test_one_picture(self, tmp_path, photos, weights, capsys):
+        assert run("upscale", "-i", photos / "a.png", "-o", tmp_path / "big.png", "-n", weights) == 0
+        expected = APEForward(load_model(weights))(to_tensor(read_image(photos / "a.png")))
+        assert np.array_equal(read_image(tmp_path / "big.png"), to_image(expected))
+        line = capsys.readouterr().out
+        for part in ("a.png: 70x60 -> 140x120", "% of the computation", "mean exit", "of 0..3", "backend cpu"):
+            assert part in line
+
+    def test_a_folder_with_exit_maps(self, tmp_path, photos, weights):
+        assert run("upscale", "-i", photos, "-o", tmp_path / "out", "-n", weights, "--exit-map") == 0
+        names = [f"{stem}_x2{kind}.png" for stem in "abc" for kind in ("", "_exits")]
+        assert files(tmp_path / "out") == sorted(names)
+        assert read_image(tmp_path / "out" / "c_x2.png").shape == (200, 240, 3)
+        exits = read_image(tmp_path / "out" / "c_x2_exits.png")
+        assert exits.shape[0] > 200, "a legend stands below the picture"
+
+    @pytest.mark.parametrize("option", [("--threshold", 0), ("--min-gain-db", 0)], ids=["threshold", "gain"])
+    def test_full_depth(self, tmp_path, photos, weights, option, capsys):
+        assert run("upscale", "-i", photos / "a.png", "-o", tmp_path / "big.png", "-n", weights, *option) == 0
+        assert "100.0% of the computation" in capsys.readouterr().out
+
+    def test_a_later_exit_costs_more(self, tmp_path, photos, weights, capsys):
+        shares = []
+        for threshold in (0, 0.3, 1):
+            run("upscale", "-i", photos / "c.webp", "-o", tmp_path, "-n", weights, "--threshold", threshold)
+            shares.append(float(capsys.readouterr().out.split("%")[0].split()[-1]))
+        assert shares == sorted(shares, reverse=True)
+        assert shares[0] > shares[-1]
+
+    @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+    def test_half_precision_runs_on_torch(self, tmp_path, photos, weights, dtype, capsys):
+        arguments = ("-i", photos / "b.bmp", "-o", tmp_path / "h.png", "-n", weights, "--dtype", dtype)
+        assert run("upscale", *arguments) == 0
+        assert "backend torch" in capsys.readouterr().out
+
+    def test_a_corrupt_file_does_not_stop_the_others(self, tmp_path, photos, weights, capsys):
+        (photos / "bad.png").write_bytes(b"no picture")
+        assert run("upscale", "-i", photos, "-o", tmp_path / "out", "-n", weights) == 2
+        assert files(tmp_path / "out") == ["a_x2.png", "b_x2.png", "c_x2.png"]
+        errors = capsys.readouterr().err
+        assert "bad.png: not an image file that can be read" in errors
+        assert "1 of 4 images could not be upscaled" in errors
+
+    def test_equal_stems_are_refused_before_anything_is_written(self, tmp_path, photos, weights, cat, capsys):
+        write_image(photos / "a.jpg", cat)
+        assert run("upscale", "-i", photos, "-o", tmp_path / "out", "-n", weights) == 2
+        assert "a.jpg, a.png would all be written to" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_an_input_is_never_overwritten(self, photos, weights, capsys):
+        assert run("upscale", "-i", photos / "a.png", "-o", photos / "a.png", "-n", weights) == 2
+        assert "is an input and would be overwritten" in capsys.readouterr().err
+
+    def test_interruption_leaves_nothing_half_written(self, tmp_path, photos, weights, cat):
+        for i in range(200):
+            write_image(photos / f"many_{i}.png", np.tile(cat, (2, 2, 1)))
+        out = tmp_path / "out"
+        command = [sys.executable, "-m", "ape_sr", "upscale", "-i", photos, "-o", out, "-n", weights]
+        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while not (out.exists() and len(files(out)) > 3) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "Traceback" not in errors
+        assert 3 <= len(files(out)) < 203  # the fourth may have been one in the making
+        for path in out.iterdir():
+            assert path.suffix == ".png" and not path.name.startswith("."), path
+            read_image(path)
+
+
+class TestEvaluate:
+    def test_high_resolution_pictures_alone(self, tmp_path, photos, weights, capsys):
+        arguments = ("-i", photos, "-n", weights, "--threshold", 0, 0.4, "--json", tmp_path / "out.json")
+        assert run("evaluate", *arguments) == 0
+        out = capsys.readouterr().out
+        assert "3 images, scale 2" in out
+        assert [line.split("  ")[0] for line in out.splitlines()[2:]] == ["bicubic", "threshold 0", "threshold 0.4"]
+        rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+        assert [row["threshold"] for row in rows] == [None, 0, 0.4]
+        assert rows[1]["mean"]["flops_share"] == 1
+        assert rows[2]["mean"]["body_share"] < 1
+        assert len(rows[2]["images"]) == 3
+
+    def test_half_a_pair_is_named(self, photos, weights, cat, capsys):
+        write_image(photos / "d_HR.png", cat)
+        for name in ("a.png", "b.bmp", "c.webp"):
+            (photos / name).unlink()
+        assert run("evaluate", "-i", photos, "-n", weights) == 2
+        assert "d_HR.png: expected d_LR.png beside it" in capsys.readouterr().err
+
+    def test_a_picture_too_small_for_the_border_is_named(self, tmp_path, weights, cat, capsys):
+        write_image(tmp_path / "small.png", cat[:20, :20])
+        assert run("evaluate", "-i", tmp_path, "-n", weights) == 2
+        assert "small.png: expected sides of at least 28 pixels, got 20x20" in capsys.readouterr().err
+
+
+def test_train_then_upscale(tmp_path, photos, capsys):
+    """The paper's two phases, three steps each, then the result in use."""
+    common = ("-i", photos, "-s", 2, "--blocks", 2, "--feats", 8, "--patch", 32, "--batch", 2, "--steps", 3)
+    assert run("train", *common, "-o", tmp_path / "plain", "--plain") == 0
+    weights = tmp_path / "plain" / "model.safetensors"
+    assert run("train", *common, "-o", tmp_path / "exits", "--init", weights, "--exit-every", 1) == 0
+    weights = tmp_path / "exits" / "model.safetensors"
+    assert load_model(weights).exit_interval == 1
+    assert run("upscale", "-i", photos / "a.png", "-o", tmp_path / "x.png", "-n", weights) == 0
+    assert read_image(tmp_path / "x.png").shape == (120, 140, 3)
+
+
+def test_shipped_weights_are_the_default(tmp_path, photos, capsys):
+    assert run("upscale", "-i", photos / "b.bmp", "-o", tmp_path / "big.png") == 0
+    assert "53x37 -> 212x148" in capsys.readouterr().out
+
+
+def test_info_and_module_print_the_same(capsys):
+    assert run("info") == 0
+    printed = capsys.readouterr().out
+    module = subprocess.run([sys.executable, "-m", "ape_kernels"], capture_output=True, text=True, check=True).stdout
+    assert module.splitlines()[0] == printed.splitlines()[0]
+    for backend in ("backend cpu", "backend cuda", "backend torch"):
+        assert backend in printed and backend in module
+
+
+def test_the_entry_point_is_installed():
+    result = subprocess.run([sys.executable, "-m", "ape_sr", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("ape-sr ")
+
+
+BAD_CALLS = {
+    "no-command": ([], "the following arguments are required: COMMAND"),
+    "unknown-command": (["enlarge"], "invalid choice: 'enlarge'"),
+    "no-input": (["upscale", "-o", "x.png"], "the following arguments are required: -i/--input"),
+    "missing-input": (["upscale", "-i", "none.png", "-o", "x.png"], "input: no such file or folder: none.png"),
+    "threshold-too-large": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "2"], "expected a number from 0 to 1, got 2"),
+    "threshold-no-number": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "low"], "expected a number from 0 to 1, got low"),
+    "negative-gain": (["upscale", "-i", "{photo}", "-o", "x.png", "--min-gain-db", "-1"], "expected"),
+    "both-policies": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "0", "--min-gain-db", "0"], "not allowed with"),
+    "unknown-backend": (["upscale", "-i", "{photo}", "-o", "x.png", "--backend", "tpu"], "invalid choice: 'tpu'"),
+    "backend-that-cannot": (["upscale", "-i", "{photo}", "-o", "x.png", "--backend", "cuda"], "backend: cuda cannot run"),
+    "backend-without-dtype": (["upscale", "-i", "{photo}", "-o", "x.png", "--backend", "cpu", "--dtype", "bf16"], "cpu cannot run: computes in torch.float32"),
+    "other-scale": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{weights}", "-s", "3"], "scale: expected 2, the scale of"),
+    "scale-without-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-s", "7"], "no weights come with the package for 7"),
+    "missing-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "no.safetensors"], "weights: no such file: no.safetensors"),
+    "picture-for-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{photo}"], "is not a readable safetensors file"),
+    "folder-to-file": (["upscale", "-i", "{photos}", "-o", "x.png", "-n", "{weights}"], "output: expected a folder, as the input is one"),
+    "unknown-suffix": (["upscale", "-i", "{photo}", "-o", "x.gif2", "-n", "{weights}"], "output: expected a file name ending in"),
+    "output-below-a-file": (["upscale", "-i", "{photo}", "-o", "{weights}/x.png", "-n", "{weights}"], "cannot be created: File exists"),
+    "folder-to-a-folder-below-a-file": (["upscale", "-i", "{photos}", "-o", "{weights}/out", "-n", "{weights}"], "cannot be created: Not a directory"),
+    "json-below-a-file": (["evaluate", "-i", "{photos}", "-n", "{weights}", "--json", "{weights}/x.json"], "json: "),
+    "evaluate-no-folder": (["evaluate", "-i", "{photo}"], "expected an existing folder"),
+    "train-no-folder": (["train", "-i", "none", "-o", "run"], "expected an existing folder, got none"),
+    "train-patch": (["train", "-i", "{photos}", "-o", "run", "--patch", "30"], "patch: expected a multiple of the scale 4, got 30"),
+    "train-patch-under-the-border": (["train", "-i", "{photos}", "-o", "run", "--patch", "20"], "patch: expected at least 21 at scale 4, got 20"),
+    "train-device": (["train", "-i", "{photos}", "-o", "run", "--device", "tpu"], "device: tpu cannot be used"),
+    "train-images-too-small": (["train", "-i", "{photos}", "-o", "run", "--patch", "400"], "data: expected images of at least 400x400"),
+    "train-interval": (["train", "-i", "{photos}", "-o", "run", "--blocks", "4", "--exit-every", "3"], "exit_interval: expected a divisor of n_resblocks = 4, got 3"),
+    "train-init-of-other-size": (["train", "-i", "{photos}", "-o", "run", "--init", "{weights}"], "init: head.0.weight: expected (64, 3, 3, 3), got (8, 3, 3, 3)"),
+    "train-regressor-of-nothing": (["train", "-i", "{photos}", "-o", "run", "--regressor-only"], "regressor-only: expected --init"),
+    "train-plain-regressor": (["train", "-i", "{photos}", "-o", "run", "--plain", "--regressor-only", "--blocks", "4", "--feats", "8", "-s", "2", "--patch", "32", "--init", "{weights}"], "init: regressor.2.weight: expected no such weight"),
+    "train-no-steps": (["train", "-i", "{photos}", "-o", "run", "--steps", "0"], "expected a whole number of at least 1, got 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_calls_print_one_line_and_write_nothing(case, photos, weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = BAD_CALLS[case]
+    values = {"photo": photos / "a.png", "photos": photos, "weights": weights}
+    before = files(tmp_path)
+    assert main([argument.format(**values) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("ape-sr: error: ")
+    assert message in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert files(tmp_path) == before
+
+
+def test_an_unknown_backend_in_the_environment_is_named(photos, weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("APE_BACKEND", "tpu")
+    assert run("upscale", "-i", photos / "a.png", "-o", tmp_path / "x.png", "-n", weights) == 2
+    assert "ape-sr: error: backend: expected auto" in capsys.readouterr().err
+
+
+def test_nan_weights_are_refused(tmp_path, photos, weights, capsys):
+    from ape_sr.checkpoint import save_model
+
+    model = load_model(weights)
+    with torch.no_grad():
+        model.head[0].weight[0, 0, 0, 0] = float("nan")
+    save_model(tmp_path / "nan.safetensors", model)
+    assert run("upscale", "-i", photos / "a.png", "-o", tmp_path / "x.png", "-n", tmp_path / "nan.safetensors") == 2
+    assert "tensor head.0.weight holds NaN or infinity" in capsys.readouterr().err

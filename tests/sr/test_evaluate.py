@@ -1,0 +1,74 @@
+import json
+
+import numpy as np
+import pytest
+
+from ape_kernels import APEForward, PatchGrid
+from ape_sr.checkpoint import load_model
+from ape_sr.data.degrade import bicubic_downscale, bicubic_upscale
+from ape_sr.data.images import to_image, to_tensor, write_image
+from ape_sr.errors import UserError
+from ape_sr.evaluate import evaluate, find_pairs
+from ape_sr.exit_map import LEGEND, MIN_WIDTH, draw_exit_map
+from ape_sr.metrics import psnr_y
+
+
+@pytest.fixture
+def network(weights):
+    return APEForward(load_model(weights), 0.3, patch_size=64)
+
+
+def test_numbers_are_those_of_the_metrics(tmp_path, cat, network):
+    write_image(tmp_path / "cat_HR.png", cat)
+    small = bicubic_downscale(cat, 2)
+    small[0, 0] = 0  # not what downscaling would give: the file must be what is read
+    write_image(tmp_path / "cat_LR.png", small)
+    sr = network.model(to_tensor(small))  # one patch in size, so whole is what a threshold of 0 does
+    bicubic, deep, shallow = evaluate(network, find_pairs(tmp_path), [0.0, 1.0])
+    assert bicubic.mean("psnr_y") == pytest.approx(psnr_y(bicubic_upscale(small, 2), cat, 2))
+    assert deep.mean("psnr_y") == pytest.approx(psnr_y(to_image(sr), cat, 2), abs=0.01)
+    assert deep.mean("flops_share") == 1 > shallow.mean("flops_share")
+    assert deep.patches_per_exit[-1] == sum(deep.patches_per_exit)
+    assert network.threshold == 0.3
+
+
+def test_exit_map_tints_patches_by_exit(cat):
+    exits = np.array([[0, 3], [1, 3]])
+    grid = PatchGrid(50, 60, 32, 4, 2)
+    drawn = draw_exit_map(cat, exits, grid, 4, 0.7)
+    assert drawn.shape == (100 + LEGEND, MIN_WIDTH, 3)
+    picture = drawn[:100, :120].astype(int)
+    spread = picture.max(axis=2) - picture.min(axis=2)
+    assert spread.mean() > 20, "tinted, not grey"
+    corners = [picture[5:20, 5:40].mean(axis=(0, 1)), picture[5:20, -30:-5].mean(axis=(0, 1))]
+    assert np.abs(corners[0] - corners[1]).max() > 40, "different exits look different"
+
+
+PAIR_FAULTS = {
+    "size": ({"a_HR": (60, 60), "a_LR": (30, 29)}, r"a_LR\.png: expected 30x30, 1/2 of a_HR\.png, got 29x30"),
+    "no-lr": ({"a_HR": (60, 60)}, r"a_HR\.png: expected a_LR\.png beside it"),
+    "no-hr": ({"a_LR": (30, 30)}, r"a_LR\.png: expected a_HR\.png beside it"),
+    "stray": ({"a_HR": (60, 60), "a_LR": (30, 30), "b": (60, 60)}, r"b\.png: expected a name ending in _HR or _LR"),
+    "small": ({"a": (27, 60)}, r"a\.png: expected sides of at least 28 pixels, got 60x26"),
+}
+
+
+@pytest.mark.parametrize("case", PAIR_FAULTS)
+def test_faulty_pairs_are_named(tmp_path, cat, network, case):
+    sizes, message = PAIR_FAULTS[case]
+    for name, (height, width) in sizes.items():
+        write_image(tmp_path / f"{name}.png", cat[:height, :width])
+    with pytest.raises(UserError, match=message):
+        evaluate(network, find_pairs(tmp_path), [0.0])
+
+
+def test_the_smallest_picture_is_measured(tmp_path, cat, network):
+    write_image(tmp_path / "a.png", cat[:28, :29])
+    assert len(evaluate(network, find_pairs(tmp_path), [0.0])) == 2
+
+
+def test_perfect_pictures_leave_valid_json(tmp_path, cat, network):
+    write_image(tmp_path / "flat.png", np.full((40, 40, 3), 77, np.uint8))
+    row = evaluate(network, find_pairs(tmp_path), [0.0])[0]
+    assert row.mean("psnr_y") == float("inf")
+    assert json.loads(json.dumps(row.as_json(), allow_nan=False))["mean"]["psnr_y"] is None
