@@ -9,6 +9,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
+from ape_kernels import to_program
 from ape_kernels.backends import ORDER, get_backend
 from ape_sr.models import EDSR
 
@@ -20,11 +21,12 @@ DEVICE = torch.device(os.environ.get("APE_TEST_DEVICE", "cpu"))
 def backends() -> list[pytest.param]:
     """Backends to run a network on the test device; one that cannot is skipped with its reason."""
     params = []
+    program = to_program(EDSR(2, 1, 4, 1))
     for name in ORDER:
         backend = get_backend(name)
         if not hasattr(backend, "run_patches"):
             continue
-        reason = backend.unavailable() or backend.supports(None, DEVICE, torch.float32)
+        reason = backend.unavailable() or backend.supports(program, DEVICE, torch.float32)
         params.append(pytest.param(name, marks=[] if reason is None else pytest.mark.skip(reason=f"{name}: {reason}")))
     return params
 

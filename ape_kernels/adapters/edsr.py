@@ -23,7 +23,7 @@ from ape_kernels.adapters.recognise import (
     refuse,
 )
 from ape_kernels.collapse import collapse_tail
-from ape_kernels.program import INPUT, Activation, Conv, Exit, PatchProgram, Reconstruct, Stage, Step
+from ape_kernels.program import INPUT, Activation, Buffer, Conv, Exit, PatchProgram, Reconstruct, Stage, Step
 
 OUTLINE = "head, body and tail"
 PARTS = ("sub_mean", "add_mean", "head", "body", "tail", "regressor")
@@ -53,7 +53,7 @@ def convert(model: nn.Module) -> PatchProgram:
             steps.append(exit_step)
         stages.append(Stage(HEAD if begin == 0 else STREAM, STREAM, tuple(steps)))
     return PatchProgram(
-        buffers=(colors, colors, channels, channels, channels),
+        buffers=(Buffer(colors), Buffer(colors), Buffer(channels), Buffer(channels), Buffer(channels)),
         head=(*shift, _conv(head, source, HEAD)),
         stages=tuple(stages),
         tail=(_conv(closing, STREAM, HIDDEN, add=HEAD), _reconstruct(model, channels, colors)),
