@@ -78,7 +78,8 @@ def run_patches(
     for begin in range(0, count, chunk):
         part = slice(begin, begin + chunk)
         forced = None if exit_at is None else exit_at[part]
-        sr[part], exit_index[part], capacity[part] = _run_chunk(sections, patches[part], weights, boundary, forced)
+        pixels, exit_index[part], capacity[part] = _run_chunk(sections, patches[part], weights, boundary, forced)
+        sr[part] = pixels[:, :, : sr.shape[2], : sr.shape[3]]  # a module may have padded the patch to its windows
     return sr, exit_index, capacity
 
 
