@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ape_kernels.adapters import to_program
-from ape_kernels.backends import choose, choose_for_patches, get_backend
+from ape_kernels.backends import BackendUnavailable, choose, get_backend
 from ape_kernels.check import check_program
-from ape_kernels.patches import Blend, check_blend, check_patch_size, patch_grid
+from ape_kernels.patches import Blend, check_blend, check_patch_size
 from ape_kernels.policy import check_threshold, exit_boundary, threshold_from_gain
 from ape_kernels.program import PackedProgram, PatchProgram
 from ape_kernels.report import Report, make_report
@@ -51,6 +52,9 @@ class APEForward(nn.Module):
     knows or whose forward does not do what its layers say, BackendUnavailable (at the first call) for a
     named backend that cannot run.
 
+    ``torch.compile`` (fullgraph) and ``torch.export`` see one operation. A traced call uses the weights as they were
+    when this module was made, loaded, moved or last set to evaluation mode.
+
     Equivalent, at a threshold of 0 and for an image of one patch, to ``model(image)``.
     """
 
@@ -86,6 +90,7 @@ class APEForward(nn.Module):
             self.threshold = _own_threshold(program) if threshold is None else threshold
         self._prepared = _Prepared(_stamp(model), program)
         self._lock = threading.Lock()
+        self._pack_ahead()
         self.training = model.training  # ours alone: the model's modules keep their modes
 
     @property
@@ -118,19 +123,29 @@ class APEForward(nn.Module):
         """
         if self.training:
             return self.model(image)
-        prepared = self._prepare()
-        _check_pixels(image, "image", prepared.program, self._device)
-        batch, _, height, width = image.shape
-        grid = patch_grid(height, width, self.patch_size, self.overlap, prepared.program.upscale, self.blend)
-        patch_backend = choose_for_patches(prepared.backend, image.device, torch.float32)
-        patches = grid.split(image.detach().float(), patch_backend)
-        sr_patches, exit_index, capacity = self._run(prepared, patches, None)
-        sr = grid.merge(sr_patches, batch, patch_backend).to(image.dtype)
+        if torch.compiler.is_compiling():
+            prepared = self._prepared  # tracing cannot pack: it takes what was packed last
+        else:
+            prepared = self._prepare()
+            _check_pixels(image, "image", prepared.program, self._device)
+        packed = prepared.packed
+        sr, exit_index, capacity = torch.ops.ape_kernels.upscale(
+            image.detach().float(),
+            packed.table,
+            packed.weights,
+            exit_boundary(self._threshold),
+            self.patch_size,
+            self.overlap,
+            self.blend,
+            packed.upscale,
+            packed.out_channels,
+            prepared.backend,
+        )
+        sr = sr.to(image.dtype)
         if not return_report:
             return sr
-        shape = (batch, *grid.shape)
-        pixels = grid.patch_shape[0] * grid.patch_shape[1]
-        return sr, make_report(prepared.program, exit_index.view(shape), capacity.view(shape), pixels)
+        pixels = min(self.patch_size, image.shape[2]) * min(self.patch_size, image.shape[3])
+        return sr, make_report(prepared.program, exit_index, capacity, pixels)
 
     def forward_patches(self, patches: Tensor, exit_at: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Upscale patches independently of each other.
@@ -147,7 +162,17 @@ class APEForward(nn.Module):
         _check_pixels(patches, "patches", prepared.program, self._device)
         if exit_at is not None and (tuple(exit_at.shape) != (len(patches),) or exit_at.dtype != torch.int64):
             raise ValueError(f"exit_at: expected int64 [{len(patches)}], got {exit_at.dtype} {list(exit_at.shape)}")
-        sr, exit_index, capacity = self._run(prepared, patches.detach().float().contiguous(), exit_at)
+        packed = prepared.packed
+        sr, exit_index, capacity = torch.ops.ape_kernels.run_patches(
+            patches.detach().float().contiguous(),
+            packed.table,
+            packed.weights,
+            exit_boundary(self._threshold),
+            exit_at,
+            packed.upscale,
+            packed.out_channels,
+            prepared.backend,
+        )
         return sr.to(patches.dtype), exit_index, capacity
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -156,7 +181,26 @@ class APEForward(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load the wrapped model's own state dict."""
-        return self.model.load_state_dict(state_dict, *args, **kwargs)
+        result = self.model.load_state_dict(state_dict, *args, **kwargs)
+        self._pack_ahead()
+        return result
+
+    def train(self, mode: bool = True) -> APEForward:
+        """Set training or evaluation mode of this module and the wrapped model."""
+        super().train(mode)
+        if not mode:
+            self._pack_ahead()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> APEForward:
+        super()._apply(fn, recurse)
+        self._pack_ahead()
+        return self
+
+    def _pack_ahead(self) -> None:
+        """Pack now, for calls that are traced; what cannot run yet (another device?) is said when it is called."""
+        with contextlib.suppress(BackendUnavailable):
+            self._prepare()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # reached when a parent module loads: the wrapped model's keys lack our own level
@@ -171,19 +215,6 @@ class APEForward(nn.Module):
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
-
-    def _run(self, prepared: _Prepared, patches: Tensor, exit_at: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        packed = prepared.packed
-        return torch.ops.ape_kernels.run_patches(
-            patches,
-            packed.table,
-            packed.weights,
-            exit_boundary(self._threshold),
-            exit_at,
-            packed.upscale,
-            packed.out_channels,
-            prepared.backend,
-        )
 
     def _prepare(self) -> _Prepared:
         """The packed program; made anew when weights, device or dtype have changed."""
@@ -210,6 +241,7 @@ class APEForward(nn.Module):
         super().__setstate__(state)
         self._lock = threading.Lock()
         self._prepared = _Prepared(_stamp(self.model), to_program(self.model))
+        self._pack_ahead()
 
 
 def _own_threshold(program: PatchProgram) -> float:

@@ -19,12 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ape_kernels.backends import get_backend
+from ape_kernels.backends import choose_for_patches, get_backend
+from ape_kernels.patches import Blend, patch_count, patch_grid
 
 _LIBRARY = torch.library.Library("ape_kernels", "DEF")
 _LOG = logging.getLogger("ape_kernels")
 
 _SCHEMAS = {
+    "upscale": "(Tensor image, Tensor table, Tensor weights, float boundary, SymInt patch_size, SymInt overlap, "
+    "str blend, int upscale, int out_channels, str backend) -> (Tensor sr, Tensor exit_index, Tensor capacity)",
     "run_patches": "(Tensor patches, Tensor table, Tensor weights, float boundary, Tensor? exit_at, int upscale, "
     "int out_channels, str backend) -> (Tensor sr, Tensor exit_index, Tensor capacity)",
     "run_stage": "(Tensor features, Tensor active, Tensor table, Tensor weights, int stage, float boundary, "
@@ -34,6 +37,35 @@ _SCHEMAS = {
     "merge": "(Tensor patches, Tensor row_index, Tensor row_weight, Tensor column_index, Tensor column_weight, "
     "SymInt batch, SymInt rows, str backend) -> Tensor",
 }
+
+
+def upscale(
+    image: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    boundary: float,
+    patch_size: int,
+    overlap: int,
+    blend: Blend,
+    upscale: int,
+    out_channels: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Whole images: split, `run_patches`, merge.
+
+    image: float32 ``[B, C, H, W]``. Returns sr float32 ``[B, out_channels, s * H, s * W]`` and, on the patch
+    grid, exit_index int64 ``[B, R, K]`` and capacity float32 ``[B, R, K]``.
+    """
+    _check_patches(image, "image")
+    batch, _, height, width = image.shape
+    grid = patch_grid(height, width, patch_size, overlap, upscale, blend)
+    geometry = choose_for_patches(backend, image.device, image.dtype)
+    patches = grid.split(image, geometry)
+    sr, exit_index, capacity = run_patches(
+        patches, table, weights, boundary, None, upscale, out_channels, backend
+    )
+    shape = (batch, *grid.shape)
+    return grid.merge(sr, batch, geometry), exit_index.view(shape), capacity.view(shape)
 
 
 def run_patches(
@@ -101,6 +133,24 @@ def merge(
     batch, rows: B and R.
     """
     return _call("merge", backend, patches, row_index, row_weight, column_index, column_weight, batch, rows)
+
+
+def _fake_upscale(
+    image: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    boundary: float,
+    patch_size: int,
+    overlap: int,
+    blend: str,
+    upscale: int,
+    out_channels: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, height, width = image.shape
+    sr = image.new_empty(batch, out_channels, height * upscale, width * upscale)
+    grid = (batch, patch_count(height, patch_size, overlap), patch_count(width, patch_size, overlap))
+    return sr, image.new_empty(grid, dtype=torch.int64), image.new_empty(grid)
 
 
 def _fake_run_patches(
@@ -175,6 +225,7 @@ def _check_patches(patches: Tensor, name: str) -> None:
 
 
 for _name, _implementation, _fake in (
+    ("upscale", upscale, _fake_upscale),
     ("run_patches", run_patches, _fake_run_patches),
     ("run_stage", run_stage, _fake_run_stage),
     ("split", split, _fake_split),

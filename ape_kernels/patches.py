@@ -110,6 +110,11 @@ def patch_grid(height: int, width: int, patch_size: int, overlap: int, scale: in
     return PatchGrid(height, width, patch_size, overlap, scale, blend)
 
 
+def patch_count(size: int, patch_size: int, overlap: int) -> int:
+    """Patches along an axis of `size` pixels."""
+    return 1 if size <= patch_size else (size - overlap - 1) // (patch_size - overlap) + 1
+
+
 def check_patch_size(patch_size: int, overlap: int) -> None:
     """ValueError unless 0 <= overlap < patch_size."""
     if not isinstance(patch_size, int) or patch_size < 1:

@@ -7,13 +7,14 @@ one weight buffer, and interpret the table. The table is described in docs/progr
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ape_kernels import modules
 from ape_kernels.collapse import CollapsedTail
 
 INPUT = 0  # buffer that holds the low-resolution patch
@@ -28,6 +29,10 @@ class Opcode(IntEnum):
     CONV = 3
     EXIT = 4
     RECONSTRUCT = 5
+    SOURCE = 6
+    UPSAMPLE = 7
+    ATTENTION = 8
+    MODULE = 9
 
 
 class Activation(IntEnum):
@@ -35,6 +40,14 @@ class Activation(IntEnum):
 
     NONE = 0
     RELU = 1
+    PRELU = 2
+
+
+class Interpolation(IntEnum):
+    """Kind of an `Upsample`, as stored in the instruction table."""
+
+    NEAREST = 0
+    BICUBIC = 1
 
 
 class Column(IntEnum):
@@ -52,6 +65,10 @@ class Column(IntEnum):
     WEIGHT = 9
     BIAS = 10
     UPSCALE = 11
+    SLOPE = 12
+    HIDDEN = 13
+    MODE = 14
+    UNUSED = 15
 
 
 NO_BUFFER = -1
@@ -59,29 +76,96 @@ WEIGHT_ALIGNMENT = 16  # elements: a cache line of float32
 
 
 @dataclass(frozen=True)
+class Buffer:
+    """A feature map of the program: `channels` at `resolution` times the patch's height and width."""
+
+    channels: int
+    resolution: int = 1
+
+
+@dataclass(frozen=True)
 class Conv:
     """``dst = scale * act(conv(src) + bias) + add``, zero-padded, stride 1.
 
-    src, dst, add: buffer numbers; `add` may be None or equal `dst`, `src` must not equal `dst`.
-    weight: ``[C_out, C_in, k, k]``, k odd. bias: ``[C_out]`` or None.
+    src: buffer number, or several whose channels are concatenated (dense blocks). dst: not among them.
+    add: buffer number or None; may be `dst` or a source. All at one resolution.
+    weight: ``[C_out, C_in, k, k]``, k odd, C_in over all sources. bias: ``[C_out]`` or None.
+    activation: PRELU takes `slope` ``[C_out]``, what negative values are multiplied with.
     """
 
-    src: int
+    src: int | tuple[int, ...]
     dst: int
     weight: Tensor
     bias: Tensor | None = None
     activation: Activation = Activation.NONE
+    slope: Tensor | None = None
     scale: float = 1.0
     add: int | None = None
 
     def __post_init__(self) -> None:
-        if self.src == self.dst:
-            raise ValueError(f"src: a convolution cannot write the buffer it reads, got {self.src} for both")
+        if self.dst in self.sources:
+            raise ValueError(f"src: a convolution cannot write the buffer it reads, got {self.dst} for both")
+        if (self.slope is not None) != (self.activation is Activation.PRELU):
+            raise ValueError("slope: expected with the activation PRELU, and only there")
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """The buffers read."""
+        return self.src if isinstance(self.src, tuple) else (self.src,)
 
     @property
     def flops_per_pixel(self) -> int:
-        """FLOPs a low-resolution pixel, multiplications and additions of the direct convolution."""
+        """FLOPs a pixel of `dst`, multiplications and additions of the direct convolution."""
         return 2 * self.weight.numel()
+
+
+@dataclass(frozen=True)
+class ChannelAttention:
+    """``dst = scale * src * sigmoid(expand(relu(squeeze(mean(src))))) + add`` (RCAN, Zhang et al. 2018).
+
+    src, dst: buffer numbers, may be equal. squeeze: ``[H, C]`` and bias ``[H]``; expand: ``[C, H]`` and ``[C]``.
+    """
+
+    src: int
+    dst: int
+    squeeze: Tensor
+    squeeze_bias: Tensor
+    expand: Tensor
+    expand_bias: Tensor
+    scale: float = 1.0
+    add: int | None = None
+
+    @property
+    def flops_per_pixel(self) -> int:
+        """FLOPs a pixel: the mean and the product; the two small layers run once a patch."""
+        return 2 * len(self.expand)
+
+
+@dataclass(frozen=True)
+class Upsample:
+    """``dst = interpolate(src)``; the ratio of the buffers' resolutions is the factor.
+
+    BICUBIC is PyTorch's: a = -0.75, half-pixel centres, indices clamped at the borders.
+    """
+
+    src: int
+    dst: int
+    interpolation: Interpolation
+
+    flops_per_pixel = 0
+
+
+@dataclass(frozen=True)
+class Module:
+    """``dst = module(src)``: anything else, run by PyTorch on the patches still active.
+
+    module: maps ``[N, C_src, h, w]`` to ``[N, C_dst, h', w']``, patches independent of each other.
+    """
+
+    src: int
+    dst: int
+    module: nn.Module
+    flops_per_pixel: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,25 +181,30 @@ class Exit:
 
     @property
     def flops_per_pixel(self) -> int:
-        """FLOPs a low-resolution pixel: the additions of the mean."""
+        """FLOPs a pixel of `src`: the additions of the mean."""
         return self.weight.numel()
 
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Collapsed tail: one convolution by border class, then a pixel shuffle by `upscale` to SR pixels."""
+    """``pixels = pixel_shuffle(conv(src) + bias, upscale) + add``: the last step of every program.
+
+    tail: the kernels by border class (a collapsed tail), or one kernel for all pixels ``[O * s * s, C, k, k]``
+    with its bias. add: a buffer at the picture's resolution, or None.
+    """
 
     src: int
     tail: CollapsedTail
     upscale: int
+    add: int | None = None
 
     @property
     def flops_per_pixel(self) -> int:
-        """FLOPs a low-resolution pixel of the collapsed tail."""
+        """FLOPs a pixel of `src`."""
         return 2 * self.tail.kernel[0, 0].numel()
 
 
-Step = Conv | Exit | Reconstruct
+Step = Conv | ChannelAttention | Upsample | Module | Exit | Reconstruct
 
 
 @dataclass(frozen=True)
@@ -139,12 +228,12 @@ class Stage:
 class PatchProgram:
     """A network as steps over patch-sized buffers.
 
-    buffers: channels of each buffer; buffer 0 is the low-resolution patch.
+    buffers: each buffer's channels and resolution; buffer 0 is the low-resolution patch.
     head, stages, tail: run in this order; the tail ends in a `Reconstruct`.
     exit_threshold: the wrapped model's own prediction from which a patch leaves, or None.
     """
 
-    buffers: tuple[int, ...]
+    buffers: tuple[Buffer, ...]
     head: tuple[Step, ...]
     stages: tuple[Stage, ...]
     tail: tuple[Step, ...]
@@ -160,17 +249,17 @@ class PatchProgram:
     @property
     def upscale(self) -> int:
         """Upscaling factor."""
-        return self.reconstruct.upscale
+        return self.reconstruct.upscale * self.buffers[self.reconstruct.src].resolution
 
     @property
     def out_channels(self) -> int:
         """Channels of the picture."""
-        return self.reconstruct.tail.kernel.shape[2] // self.upscale**2
+        return self.reconstruct.tail.kernel.shape[2] // self.reconstruct.upscale**2
 
     @property
     def in_channels(self) -> int:
         """Channels of the low-resolution patch."""
-        return self.buffers[INPUT]
+        return self.buffers[INPUT].channels
 
     def steps(self) -> Iterator[Step]:
         """All steps in program order."""
@@ -182,18 +271,22 @@ class PatchProgram:
     def flops_to_stage(self, stage: int) -> int:
         """FLOPs a low-resolution pixel costs a patch that leaves after `stage`: head, stages 0..stage, tail."""
         done = [step for part in self.stages[: stage + 1] for step in part.steps]
-        return sum(step.flops_per_pixel for step in (*self.head, *done, *self.tail))
+        return self._flops((*self.head, *done, *self.tail))
 
     def body_flops_to_stage(self, stage: int) -> int:
         """The stages' share of `flops_to_stage`: what an exit can save."""
-        return sum(step.flops_per_pixel for part in self.stages[: stage + 1] for step in part.steps)
+        return self._flops(step for part in self.stages[: stage + 1] for step in part.steps)
+
+    def _flops(self, steps: Iterable[Step]) -> int:
+        """FLOPs a low-resolution pixel."""
+        return sum(step.flops_per_pixel * self.buffers[_at(step)].resolution ** 2 for step in steps)
 
 
 @dataclass(frozen=True)
 class PackedProgram:
     """A program as a backend runs it.
 
-    table: int32 ``[rows, 12]``, columns as in `Column`. weights: 1-D buffer in the backend's layout.
+    table: int32 ``[rows, 16]``, columns as in `Column`. weights: 1-D buffer in the backend's layout.
     """
 
     table: Tensor
@@ -210,73 +303,115 @@ def pack(program: PatchProgram, layout: WeightLayout, *, dtype: torch.dtype, dev
 
     layout: gives a step's weights and bias as 1-D tensors in the order the backend reads them.
     """
-    rows: list[list[int]] = [_row(Opcode.BUFFER, src=i, in_channels=c) for i, c in enumerate(program.buffers)]
-    chunks: list[Tensor] = []
-    position = 0
-
-    def place(values: Tensor) -> int:
-        nonlocal position
-        offset = position
-        padded = -len(values) % WEIGHT_ALIGNMENT
-        chunks.append(torch.nn.functional.pad(values.detach().to(device=device, dtype=dtype), (0, padded)))
-        position += len(values) + padded
-        return offset
-
-    def add(steps: tuple[Step, ...]) -> None:
-        for step in steps:
-            weight, bias = layout(step)
-            rows.append(_instruction(step, place(weight), place(bias)))
-
-    add(program.head)
+    table = _Table(layout, dtype, device)
+    for i, buffer in enumerate(program.buffers):
+        table.row(Opcode.BUFFER, src=i, in_channels=buffer.channels, upscale=buffer.resolution)
+    table.add(program.head, program)
     for stage in program.stages:
-        rows.append(_row(Opcode.STAGE, src=stage.src, dst=stage.dst))
-        add(stage.steps)
-    rows.append(_row(Opcode.TAIL))
-    add(program.tail)
+        table.row(Opcode.STAGE, src=stage.src, dst=stage.dst)
+        table.add(stage.steps, program)
+    table.row(Opcode.TAIL)
+    table.add(program.tail, program)
     return PackedProgram(
-        torch.tensor(rows, dtype=torch.int32), torch.cat(chunks), program.upscale, program.out_channels
+        torch.tensor(table.rows, dtype=torch.int32), torch.cat(table.chunks), program.upscale, program.out_channels
     )
 
 
-def _instruction(step: Step, weight: int, bias: int) -> list[int]:
-    match step:
-        case Conv():
-            out_channels, in_channels, kernel, _ = step.weight.shape
-            return _row(
-                Opcode.CONV,
-                src=step.src,
-                dst=step.dst,
-                add=NO_BUFFER if step.add is None else step.add,
-                in_channels=in_channels,
-                out_channels=out_channels,
-                kernel=kernel,
-                activation=step.activation,
-                scale_bits=_float_bits(step.scale),
-                weight=weight,
-                bias=bias,
-            )
-        case Exit():
-            return _row(Opcode.EXIT, src=step.src, in_channels=len(step.weight), weight=weight, bias=bias)
-        case Reconstruct():
-            _, _, phases, in_channels, kernel, _ = step.tail.kernel.shape
-            return _row(
-                Opcode.RECONSTRUCT,
-                src=step.src,
-                in_channels=in_channels,
-                out_channels=phases,
-                kernel=kernel,
-                weight=weight,
-                bias=bias,
-                upscale=step.upscale,
-            )
+class _Table:
+    """Rows and weights of a program that is being packed."""
+
+    def __init__(self, layout: WeightLayout, dtype: torch.dtype, device: torch.device) -> None:
+        self.layout, self.dtype, self.device = layout, dtype, device
+        self.rows: list[list[int]] = []
+        self.chunks: list[Tensor] = []
+        self.position = 0
+
+    def row(self, opcode: Opcode, **columns: int) -> None:
+        row = [0] * len(Column)
+        row[Column.OPCODE] = opcode
+        for name, value in columns.items():
+            row[Column[name.upper()]] = int(value)
+        self.rows.append(row)
+
+    def place(self, values: Tensor) -> int:
+        """Append to the weight buffer; returns the offset."""
+        offset = self.position
+        padded = -len(values) % WEIGHT_ALIGNMENT
+        values = values.detach().to(device=self.device, dtype=self.dtype)
+        self.chunks.append(torch.nn.functional.pad(values, (0, padded)))
+        self.position += len(values) + padded
+        return offset
+
+    def add(self, steps: tuple[Step, ...], program: PatchProgram) -> None:
+        for step in steps:
+            match step:
+                case Conv():
+                    self._conv(step)
+                case ChannelAttention():
+                    self._attention(step)
+                case Upsample():
+                    factor = program.buffers[step.dst].resolution // program.buffers[step.src].resolution
+                    self.row(Opcode.UPSAMPLE, src=step.src, dst=step.dst, upscale=factor, mode=step.interpolation)
+                case Module():
+                    self.row(Opcode.MODULE, src=step.src, dst=step.dst, weight=modules.register(step.module))
+                case Exit():
+                    self.row(Opcode.EXIT, src=step.src, in_channels=len(step.weight), **self._weights(step))
+                case Reconstruct():
+                    self._reconstruct(step)
+
+    def _weights(self, step: Step) -> dict[str, int]:
+        weight, bias = self.layout(step)
+        return {"weight": self.place(weight), "bias": self.place(bias)}
+
+    def _conv(self, step: Conv) -> None:
+        *others, src = step.sources
+        for other in others:
+            self.row(Opcode.SOURCE, src=other)
+        out_channels, in_channels, kernel, _ = step.weight.shape
+        self.row(
+            Opcode.CONV,
+            src=src,
+            dst=step.dst,
+            add=NO_BUFFER if step.add is None else step.add,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel=kernel,
+            activation=step.activation,
+            scale_bits=_float_bits(step.scale),
+            slope=0 if step.slope is None else self.place(step.slope),
+            **self._weights(step),
+        )
+
+    def _attention(self, step: ChannelAttention) -> None:
+        self.row(
+            Opcode.ATTENTION,
+            src=step.src,
+            dst=step.dst,
+            add=NO_BUFFER if step.add is None else step.add,
+            in_channels=len(step.expand),
+            hidden=len(step.squeeze),
+            scale_bits=_float_bits(step.scale),
+            **self._weights(step),
+        )
+
+    def _reconstruct(self, step: Reconstruct) -> None:
+        classes, _, phases, in_channels, kernel, _ = step.tail.kernel.shape
+        self.row(
+            Opcode.RECONSTRUCT,
+            src=step.src,
+            add=NO_BUFFER if step.add is None else step.add,
+            in_channels=in_channels,
+            out_channels=phases,
+            kernel=kernel,
+            upscale=step.upscale,
+            mode=classes > 1,
+            **self._weights(step),
+        )
 
 
-def _row(opcode: Opcode, **columns: int) -> list[int]:
-    row = [0] * len(Column)
-    row[Column.OPCODE] = opcode
-    for name, value in columns.items():
-        row[Column[name.upper()]] = int(value)
-    return row
+def _at(step: Step) -> int:
+    """The buffer whose pixels a step is counted by."""
+    return step.src if isinstance(step, Exit | Reconstruct) else step.dst
 
 
 def _float_bits(value: float) -> int:

@@ -6,9 +6,22 @@
 
 namespace ape {
 
-enum Opcode : int32_t { BUFFER = 0, STAGE = 1, TAIL = 2, CONV = 3, EXIT = 4, RECONSTRUCT = 5 };
+enum Opcode : int32_t {
+  BUFFER = 0,
+  STAGE = 1,
+  TAIL = 2,
+  CONV = 3,
+  EXIT = 4,
+  RECONSTRUCT = 5,
+  SOURCE = 6,
+  UPSAMPLE = 7,
+  ATTENTION = 8,
+  MODULE = 9,  // runs in PyTorch only
+};
 
-enum Activation : int32_t { NO_ACTIVATION = 0, RELU = 1 };
+enum Activation : int32_t { NO_ACTIVATION = 0, RELU = 1, PRELU = 2 };
+
+enum Interpolation : int32_t { NEAREST = 0, BICUBIC = 1 };
 
 // Border classes of a pixel along one axis; they pick the kernel of a RECONSTRUCT.
 enum BorderClass : int32_t { INTERIOR = 0, FIRST = 1, LAST = 2, ONLY = 3, BORDER_CLASSES = 4 };
@@ -29,6 +42,10 @@ struct Instruction {
   int32_t weight;  // offsets into the weight buffer, elements
   int32_t bias;
   int32_t upscale;
+  int32_t slope;
+  int32_t hidden;
+  int32_t mode;
+  int32_t unused;
 
   float scale() const {
     float value;
@@ -36,6 +53,6 @@ struct Instruction {
     return value;
   }
 };
-static_assert(sizeof(Instruction) == 12 * sizeof(int32_t), "a row has twelve columns");
+static_assert(sizeof(Instruction) == 16 * sizeof(int32_t), "a row has sixteen columns");
 
 }  // namespace ape

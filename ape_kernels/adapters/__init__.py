@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ape_kernels.adapters import edsr
+from ape_kernels.adapters import basicsr, compact, ecbsr, edsr, rcan, rrdb, swinir, vdsr
 from ape_kernels.adapters.recognise import NotRecognised
 from ape_kernels.program import PatchProgram
 
@@ -29,7 +29,16 @@ class Adapter(NamedTuple):
     convert: Callable[[nn.Module], PatchProgram]
 
 
-ADAPTERS = (Adapter("edsr", edsr.OUTLINE, edsr.matches, edsr.convert),)
+ADAPTERS = (
+    Adapter("ecbsr", ecbsr.OUTLINE, ecbsr.matches, ecbsr.convert),  # before edsr: head, body, tail, and upsample
+    Adapter("vdsr", vdsr.OUTLINE, vdsr.matches, vdsr.convert),
+    Adapter("compact", compact.OUTLINE, compact.matches, compact.convert),
+    Adapter("rrdb", rrdb.OUTLINE, rrdb.matches, rrdb.convert),  # before edsr: its authors' layout has that outline too
+    Adapter("rcan", rcan.OUTLINE, rcan.matches, rcan.convert),  # before edsr: groups have its outline too
+    Adapter("edsr", edsr.OUTLINE, edsr.matches, edsr.convert),
+    Adapter("swinir", swinir.OUTLINE, swinir.matches, swinir.convert),
+    Adapter("basicsr", basicsr.OUTLINE, basicsr.matches, basicsr.convert),
+)
 
 
 def to_program(model: nn.Module) -> PatchProgram:

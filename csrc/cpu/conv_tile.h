@@ -40,18 +40,21 @@ struct Conv {
     }
     for (int ky = 0; ky < a.kernel; ky++) {
       for (int kx = 0; kx < a.kernel; kx++) {
-        const float* src = a.src + (y + ky - radius) * a.src_row + (x + kx - radius) * a.src_pixel;
-        for (int c = 0; c < a.in_channels; c++) {
-          Vector w[VECTORS];
+        for (int s = 0; s < a.source_count; s++) {
+          const ConvArgs::Source& source = a.sources[s];
+          const float* src = source.pixels + (y + ky - radius) * source.row + (x + kx - radius) * source.pixel;
+          for (int c = 0; c < source.channels; c++) {
+            Vector w[VECTORS];
 #pragma GCC unroll 16
-          for (int j = 0; j < VECTORS; j++)
-            w[j] = load(weight + j / PER_GROUP * group_stride + j % PER_GROUP * Traits::WIDTH);
-          weight += LANES;
+            for (int j = 0; j < VECTORS; j++)
+              w[j] = load(weight + j / PER_GROUP * group_stride + j % PER_GROUP * Traits::WIDTH);
+            weight += LANES;
 #pragma GCC unroll 16
-          for (int i = 0; i < PIXELS; i++) {
-            const float value = src[i * a.src_pixel + c];
+            for (int i = 0; i < PIXELS; i++) {
+              const float value = src[i * source.pixel + c];
 #pragma GCC unroll 16
-            for (int j = 0; j < VECTORS; j++) sum[i][j] += value * w[j];
+              for (int j = 0; j < VECTORS; j++) sum[i][j] += value * w[j];
+            }
           }
         }
       }
@@ -62,7 +65,7 @@ struct Conv {
       for (int j = 0; j < VECTORS; j++) {
         const int channel = group * LANES + j * Traits::WIDTH;
         Vector v = sum[i][j];
-        if (a.relu) v = v < 0 ? Vector{} : v;
+        if (a.slope) v = v < 0 ? v * load(a.slope + channel) : v;
         v = v * a.scale;
         if (a.add) v += load(a.add + y * a.add_row + (x + i) * a.add_pixel + channel);
         store(a.dst + y * a.dst_row + (x + i) * a.dst_pixel + channel, v);

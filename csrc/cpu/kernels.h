@@ -8,22 +8,30 @@ namespace ape::cpu {
 // Output channels are packed and computed in groups of a cache line of floats.
 constexpr int LANES = 16;
 
+// Feature maps a convolution can read at once: a dense block of RRDB has five.
+constexpr int MAX_SOURCES = 5;
+
 // A convolution over patch buffers. Buffers are [rows][pixels][channels] with channels padded to a
 // multiple of LANES and a zero border at least kernel / 2 wide; pointers are to the pixel (0, 0)
 // inside the border, strides count floats.
 struct ConvArgs {
-  const float* src;     // [.., .., in_channels], zero border
-  float* dst;           // [.., .., groups * LANES]; not src
+  struct Source {
+    const float* pixels;  // [.., .., channels], zero border
+    int64_t row, pixel;
+    int channels;
+  };
+  Source sources[MAX_SOURCES];  // their channels one after another; none is dst
+  int source_count;
+  int in_channels;      // of all sources
+  float* dst;           // [.., .., groups * LANES]
   const float* add;     // like dst, or null
   const float* weight;  // [groups][kernel * kernel][in_channels][LANES]
   const float* bias;    // [groups * LANES]
-  int64_t src_row, src_pixel;
+  const float* slope;   // [groups * LANES], what negative values are multiplied with; null: nothing
   int64_t dst_row, dst_pixel;
   int64_t add_row, add_pixel;
-  int in_channels;
   int groups;  // of LANES output channels
   int kernel;
-  bool relu;
   float scale;
 };
 

@@ -7,6 +7,7 @@
 namespace ape::cpu {
 namespace {
 
+// Checks one row against the buffers and the weights.
 struct Checker {
   const Program& program;
   int64_t weight_count;
@@ -16,9 +17,15 @@ struct Checker {
     if (!condition) throw std::invalid_argument("table: row " + std::to_string(row) + ": " + what);
   }
 
-  void buffer(int32_t number, int64_t channels) const {
-    require(number >= 0 && number < int64_t(program.channels.size()), "no such buffer");
-    require(program.channels[number] == channels, "channels differ from the buffer's");
+  const BufferSpec& buffer(int32_t number) const {
+    require(number >= 0 && number < int64_t(program.buffers.size()), "no such buffer");
+    return program.buffers[number];
+  }
+
+  // Buffer `number` has `channels` and stands at `resolution`.
+  void fits(int32_t number, int64_t channels, int resolution) const {
+    require(buffer(number).channels == channels, "channels differ from the buffer's");
+    require(buffer(number).resolution == resolution, "resolutions differ");
   }
 
   void weights(const Instruction& in, int64_t weight, int64_t bias) const {
@@ -26,28 +33,57 @@ struct Checker {
     require(in.bias >= 0 && in.bias + bias <= weight_count, "bias outside the weight buffer");
   }
 
-  void conv(const Instruction& in) const {
+  void conv(const Step& step) const {
+    const Instruction& in = step.in;
     require(in.kernel == 1 || in.kernel == 3 || in.kernel == 5, "kernel: expected 1, 3 or 5");
-    require(in.activation == NO_ACTIVATION || in.activation == RELU, "unknown activation");
-    require(in.src != in.dst, "a convolution cannot write the buffer it reads");
-    buffer(in.src, in.in_channels);
-    buffer(in.dst, in.out_channels);
-    if (in.add != NO_BUFFER) buffer(in.add, in.out_channels);
-    weights(in, padded(in.out_channels) * in.kernel * in.kernel * in.in_channels, padded(in.out_channels));
+    require(in.activation >= NO_ACTIVATION && in.activation <= PRELU, "unknown activation");
+    require(step.sources.size() <= MAX_SOURCES, "more sources than a convolution reads");
+    const int resolution = buffer(in.dst).resolution;
+    int64_t channels = 0;
+    for (int32_t source : step.sources) {
+      require(source != in.dst, "a convolution cannot write the buffer it reads");
+      channels += buffer(source).channels;
+      fits(source, buffer(source).channels, resolution);
+    }
+    require(channels == in.in_channels, "channels differ from the buffer's");
+    fits(in.dst, in.out_channels, resolution);
+    if (in.add != NO_BUFFER) fits(in.add, in.out_channels, resolution);
+    const int64_t out = padded(in.out_channels);
+    weights(in, out * in.kernel * in.kernel * in.in_channels, out);
+    if (in.activation == PRELU)
+      require(in.slope >= 0 && in.slope + out <= weight_count, "slopes outside the weight buffer");
+  }
+
+  void attention(const Instruction& in) const {
+    const int resolution = buffer(in.src).resolution;
+    fits(in.src, in.in_channels, resolution);
+    fits(in.dst, in.in_channels, resolution);
+    if (in.add != NO_BUFFER) fits(in.add, in.in_channels, resolution);
+    require(in.hidden >= 1, "hidden: expected at least 1");
+    weights(in, 2 * int64_t(in.hidden) * in.in_channels, int64_t(in.hidden) + in.in_channels);
+  }
+
+  void upsample(const Instruction& in) const {
+    require(in.mode == NEAREST || in.mode == BICUBIC, "unknown interpolation");
+    require(in.upscale >= 1, "upscale: expected at least 1");
+    fits(in.dst, buffer(in.src).channels, buffer(in.src).resolution * in.upscale);
   }
 
   void exit(const Instruction& in) const {
     require(!program.stages.empty() && !program.stages.back().has_exit, "an exit ends a stage");
-    buffer(in.src, in.in_channels);
+    fits(in.src, in.in_channels, buffer(in.src).resolution);
     weights(in, in.in_channels, 1);
   }
 
   void reconstruct(const Instruction& in) const {
-    require(in.kernel == 5, "kernel: expected 5");
+    require(in.kernel == 1 || in.kernel == 3 || in.kernel == 5, "kernel: expected 1, 3 or 5");
+    require(in.mode == 0 || in.mode == 1, "unknown mode");
     require(in.upscale >= 1 && in.out_channels % (in.upscale * in.upscale) == 0, "channels do not shuffle");
-    buffer(in.src, in.in_channels);
+    const int resolution = buffer(in.src).resolution;
+    fits(in.src, in.in_channels, resolution);
+    if (in.add != NO_BUFFER) fits(in.add, in.out_channels / (in.upscale * in.upscale), resolution * in.upscale);
     const int64_t phases = padded(in.out_channels);
-    const int64_t variants = BORDER_CLASSES * BORDER_CLASSES;
+    const int64_t variants = in.mode ? BORDER_CLASSES * BORDER_CLASSES : 1;
     weights(in, variants * phases * in.kernel * in.kernel * in.in_channels, variants * phases);
   }
 };
@@ -56,30 +92,45 @@ struct Checker {
 
 Program::Program(const int32_t* table, int64_t rows, int64_t weight_count) {
   bool in_tail = false;
+  std::vector<int32_t> sources;  // of the convolution that follows
   Checker check{*this, weight_count, 0};
   for (int64_t row = 0; row < rows; row++) {
     check.row = row;
     Instruction in;
     std::memcpy(&in, table + row * (sizeof in / sizeof(int32_t)), sizeof in);
-    std::vector<Instruction>& section = in_tail ? tail : stages.empty() ? head : stages.back().steps;
+    std::vector<Step>& section = in_tail ? tail : stages.empty() ? head : stages.back().steps;
     switch (in.opcode) {
       case BUFFER:
-        check.require(in.src == int32_t(channels.size()) && in.in_channels >= 1, "buffers come first, in order");
-        channels.push_back(in.in_channels);
+        check.require(in.src == int32_t(buffers.size()), "buffers come first, in order");
+        check.require(in.in_channels >= 1 && in.upscale >= 1, "a buffer has channels and a resolution");
+        buffers.push_back({in.in_channels, in.upscale});
         break;
       case STAGE:
         check.require(!in_tail, "a stage after the tail");
-        check.require(in.src >= 0 && in.src < int64_t(channels.size()), "no such buffer");
-        check.buffer(in.dst, channels[in.src]);
+        check.fits(in.dst, check.buffer(in.src).channels, check.buffer(in.src).resolution);
         stages.push_back({in.src, in.dst, {}});
         break;
       case TAIL:
         check.require(!stages.empty() && !in_tail, "the tail follows the stages");
         in_tail = true;
         break;
+      case SOURCE:
+        check.buffer(in.src);
+        sources.push_back(in.src);
+        break;
       case CONV:
-        check.conv(in);
-        section.push_back(in);
+        sources.push_back(in.src);
+        section.push_back({in, std::move(sources)});
+        sources.clear();
+        check.conv(section.back());
+        break;
+      case ATTENTION:
+        check.attention(in);
+        section.push_back({in, {}});
+        break;
+      case UPSAMPLE:
+        check.upsample(in);
+        section.push_back({in, {}});
         break;
       case EXIT:
         check.exit(in);
@@ -89,14 +140,14 @@ Program::Program(const int32_t* table, int64_t rows, int64_t weight_count) {
       case RECONSTRUCT:
         check.require(in_tail && row == rows - 1, "the reconstruction ends the tail");
         check.reconstruct(in);
-        section.push_back(in);
+        section.push_back({in, {in.src}});
         break;
       default:
         check.require(false, "unknown opcode");
     }
     border = std::max(border, in.kernel / 2);
   }
-  check.require(!tail.empty() && tail.back().opcode == RECONSTRUCT, "the reconstruction ends the tail");
+  check.require(!tail.empty() && reconstruct().opcode == RECONSTRUCT, "the reconstruction ends the tail");
 }
 
 }  // namespace ape::cpu

@@ -11,24 +11,39 @@ namespace ape::cpu {
 // Channels of a buffer as stored: whole groups of output channels.
 inline int64_t padded(int64_t channels) { return (channels + LANES - 1) / LANES * LANES; }
 
+// A feature map: `channels` at `resolution` times the patch's height and width.
+struct BufferSpec {
+  int channels, resolution;
+};
+
+struct Step {
+  Instruction in;
+  std::vector<int32_t> sources;  // buffers a CONV reads, in the order of its input channels
+};
+
 struct Stage {
   int src, dst;  // buffers that features enter and leave in
-  std::vector<Instruction> steps;
+  std::vector<Step> steps;
   bool has_exit = false;
   Instruction exit{};
 };
 
 struct Program {
-  std::vector<int> channels;  // of each buffer
-  std::vector<Instruction> head;
+  std::vector<BufferSpec> buffers;
+  std::vector<Step> head;
   std::vector<Stage> stages;
-  std::vector<Instruction> tail;  // ends in the RECONSTRUCT
-  int border = 0;                 // widest zero border a convolution reads
+  std::vector<Step> tail;  // ends in the RECONSTRUCT
+  int border = 0;          // widest zero border a convolution reads
 
-  // table: [rows][12]; weight_count: elements in the weight buffer.
+  // table: [rows][16]; weight_count: elements in the weight buffer.
   // Throws std::invalid_argument for a table that is malformed or points outside buffers or weights:
-  // the worker trusts a Program.
+  // the workers trust a Program.
   Program(const int32_t* table, int64_t rows, int64_t weight_count);
+
+  const Instruction& reconstruct() const { return tail.back().in; }
+  // Upscaling factor of the whole program.
+  int upscale() const { return reconstruct().upscale * buffers[reconstruct().src].resolution; }
+  int out_channels() const { return reconstruct().out_channels / (reconstruct().upscale * reconstruct().upscale); }
 };
 
 }  // namespace ape::cpu

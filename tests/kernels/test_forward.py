@@ -270,3 +270,34 @@ class TestChoiceOfBackend:
         monkeypatch.setenv("APE_LOG", "1")
         APEForward(model, backend="torch")(image(5, 6))
         assert "run_patches on torch: float32[1, 3, 5, 6]@cpu" in caplog.text
+
+
+class TestTracing:
+    """torch.compile and torch.export see one operation."""
+
+    def test_compile_fullgraph(self, model, backend):
+        fast = APEForward(model, 0.5, backend=backend)
+        compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+        for height, width in ((60, 53), (61, 70), (20, 20)):
+            assert torch.equal(compiled(image(height, width)), fast(image(height, width)))
+
+    def test_compiled_calls_follow_threshold_and_loaded_weights(self, model):
+        fast, lr = APEForward(model, 0.0), image(20, 20)
+        compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+        before = compiled(lr)
+        fast.threshold = 1.0
+        shallow = compiled(lr)
+        assert not torch.equal(shallow, before)
+        fast.load_state_dict(spread_network(seed=5).state_dict())
+        assert torch.equal(compiled(lr), fast(lr))
+        assert not torch.equal(compiled(lr), shallow)
+
+    @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+    def test_export_for_any_size(self, model, strict):
+        fast = APEForward(model, 0.5)
+        sides = {2: torch.export.Dim("height", min=49, max=4096), 3: torch.export.Dim("width", min=49, max=4096)}
+        exported = torch.export.export(fast, (image(60, 53),), dynamic_shapes={"image": sides}, strict=strict)
+        calls = [node.target for node in exported.graph.nodes if node.op == "call_function"]
+        assert calls.count(torch.ops.ape_kernels.upscale.default) == 1
+        assert not any("conv" in str(call) for call in calls)
+        assert torch.equal(exported.module()(image(70, 81)), fast(image(70, 81)))

@@ -38,6 +38,11 @@ def test_run_stage(backend, packed):
     )
 
 
+def test_upscale(backend, packed):
+    arguments = (test_patches(2, 9, 12), packed.table, packed.weights, 0.5, 5, 2, "linear", 4, 3, backend)
+    opcheck(OPS.upscale.default, arguments)
+
+
 def test_split(backend):
     starts = torch.tensor([0, 3, 4], dtype=torch.int32)
     opcheck(OPS.split.default, (torch.rand(2, 3, 9, 9), starts, starts, 5, 5, backend))

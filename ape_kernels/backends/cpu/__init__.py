@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ape_kernels.native import core, missing
-from ape_kernels.program import Conv, Exit, PackedProgram, PatchProgram, Reconstruct, Step
+from ape_kernels.program import ChannelAttention, Conv, Exit, Module, PackedProgram, PatchProgram, Reconstruct, Step
 from ape_kernels.program import pack as pack_program
 
 LANES = 16  # output channels are packed in groups of this many (csrc/cpu/kernels.h)
@@ -22,6 +22,9 @@ def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) ->
         return f"runs on the CPU, not on {device}"
     if dtype != torch.float32:
         return f"computes in torch.float32, not {dtype}"
+    opaque = [type(step.module).__name__ for step in program.steps() if isinstance(step, Module)]
+    if opaque:
+        return f"has no kernels for {', '.join(sorted(set(opaque)))}"
     return None
 
 
@@ -175,6 +178,9 @@ def _layout(step: Step) -> tuple[Tensor, Tensor]:
             return _lanes(step.weight[None]), _pad_lanes(bias[None])
         case Exit():
             return step.weight, step.bias
+        case ChannelAttention():
+            biases = torch.cat([step.squeeze_bias, step.expand_bias])
+            return torch.cat([step.squeeze.flatten(), step.expand.flatten()]), biases
         case Reconstruct():
             return _lanes(step.tail.kernel.flatten(0, 1)), _pad_lanes(step.tail.bias.flatten(0, 1))
 

@@ -6,7 +6,7 @@ import torch
 
 from ape_kernels.backends.torch.patches import merge, split
 from ape_kernels.backends.torch.run import run_patches, run_stage
-from ape_kernels.program import Conv, Exit, PackedProgram, PatchProgram, Reconstruct, Step
+from ape_kernels.program import ChannelAttention, Conv, Exit, PackedProgram, PatchProgram, Reconstruct, Step
 from ape_kernels.program import pack as pack_program
 
 __all__ = ["merge", "pack", "run_patches", "run_stage", "split", "supports", "supports_patches", "unavailable"]
@@ -38,5 +38,8 @@ def _layout(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
             return step.weight.flatten(), bias
         case Exit():
             return step.weight, step.bias
+        case ChannelAttention():
+            biases = torch.cat([step.squeeze_bias, step.expand_bias])
+            return torch.cat([step.squeeze.flatten(), step.expand.flatten()]), biases
         case Reconstruct():
             return step.tail.kernel.flatten(), step.tail.bias.flatten()

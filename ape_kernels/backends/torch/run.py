@@ -10,11 +10,12 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
-from torch.nn.functional import conv2d, pad, pixel_shuffle, relu
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, interpolate, pad, pixel_shuffle, prelu, relu
 
 from ape_kernels.collapse import FIRST, INTERIOR, LAST, ONLY
-from ape_kernels.program import INPUT, NO_BUFFER, Activation, Column, Opcode, float_from_bits
+from ape_kernels.modules import module
+from ape_kernels.program import INPUT, NO_BUFFER, Activation, Column, Interpolation, Opcode, float_from_bits
 
 Row = list[int]
 CHUNK_BYTES = {"cpu": 1 << 25, "cuda": 1 << 30}  # of the widest buffer: keeps CPU chunks near the caches
@@ -30,21 +31,22 @@ class _Stage:
 
 @dataclass
 class _Sections:
-    """The instruction table taken apart."""
+    """The instruction table taken apart. SOURCE rows stay before the convolution they belong to."""
 
-    channels: list[int]
+    widest: int  # floats a low-resolution pixel of the widest buffer
     head: list[Row]
     stages: list[_Stage]
     tail: list[Row]
 
     @classmethod
     def of(cls, table: Tensor) -> _Sections:
-        sections = cls([], [], [], [])
+        sections = cls(0, [], [], [])
         current = sections.head
         for row in table.tolist():
             match row[Column.OPCODE]:
                 case Opcode.BUFFER:
-                    sections.channels.append(row[Column.IN_CHANNELS])
+                    size = row[Column.IN_CHANNELS] * row[Column.UPSCALE] ** 2
+                    sections.widest = max(sections.widest, size)
                 case Opcode.STAGE:
                     sections.stages.append(_Stage(row[Column.SRC], row[Column.DST]))
                     current = sections.stages[-1].steps
@@ -71,12 +73,13 @@ def run_patches(
     sr = patches.new_empty(count, out_channels, height * upscale, width * upscale)
     exit_index = torch.empty(count, dtype=torch.int64, device=patches.device)
     capacity = patches.new_empty(count)
-    per_patch = max(sections.channels) * height * width * 4
+    per_patch = sections.widest * height * width * 4
     chunk = max(1, CHUNK_BYTES.get(patches.device.type, 1 << 30) // per_patch)
     for begin in range(0, count, chunk):
         part = slice(begin, begin + chunk)
         forced = None if exit_at is None else exit_at[part]
-        sr[part], exit_index[part], capacity[part] = _run_chunk(sections, patches[part], weights, boundary, forced)
+        pixels, exit_index[part], capacity[part] = _run_chunk(sections, patches[part], weights, boundary, forced)
+        sr[part] = pixels[:, :, : sr.shape[2], : sr.shape[3]]  # a module may have padded the patch to its windows
     return sr, exit_index, capacity
 
 
@@ -156,27 +159,71 @@ def _run_stage(
 
 
 def _run_steps(steps: list[Row], buffers: dict[int, Tensor], weights: Tensor) -> Tensor:
-    """Run convolutions into `buffers`; returns the pixels of the last Reconstruct (an empty tensor without one)."""
+    """Run steps into `buffers`; returns the pixels of the last Reconstruct (an empty tensor without one)."""
     pixels = weights.new_empty(0)
+    sources: list[Tensor] = []
     for row in steps:
-        if row[Column.OPCODE] == Opcode.CONV:
-            buffers[row[Column.DST]] = _conv(row, buffers, weights)
-        else:
-            pixels = _reconstruct(row, buffers[row[Column.SRC]], weights)
+        src = buffers[row[Column.SRC]]
+        match row[Column.OPCODE]:
+            case Opcode.SOURCE:
+                sources.append(src)
+                continue
+            case Opcode.CONV:
+                out = _conv(row, torch.cat([*sources, src], dim=1) if sources else src, buffers, weights)
+                sources = []
+            case Opcode.ATTENTION:
+                out = _attention(row, src, buffers, weights)
+            case Opcode.UPSAMPLE:
+                out = _upsample(row, src)
+            case Opcode.MODULE:
+                out = _run_module(module(row[Column.WEIGHT]), src, weights.dtype)
+            case Opcode.RECONSTRUCT:
+                pixels = _reconstruct(row, src, buffers, weights)
+                continue
+        buffers[row[Column.DST]] = out
     return pixels
 
 
-def _conv(row: Row, buffers: dict[int, Tensor], weights: Tensor) -> Tensor:
+def _run_module(step: nn.Module, src: Tensor, dtype: torch.dtype) -> Tensor:
+    """The module in its own dtype, its matrix products in `dtype`."""
+    own = next(step.parameters()).dtype
+    with torch.autocast(src.device.type, dtype, enabled=dtype not in (own, torch.float32)):
+        return step(src.to(own)).to(src.dtype)
+
+
+def _conv(row: Row, src: Tensor, buffers: dict[int, Tensor], weights: Tensor) -> Tensor:
     kernel = row[Column.KERNEL]
     shape = (row[Column.OUT_CHANNELS], row[Column.IN_CHANNELS], kernel, kernel)
-    src = buffers[row[Column.SRC]]
     weight = _take(weights, row[Column.WEIGHT], shape)
     bias = _take(weights, row[Column.BIAS], shape[:1])
     out = conv2d(src.to(weights.dtype), weight, bias, padding=kernel // 2).to(src.dtype)
     if row[Column.ACTIVATION] == Activation.RELU:
         out = relu(out)
+    elif row[Column.ACTIVATION] == Activation.PRELU:
+        out = prelu(out, _take(weights, row[Column.SLOPE], shape[:1]).to(out.dtype))
+    return _scale_and_add(row, out, buffers)
+
+
+def _attention(row: Row, src: Tensor, buffers: dict[int, Tensor], weights: Tensor) -> Tensor:
+    channels, hidden = row[Column.IN_CHANNELS], row[Column.HIDDEN]
+    matrices = _take(weights, row[Column.WEIGHT], (2, hidden * channels)).to(src.dtype)
+    biases = _take(weights, row[Column.BIAS], (hidden + channels,)).to(src.dtype)
+    squeeze, expand = matrices[0].view(hidden, channels), matrices[1].view(channels, hidden)
+    squeezed = relu(src.mean(dim=(2, 3)) @ squeeze.T + biases[:hidden])
+    gate = torch.sigmoid(squeezed @ expand.T + biases[hidden:])
+    return _scale_and_add(row, src * gate[:, :, None, None], buffers)
+
+
+def _scale_and_add(row: Row, out: Tensor, buffers: dict[int, Tensor]) -> Tensor:
     out = out * float_from_bits(row[Column.SCALE_BITS])
     return out if row[Column.ADD] == NO_BUFFER else out + buffers[row[Column.ADD]]
+
+
+def _upsample(row: Row, src: Tensor) -> Tensor:
+    factor = row[Column.UPSCALE]
+    if row[Column.MODE] == Interpolation.NEAREST:
+        return interpolate(src, scale_factor=factor, mode="nearest")
+    return interpolate(src, scale_factor=factor, mode="bicubic", align_corners=False)
 
 
 def _predict(row: Row, features: Tensor, weights: Tensor) -> Tensor:
@@ -186,31 +233,36 @@ def _predict(row: Row, features: Tensor, weights: Tensor) -> Tensor:
     return torch.tanh(features.mean(dim=(2, 3)) @ weight + bias)
 
 
-def _reconstruct(row: Row, features: Tensor, weights: Tensor) -> Tensor:
+def _reconstruct(row: Row, features: Tensor, buffers: dict[int, Tensor], weights: Tensor) -> Tensor:
     """One convolution a border class (nine at most), on the slice of pixels that has it.
 
     The operands are rounded to the weights' dtype but the sums stay float32: these are pixels.
     """
     phases, channels, size = row[Column.OUT_CHANNELS], row[Column.IN_CHANNELS], row[Column.KERNEL]
-    kernels = _take(weights, row[Column.WEIGHT], (4, 4, phases, channels, size, size)).to(features.dtype)
-    biases = _take(weights, row[Column.BIAS], (4, 4, phases)).to(features.dtype)
+    classes = 4 if row[Column.MODE] else 1
+    shape = (classes, classes, phases, channels, size, size)
+    kernels = _take(weights, row[Column.WEIGHT], shape).to(features.dtype)
+    biases = _take(weights, row[Column.BIAS], shape[:3]).to(features.dtype)
     count, _, height, width = features.shape
     padded = pad(features.to(weights.dtype).to(features.dtype), (size // 2,) * 4)
     out = features.new_empty(count, phases, height, width)
-    for row_class, top, bottom in _border_classes(height):
-        for column_class, left, right in _border_classes(width):
+    for row_class, top, bottom in _border_classes(height, classes):
+        for column_class, left, right in _border_classes(width, classes):
             window = padded[:, :, top : bottom + size - 1, left : right + size - 1]
             kernel, bias = kernels[row_class, column_class], biases[row_class, column_class]
             out[:, :, top:bottom, left:right] = conv2d(window, kernel, bias)
-    return pixel_shuffle(out, row[Column.UPSCALE])
+    pixels = pixel_shuffle(out, row[Column.UPSCALE])
+    return pixels if row[Column.ADD] == NO_BUFFER else pixels + buffers[row[Column.ADD]]
 
 
-def _border_classes(size: int) -> list[tuple[int, int, int]]:
-    """(class, begin, end) of the pixels of an axis."""
+def _border_classes(size: int, classes: int) -> list[tuple[int, int, int]]:
+    """(class, begin, end) of the pixels of an axis; with one class all are interior."""
+    if classes == 1:
+        return [(INTERIOR, 0, size)]
     if size == 1:
         return [(ONLY, 0, 1)]
-    classes = [(FIRST, 0, 1), (INTERIOR, 1, size - 1), (LAST, size - 1, size)]
-    return [(kind, begin, end) for kind, begin, end in classes if begin < end]
+    kinds = [(FIRST, 0, 1), (INTERIOR, 1, size - 1), (LAST, size - 1, size)]
+    return [(kind, begin, end) for kind, begin, end in kinds if begin < end]
 
 
 def _take(weights: Tensor, offset: int, shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,245 @@
+"""RRDBNet of ESRGAN, in three layouts.
+
+the APE authors'   head [conv], body [RRDB, ..., RRDB, conv], tail (conv_up1, conv_up2, conv_hr, conv_last, lrelu),
+                   regressor as for EDSR or none; the last block is always an exit
+BasicSR's          conv_first, body [RRDB, ...], conv_body, conv_up1, conv_up2, conv_hr, conv_last, lrelu; scale 4
+the first ESRGAN's model [conv, shortcut around sub [RRDB, ..., RRDB, conv], (Upsample nearest, conv, LeakyReLU) once
+                   a doubling, conv, LeakyReLU, conv]
+
+An RRDB is rdb1, rdb2, rdb3 (RDB1 ... in the last layout), each with conv1 to conv5 and LeakyReLUs between. Both
+residuals are scaled by 0.2. BasicSR's scales 2 and 1 fold pixels into channels first: the body then runs at less
+than the patch's resolution, which a program cannot say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ape_kernels.adapters.parts import (
+    Activated,
+    conv_step,
+    exits,
+    expect_leaky_relu,
+    leaky_conv_step,
+    nearest_tail,
+    one_kernel,
+    stages,
+)
+from ape_kernels.adapters.recognise import expect_conv, expect_only_children, expect_sequence, refuse
+from ape_kernels.program import INPUT, Buffer, Conv, PatchProgram, Step
+
+OUTLINE = "head, body and tail.conv_up1, or conv_first, body and conv_up1, or model.1.sub with RRDBs"
+UPSAMPLING = ("conv_up1", "conv_up2", "conv_hr", "conv_last", "lrelu")
+RESIDUAL_SCALE = 0.2
+CONVS = 5  # of a dense block
+HEAD, STREAM, FIRST, SECOND, GROWTH = 1, 2, 3, 4, 5  # buffers, after INPUT; GROWTH and the three after it
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What all layouts have, and where it was found."""
+
+    head: nn.Conv2d
+    blocks: Sequence[tuple[nn.Module, str]]
+    closing: nn.Conv2d
+    doublings: Sequence[Activated]
+    high: Activated
+    last: nn.Conv2d
+
+
+def matches(model: nn.Module) -> bool:
+    authors = all(hasattr(model, name) for name in ("head", "body", "tail")) and hasattr(model.tail, "conv_up1")
+    return authors or all(hasattr(model, name) for name in ("conv_first", "body", "conv_up1")) or _is_first(model)
+
+
+def convert(model: nn.Module) -> PatchProgram:
+    if _is_first(model):
+        parts = _first_layout(model)
+    elif hasattr(model, "conv_first"):
+        parts = _basicsr_layout(model)
+    else:
+        parts = _authors_layout(model)
+    channels = parts.head.out_channels
+    if not parts.blocks:
+        raise refuse("body", "residual-in-residual dense blocks", "none")
+    growth, keep = _growth(*parts.blocks[0]), _identity(parts.head)
+    steps = [_rrdb(*block, channels, growth, keep, HEAD if i == 0 else STREAM) for i, block in enumerate(parts.blocks)]
+    exit_step, interval, exit_threshold = exits(model, channels, len(steps), STREAM)
+    kernel = one_kernel(parts.last.weight, parts.last.bias)
+    tail, tail_buffers = nearest_tail(
+        parts.doublings, parts.high, kernel, src=FIRST, spare=SECOND, free=GROWTH + CONVS - 1, channels=channels
+    )
+    return PatchProgram(
+        buffers=(
+            Buffer(parts.head.in_channels),
+            *[Buffer(channels)] * (SECOND - INPUT),
+            *[Buffer(growth)] * (CONVS - 1),
+            *tail_buffers,
+        ),
+        head=(conv_step(parts.head, INPUT, HEAD),),
+        stages=stages(steps, interval, exit_step, first=HEAD, stream=STREAM, exit_at_end=True),
+        tail=(conv_step(parts.closing, STREAM, FIRST, add=HEAD), *tail),
+        exit_threshold=exit_threshold,
+    )
+
+
+def _authors_layout(model: nn.Module) -> _Parts:
+    expect_only_children(model, "", ("head", "body", "tail", "regressor"))
+    expect_only_children(model.tail, "tail.", UPSAMPLING)
+    (head,) = expect_sequence(model.head, "head", 1)
+    *blocks, closing = expect_sequence(model.body, "body")
+    return _parts(
+        expect_conv(head, "head.0", kernel=3), blocks, "body.", closing, f"body.{len(blocks)}", model.tail, "tail."
+    )
+
+
+def _basicsr_layout(model: nn.Module) -> _Parts:
+    scale = getattr(model, "scale", 4)
+    if scale in (1, 2):
+        raise refuse("scale", "4 (below it pixels are folded into channels first, which has no step)", scale)
+    expect_only_children(model, "", ("conv_first", "body", "conv_body", *UPSAMPLING))
+    blocks = expect_sequence(model.body, "body")
+    closing = getattr(model, "conv_body", None)
+    return _parts(
+        expect_conv(model.conv_first, "conv_first", kernel=3), blocks, "body.", closing, "conv_body", model, ""
+    )
+
+
+def _parts(
+    head: nn.Conv2d,
+    blocks: Sequence[nn.Module],
+    blocks_path: str,
+    closing: object,
+    closing_path: str,
+    tail: nn.Module,
+    tail_path: str,
+) -> _Parts:
+    """The parts of the two layouts that name the tail's layers alike."""
+    channels = head.out_channels
+    size = dict(kernel=3, in_channels=channels, out_channels=channels)
+    slope = expect_leaky_relu(getattr(tail, "lrelu", None), f"{tail_path}lrelu")
+    conv_up1, conv_up2, conv_hr = (
+        expect_conv(getattr(tail, name, None), f"{tail_path}{name}", **size) for name in UPSAMPLING[:3]
+    )
+    return _Parts(
+        head,
+        [(block, f"{blocks_path}{i}") for i, block in enumerate(blocks)],
+        expect_conv(closing, closing_path, **size),
+        [Activated(conv_up1, slope, 2), Activated(conv_up2, slope, 2)],
+        Activated(conv_hr, slope),
+        expect_conv(getattr(tail, "conv_last", None), f"{tail_path}conv_last", kernel=3, in_channels=channels),
+    )
+
+
+def _is_first(model: nn.Module) -> bool:
+    layers = getattr(model, "model", None)
+    return (
+        isinstance(layers, nn.Sequential)
+        and len(layers) > 1
+        and isinstance(getattr(layers[1], "sub", None), nn.Sequential)
+        and len(layers[1].sub) > 0
+        and hasattr(layers[1].sub[0], "RDB1")
+    )
+
+
+def _first_layout(model: nn.Module) -> _Parts:
+    expect_only_children(model, "", ("model",))
+    factor = getattr(model, "shuffle_factor", None)
+    if factor not in (None, 1):
+        raise refuse("shuffle_factor", "none (folding pixels into channels first has no step)", factor)
+    head, body, *rest = expect_sequence(model.model, "model")
+    head = expect_conv(head, "model.0", kernel=3)
+    size = dict(kernel=3, in_channels=head.out_channels, out_channels=head.out_channels)
+    expect_only_children(body, "model.1.", ("sub",))
+    *blocks, closing = expect_sequence(body.sub, "model.1.sub")
+    if len(rest) < 3 or len(rest) % 3:
+        raise refuse("model", "threes of Upsample, conv and LeakyReLU, then conv, LeakyReLU and conv", len(rest))
+    doublings = []
+    for i in range(2, 2 + len(rest) - 3, 3):
+        upsample, conv, act = model.model[i], model.model[i + 1], model.model[i + 2]
+        factor = _nearest_factor(upsample, f"model.{i}")
+        conv = expect_conv(conv, f"model.{i + 1}", **size)
+        doublings.append(Activated(conv, expect_leaky_relu(act, f"model.{i + 2}"), factor))
+    high, act, last = rest[-3:]
+    end = 2 + len(rest)
+    return _Parts(
+        head,
+        [(block, f"model.1.sub.{i}") for i, block in enumerate(blocks)],
+        expect_conv(closing, f"model.1.sub.{len(blocks)}", **size),
+        doublings,
+        Activated(expect_conv(high, f"model.{end - 3}", **size), expect_leaky_relu(act, f"model.{end - 2}")),
+        expect_conv(last, f"model.{end - 1}", kernel=3, in_channels=head.out_channels),
+    )
+
+
+def _nearest_factor(upsample: object, path: str) -> int:
+    if not isinstance(upsample, nn.Upsample) or upsample.mode != "nearest":
+        raise refuse(path, "an nn.Upsample of mode nearest", getattr(upsample, "mode", upsample))
+    factor = upsample.scale_factor
+    if not isinstance(factor, int | float) or factor != int(factor) or factor < 1:
+        raise refuse(path, "a whole scale_factor", factor)
+    return int(factor)
+
+
+def _growth(block: nn.Module, path: str) -> int:
+    """Features that each convolution of a dense block adds."""
+    name = _dense_names(block, path)[0]
+    conv, conv_path, _, _ = _dense_conv(getattr(block, name), 1, f"{path}.{name}")
+    return expect_conv(conv, conv_path, kernel=3).out_channels
+
+
+def _dense_names(block: nn.Module, path: str) -> tuple[str, ...]:
+    for names in (("rdb1", "rdb2", "rdb3"), ("RDB1", "RDB2", "RDB3")):
+        if all(isinstance(getattr(block, name, None), nn.Module) for name in names):
+            expect_only_children(block, f"{path}.", names)
+            return names
+    raise refuse(path, "three dense blocks .rdb1, .rdb2 and .rdb3", block)
+
+
+def _dense_conv(dense: nn.Module, number: int, path: str) -> tuple[object, str, object, str]:
+    """Convolution `number` of a dense block and the activation after it, each with its path."""
+    name = f"conv{number}"
+    conv = getattr(dense, name, None)
+    if not isinstance(conv, nn.Sequential):
+        return conv, f"{path}.{name}", getattr(dense, "lrelu", None), f"{path}.lrelu"
+    layers = expect_sequence(conv, f"{path}.{name}", 1 if number == CONVS else 2)
+    return layers[0], f"{path}.{name}.0", layers[-1], f"{path}.{name}.1"
+
+
+def _rrdb(block: nn.Module, path: str, channels: int, growth: int, keep: Tensor, stream: int) -> tuple[Step, ...]:
+    """``x + 0.2 * y + 0.04 * conv5(y)``, y = rdb2(rdb1(x)): one step has one `add`, so x + 0.2 * y is made first."""
+    first, second, third = _dense_names(block, path)
+    return (
+        *_dense(getattr(block, first), f"{path}.{first}", channels, growth, stream, FIRST, RESIDUAL_SCALE, stream),
+        *_dense(getattr(block, second), f"{path}.{second}", channels, growth, FIRST, SECOND, RESIDUAL_SCALE, FIRST),
+        Conv(SECOND, STREAM, keep, scale=RESIDUAL_SCALE, add=stream),
+        *_dense(getattr(block, third), f"{path}.{third}", channels, growth, SECOND, STREAM, RESIDUAL_SCALE**2, STREAM),
+    )
+
+
+def _dense(
+    dense: nn.Module, path: str, channels: int, growth: int, src: int, dst: int, scale: float, add: int
+) -> tuple[Step, ...]:
+    """``dst = scale * conv5(src, maps of conv1 to conv4) + add``."""
+    expect_only_children(dense, f"{path}.", ("lrelu", *(f"conv{i + 1}" for i in range(CONVS))))
+    steps = []
+    for i in range(CONVS):
+        last = i == CONVS - 1
+        conv, conv_path, act, act_path = _dense_conv(dense, i + 1, path)
+        size = dict(in_channels=channels + i * growth, out_channels=channels if last else growth)
+        conv = expect_conv(conv, conv_path, kernel=3, **size)
+        sources = (src, *range(GROWTH, GROWTH + i))
+        if last:
+            steps.append(conv_step(conv, sources, dst, scale=scale, add=add))
+        else:
+            steps.append(leaky_conv_step(conv, sources, GROWTH + i, expect_leaky_relu(act, act_path)))
+    return tuple(steps)
+
+
+def _identity(conv: nn.Conv2d) -> Tensor:
+    """A 1x1 kernel that keeps the channels as they are."""
+    return torch.eye(conv.out_channels, dtype=conv.weight.dtype, device=conv.weight.device)[:, :, None, None]

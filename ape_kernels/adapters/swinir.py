@@ -1,0 +1,280 @@
+"""SwinIR, in the layout of the APE authors and of BasicSR.
+
+img_range, mean        a number and a tensor [1, 3, 1, 1]: x becomes (x - mean) * img_range, and back at the end
+conv_first             conv 3x3
+patch_embed            norm or none
+layers                 [group, ...]; group: residual_group.blocks, conv, patch_embed, patch_unembed
+norm, conv_after_body  LayerNorm; conv 3x3, or conv 3x3, conv 1x1, conv 3x3 with LeakyReLUs between; the global skip
+regressor              [AdaptiveAvgPool1d(1), Flatten, Linear(C, 1), Tanh], with exit_interval; or none
+
+and, by upsampler,
+
+pixelshuffle           conv_before_upsample [conv, LeakyReLU], upsample [conv, PixelShuffle, ...], conv_last
+pixelshuffledirect     upsample [conv, PixelShuffle]
+nearest+conv           conv_before_upsample, conv_up1, ... (each after nearest upsampling), conv_hr, conv_last
+none                   conv_last, its output added to x
+
+A group runs as the module it is: one `Module` step, hence on the torch backend alone. Attention takes whole windows:
+a patch is first reflected past its bottom and right to a multiple of them, and its picture cut at the end.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ape_kernels.adapters.parts import (
+    Activated,
+    affine,
+    collapsed,
+    conv_step,
+    exits,
+    expect_leaky_relu,
+    expect_upsampler,
+    leaky_conv_step,
+    nearest_tail,
+    normalisation,
+    one_kernel,
+    stages,
+)
+from ape_kernels.adapters.recognise import expect_conv, expect_only_children, expect_sequence, refuse
+from ape_kernels.collapse import CollapsedTail
+from ape_kernels.program import INPUT, Buffer, Module, PatchProgram, Reconstruct, Step
+
+OUTLINE = "conv_first, layers, norm and conv_after_body"
+PARTS = ("conv_first", "patch_embed", "patch_unembed", "pos_drop", "layers", "norm", "conv_after_body", "regressor")
+SHIFTED, HEAD, STREAM, NORMED = 1, 2, 3, 4  # buffers, after INPUT; from SHIFTED on of whole windows
+TAIL = NORMED + 1  # the tail's buffers begin here
+
+
+def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """``[N, C, h, w]`` reflected past its bottom and right until both sides are multiples; any size of at least 1."""
+
+    def index(size: int) -> Tensor:
+        period = max(1, 2 * (size - 1))
+        steps = torch.arange(size + -size % multiple, device=x.device) % period
+        return torch.where(steps < size, steps, period - steps)
+
+    return x[:, :, index(x.shape[2])[:, None], index(x.shape[3])]
+
+
+class _ToWindows(nn.Module):
+    """``(x - mean) * img_range`` of a patch, reflected to a multiple of the windows."""
+
+    def __init__(self, multiple: int, img_range: float, mean: Tensor, device: torch.device) -> None:
+        super().__init__()
+        self.multiple, self.img_range = multiple, img_range
+        self.mean = nn.Parameter(mean.to(device, torch.float32)[:, None, None], requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return (reflect_to_multiple(x, self.multiple) - self.mean) * self.img_range
+
+
+class _OnTokens(nn.Module):
+    """A module over tokens ``[N, h * w, C]``, run on a feature map ``[N, C, h, w]``.
+
+    Holds a copy of the module that shares its weights but stays in evaluation mode, whatever the model's.
+    """
+
+    def __init__(self, module: nn.Module, takes_size: bool) -> None:
+        super().__init__()
+        shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+        self.module = copy.deepcopy(module, shared).eval()
+        self.takes_size = takes_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        size = (x.shape[2], x.shape[3])
+        tokens = x.flatten(2).transpose(1, 2).contiguous()
+        out = self.module(tokens, size) if self.takes_size else self.module(tokens)
+        return out.transpose(1, 2).unflatten(2, size)
+
+
+def matches(model: nn.Module) -> bool:
+    return all(hasattr(model, name) for name in ("conv_first", "layers", "norm", "conv_after_body"))
+
+
+def convert(model: nn.Module) -> PatchProgram:
+    if hasattr(model, "absolute_pos_embed"):
+        raise refuse("absolute_pos_embed", "none: it ties the network to one image size", "a position embedding")
+    if getattr(model, "start_unshuffle", 1) != 1:
+        raise refuse("start_unshuffle", "1 (folding pixels into channels first has no step)", model.start_unshuffle)
+    head = expect_conv(model.conv_first, "conv_first", kernel=3)
+    channels, colors = head.out_channels, head.in_channels
+    img_range, mean = normalisation(model, colors)
+    embed, first = _embed(model, channels)
+    layers = model.layers
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        raise refuse("layers", "an nn.ModuleList of residual groups", layers)
+    groups = [[_group(layer, f"layers.{i}", first if i == 0 else STREAM)] for i, layer in enumerate(layers)]
+    exit_step, interval, exit_threshold = exits(model, channels, len(layers), STREAM, nn.AdaptiveAvgPool1d)
+    tail = _Tail(model, channels, colors, img_range, mean)
+    windows = math.lcm(*(block.window_size for layer in layers for block in layer.residual_group.blocks))
+    prepare = _ToWindows(windows, img_range, mean, head.weight.device)
+    return PatchProgram(
+        buffers=(Buffer(colors), Buffer(colors), *[Buffer(channels)] * (NORMED - SHIFTED), *tail.buffers),
+        head=(Module(INPUT, SHIFTED, prepare), conv_step(head, SHIFTED, HEAD), *embed),
+        stages=stages(groups, interval, exit_step, first=first, stream=STREAM),
+        tail=(Module(STREAM, NORMED, _norm(model.norm, "norm", channels)), *tail.steps),
+        exit_threshold=exit_threshold,
+    )
+
+
+def _embed(model: nn.Module, channels: int) -> tuple[tuple[Step, ...], int]:
+    """The normalisation before the first group, if any, and the buffer that the group reads."""
+    embed = getattr(model, "patch_embed", None)
+    if not isinstance(embed, nn.Module):
+        raise refuse("patch_embed", "a module with norm or without", embed)
+    expect_only_children(embed, "patch_embed.", ("norm",))
+    if getattr(embed, "norm", None) is None:
+        return (), HEAD
+    return (Module(HEAD, STREAM, _norm(embed.norm, "patch_embed.norm", channels)),), STREAM
+
+
+def _norm(norm: object, path: str, channels: int) -> _OnTokens:
+    if not isinstance(norm, nn.LayerNorm) or norm.normalized_shape != (channels,):
+        raise refuse(path, f"an nn.LayerNorm({channels})", norm)
+    return _OnTokens(norm, takes_size=False)
+
+
+def _group(group: nn.Module, path: str, src: int) -> Module:
+    """A group runs whole; what is checked is that it is made of what a SwinIR's is."""
+    expect_only_children(group, f"{path}.", ("residual_group", "conv", "patch_embed", "patch_unembed"))
+    inner = getattr(group, "residual_group", None)
+    blocks = getattr(inner, "blocks", None)
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+        raise refuse(path, "a residual group with .residual_group.blocks", group)
+    expect_only_children(inner, f"{path}.residual_group.", ("blocks",))
+    mixing = 0
+    for i, block in enumerate(blocks):
+        mixing += _attention_flops(block, f"{path}.residual_group.blocks.{i}")
+    multiplied = sum(m.weight.numel() for m in group.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    return Module(src, STREAM, _OnTokens(group, takes_size=True), 2 * multiplied + mixing)
+
+
+def _attention_flops(block: nn.Module, path: str) -> int:
+    """FLOPs a pixel of a block's attention beyond its linear layers: scores and mixture, over a window each."""
+    expect_only_children(block, f"{path}.", ("norm1", "attn", "drop_path", "norm2", "mlp"))
+    window = getattr(block, "window_size", None)
+    if not isinstance(window, int):
+        raise refuse(f"{path}.window_size", "a whole number", repr(window))
+    attention = getattr(block, "attn", None)
+    if not isinstance(attention, nn.Module):
+        raise refuse(f"{path}.attn", "window attention", attention)
+    expect_only_children(attention, f"{path}.attn.", ("qkv", "attn_drop", "proj", "proj_drop", "softmax"))
+    if not isinstance(getattr(attention, "relative_position_bias_table", None), nn.Parameter):
+        raise refuse(f"{path}.attn", "window attention with .relative_position_bias_table", attention)
+    if not isinstance(getattr(attention, "proj", None), nn.Linear):
+        raise refuse(f"{path}.attn.proj", "an nn.Linear", getattr(attention, "proj", None))
+    return 4 * window**2 * attention.proj.in_features
+
+
+class _Tail:
+    """Steps from the normalised stream to the picture, and the buffers that they take from TAIL on."""
+
+    def __init__(self, model: nn.Module, channels: int, colors: int, img_range: float, mean: Tensor) -> None:
+        self.model, self.channels, self.colors, self.range, self.mean = model, channels, colors, img_range, mean
+        self.buffers: list[Buffer] = []
+        self.steps: list[Step] = self._after_body()
+        if hasattr(model, "conv_up1"):
+            self._nearest()
+        elif hasattr(model, "conv_before_upsample"):
+            self._pixel_shuffle()
+        elif hasattr(model, "upsample"):
+            self._direct()
+        else:
+            self._residual()
+
+    def _after_body(self) -> list[Step]:
+        """``conv_after_body + skip`` from NORMED to STREAM."""
+        after, path, channels = self.model.conv_after_body, "conv_after_body", self.channels
+        if not isinstance(after, nn.Sequential):
+            conv = expect_conv(after, path, kernel=3, in_channels=channels, out_channels=channels)
+            return [conv_step(conv, NORMED, STREAM, add=HEAD)]
+        first, act1, second, act2, third = expect_sequence(after, path, 5)
+        first = expect_conv(first, f"{path}.0", kernel=3, in_channels=channels)
+        narrow = first.out_channels
+        second = expect_conv(second, f"{path}.2", kernel=1, in_channels=narrow, out_channels=narrow)
+        third = expect_conv(third, f"{path}.4", kernel=3, in_channels=narrow, out_channels=channels)
+        self.buffers += [Buffer(narrow)] * 2
+        return [
+            leaky_conv_step(first, NORMED, TAIL, expect_leaky_relu(act1, f"{path}.1")),
+            leaky_conv_step(second, TAIL, TAIL + 1, expect_leaky_relu(act2, f"{path}.3")),
+            conv_step(third, TAIL + 1, STREAM, add=HEAD),
+        ]
+
+    def _only(self, *names: str) -> None:
+        expect_only_children(self.model, "", (*PARTS, *names))
+
+    def _before_upsample(self) -> tuple[int, int]:
+        """The buffer that conv_before_upsample writes, and its channels."""
+        conv, act = expect_sequence(self.model.conv_before_upsample, "conv_before_upsample", 2)
+        conv = expect_conv(conv, "conv_before_upsample.0", kernel=3, in_channels=self.channels)
+        slope = expect_leaky_relu(act, "conv_before_upsample.1")
+        features = TAIL + len(self.buffers)
+        self.buffers.append(Buffer(conv.out_channels))
+        self.steps.append(leaky_conv_step(conv, STREAM, features, slope))
+        return features, conv.out_channels
+
+    def _last(self, channels: int) -> nn.Conv2d:
+        last = getattr(self.model, "conv_last", None)
+        return expect_conv(last, "conv_last", kernel=3, in_channels=channels, out_channels=self.colors)
+
+    def _kernel(self, conv: nn.Conv2d, mean: Tensor) -> CollapsedTail:
+        """``conv / img_range + mean``, mean ``[1]`` or an entry an output channel."""
+        weight, mean = conv.weight.detach().double(), mean.to(conv.weight.device)
+        bias = mean.expand(len(weight)) if conv.bias is None else conv.bias.detach().double() / self.range + mean
+        return one_kernel(weight / self.range, bias)
+
+    def _pixel_shuffle(self) -> None:
+        self._only("conv_before_upsample", "upsample", "conv_last")
+        features, width = self._before_upsample()
+        upscale = expect_upsampler(getattr(self.model, "upsample", None), "upsample", width)
+        tail = (self.model.upsample, self._last(width), affine(1 / self.range, self.mean))
+        self.steps.append(Reconstruct(features, collapsed(tail, width, self.colors, upscale), upscale))
+
+    def _direct(self) -> None:
+        self._only("upsample")
+        conv, shuffle = expect_sequence(self.model.upsample, "upsample", 2)
+        if not isinstance(shuffle, nn.PixelShuffle):
+            raise refuse("upsample.1", "an nn.PixelShuffle", shuffle)
+        upscale = shuffle.upscale_factor
+        phases = self.colors * upscale**2
+        conv = expect_conv(conv, "upsample.0", kernel=3, in_channels=self.channels, out_channels=phases)
+        kernel = self._kernel(conv, self.mean.repeat_interleave(upscale**2))
+        self.steps.append(Reconstruct(STREAM, kernel, upscale))
+
+    def _nearest(self) -> None:
+        names = [f"conv_up{i}" for i in itertools.takewhile(lambda i: hasattr(self.model, f"conv_up{i}"), range(1, 9))]
+        self._only("conv_before_upsample", *names, "conv_hr", "conv_last", "lrelu")
+        features, width = self._before_upsample()
+        slope = expect_leaky_relu(getattr(self.model, "lrelu", None), "lrelu")
+        *doublings, high = (
+            expect_conv(getattr(self.model, name, None), name, kernel=3, in_channels=width, out_channels=width)
+            for name in (*names, "conv_hr")
+        )
+        steps, buffers = nearest_tail(
+            [Activated(conv, slope, 2) for conv in doublings],
+            Activated(high, slope),
+            self._kernel(self._last(width), self.mean),
+            src=features,
+            spare=features,
+            free=TAIL + len(self.buffers),
+            channels=width,
+        )
+        self.steps += steps
+        self.buffers += buffers
+
+    def _residual(self) -> None:
+        """``x + conv_last / img_range``, x back from SHIFTED."""
+        self._only("conv_last")
+        kernel = self._kernel(self._last(self.channels), torch.zeros(1, dtype=torch.float64))
+        picture = TAIL + len(self.buffers)
+        self.buffers.append(Buffer(self.colors))
+        self.steps.append(conv_step(affine(1 / self.range, self.mean), SHIFTED, picture))
+        self.steps.append(Reconstruct(STREAM, kernel, 1, add=picture))
