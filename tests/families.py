@@ -28,7 +28,7 @@ def spread_regressor(model: nn.Module, features: Sequence[Tensor], patches: Tens
     """
     contrast = patches.amax(dim=(1, 2, 3)) / patches.max()
     pooled = torch.stack([f.mean(dim=(2, 3)) for f in features])
-    depth = torch.arange(len(pooled))[:, None] / len(pooled)
+    depth = torch.arange(len(pooled), device=patches.device)[:, None] / len(pooled)
     rows = torch.nn.functional.pad(pooled.flatten(0, 1), (0, 1), value=1.0).double()
     wanted = (1.6 * contrast - 0.6 + 1.2 * depth).flatten()[:, None].double()
     solution = torch.linalg.lstsq(rows, wanted).solution[:, 0].float()
@@ -53,7 +53,7 @@ def assert_equals_its_forward(
         pictures, predictions = at_exits(patches)
         assert_pictures_close(fast.forward_patches(patches)[0], pictures[-1])
         for i, (picture, prediction) in enumerate(zip(pictures, predictions, strict=True)):
-            sr, exit_index, capacity = fast.forward_patches(patches, torch.full((5,), i))
+            sr, exit_index, capacity = fast.forward_patches(patches, torch.full((5,), i, device=patches.device))
             assert (exit_index == i).all()
             assert_pictures_close(sr, picture)
             torch.testing.assert_close(capacity, 1 - prediction[:, 0], atol=1e-4, rtol=0)

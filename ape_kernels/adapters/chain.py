@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ape_kernels.adapters.parts import exits, stages
+from ape_kernels.adapters.parts import exits, one_kernel, stages
 from ape_kernels.adapters.recognise import refuse
-from ape_kernels.collapse import CollapsedTail
 from ape_kernels.program import (
     INPUT,
     Activation,
@@ -97,12 +96,6 @@ def chain(
 def _buffers(layers_left: int, stream: int, other: int) -> tuple[int, int]:
     """Where a layer reads and writes so that the last of those left in the stage writes `stream`."""
     return (other, stream) if layers_left % 2 else (stream, other)
-
-
-def one_kernel(weight: Tensor, bias: Tensor | None) -> CollapsedTail:
-    """A last convolution ``[O * s * s, C, k, k]`` with nothing to collapse: one kernel for all border classes."""
-    bias = weight.new_zeros(len(weight)) if bias is None else bias
-    return CollapsedTail(weight[None, None], bias[None, None])
 
 
 def shuffled_chain(

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from ape_kernels.adapters.chain import Layer, chain, expect_activation, expect_bicubic, one_kernel
-from ape_kernels.adapters.parts import conv_step, exits
+from ape_kernels.adapters.chain import Layer, chain, expect_activation, expect_bicubic
+from ape_kernels.adapters.parts import conv_step, exits, one_kernel
 from ape_kernels.adapters.recognise import expect_conv, expect_only_children, expect_sequence, refuse
 from ape_kernels.program import INPUT, Buffer, Interpolation, PatchProgram, Reconstruct, Upsample
 

@@ -23,6 +23,7 @@ WINDOWS = [(4, 4), (8, 12), (4, 28)]  # whole windows: what the published class 
 
 @pytest.fixture(autouse=True)
 def _probe_of_whole_windows(monkeypatch):
+    """The published class takes no other sizes."""
     monkeypatch.setattr(check, "PROBE_SIZE", (8, 16))
 
 
@@ -180,7 +181,7 @@ def test_every_part_of_the_network_shows():
             continue
         kept = parameter.clone()
         parameter.mul_(0.7)
-        assert (model(patches) - exact).abs().max() > 1e-3 or "qkv.bias" in name, name
+        assert (model(patches) - exact).abs().max() > 1e-3, name
         parameter.copy_(kept)
 
 

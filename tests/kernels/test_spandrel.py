@@ -1,0 +1,84 @@
+"""Networks as spandrel builds them from a checkpoint run as they are; skipped where it is not installed."""
+
+import pytest
+import torch
+from conftest import DEVICE, assert_pictures_close, test_patches
+from families import randomise
+from torch import nn
+
+from ape_kernels import APEForward, NotRecognised
+
+spandrel = pytest.importorskip(
+    "spandrel",
+    reason="spandrel does not import (pip install 'ape-kernels[spandrel]')",
+    exc_type=ImportError,  # it needs torchvision, which may be missing
+)
+from spandrel.architectures.Compact import Compact  # noqa: E402
+from spandrel.architectures.ESRGAN import ESRGAN  # noqa: E402
+from spandrel.architectures.SwinIR import SwinIR  # noqa: E402
+
+SWINIR = dict(img_size=16, embed_dim=12, depths=[2, 2], num_heads=[2, 3], window_size=8, mlp_ratio=2.0)
+
+
+def built(network: nn.Module) -> nn.Module:
+    """The network as spandrel builds it from its own reading of the checkpoint."""
+    state = {name: value.clone() for name, value in randomise(network, gain=1.5).state_dict().items()}
+    return spandrel.ModelLoader().load_from_state_dict(state).model.to(DEVICE).eval().requires_grad_(False)
+
+
+NETWORKS = {
+    "esrgan-x4": lambda: ESRGAN(num_filters=8, num_blocks=2, scale=4),
+    "esrgan-x2": lambda: ESRGAN(num_filters=8, num_blocks=1, scale=2),
+    "esrgan-x1": lambda: ESRGAN(num_filters=8, num_blocks=1, scale=1),
+    "compact-x4": lambda: Compact(num_feat=8, num_conv=3, upscale=4),
+    "compact-x2": lambda: Compact(num_feat=8, num_conv=2, upscale=2),
+    "swinir-x2": lambda: SwinIR(**SWINIR, upscale=2, upsampler="pixelshuffle"),
+    "swinir-x3": lambda: SwinIR(**SWINIR, upscale=3, upsampler="pixelshuffle"),
+    "swinir-light-x4": lambda: SwinIR(**SWINIR, upscale=4, upsampler="pixelshuffledirect"),
+    "swinir-real-x4": lambda: SwinIR(**SWINIR, upscale=4, upsampler="nearest+conv"),
+    "swinir-real-large-x4": lambda: SwinIR(**SWINIR, upscale=4, upsampler="nearest+conv", resi_connection="3conv"),
+    "swinir-jpeg": lambda: SwinIR(**{**SWINIR, "window_size": 7, "img_size": 14}, upsampler="", img_range=255.0),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_spandrel_builds(name):
+    model = built(NETWORKS[name]())
+    fast = APEForward(model)
+    for height, width in ((8, 8), (9, 13), (16, 24)):
+        patches = test_patches(2, height, width)
+        assert_pictures_close(fast.forward_patches(patches)[0], model(patches))
+
+
+REFUSED = {
+    "esrgan-plus": (
+        lambda: ESRGAN(num_filters=8, num_blocks=1, plus=True),
+        "model.model.1.sub.0.RDB1.conv1x1: expected no such submodule",
+    ),
+    "esrgan-folded": (
+        lambda: ESRGAN(in_nc=12, num_filters=8, num_blocks=1, scale=4, shuffle_factor=2),
+        "model.shuffle_factor: expected none",
+    ),
+    "esrgan-pixel-shuffle": (
+        lambda: ESRGAN(num_filters=8, num_blocks=1, upsampler="pixel_shuffle"),
+        "model.model.2: expected an nn.Upsample of mode nearest",
+    ),
+    "swinir-folded": (
+        lambda: SwinIR(**SWINIR, upscale=4, upsampler="nearest+conv", start_unshuffle=2),
+        "model.start_unshuffle: expected 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(name):
+    network, message = REFUSED[name]
+    with pytest.raises(NotRecognised, match=message):
+        APEForward(network())
+
+
+def test_a_loaded_network_leaves_its_checkpoint_alone():
+    model = built(NETWORKS["esrgan-x2"]())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    APEForward(model)(test_patches(1, 20, 20))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
