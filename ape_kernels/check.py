@@ -24,9 +24,10 @@ def check_program(model: nn.Module, program: PatchProgram) -> None:
     """
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    patch = torch.rand(1, program.in_channels, *PROBE_SIZE, generator=generator).to(parameter.device)
+    size = [side + -side % program.multiple_of for side in PROBE_SIZE]
+    patch = torch.rand(1, program.in_channels, *size, generator=generator).to(parameter.device)
     with torch.no_grad(), _evaluating(model):
-        expected, exit_index = _picture(model(patch.to(parameter.dtype)))
+        expected, exit_index = _picture(model(patch.to(parameter.dtype, copy=True)))  # some scale their input in place
     exit_at = torch.full((1,), len(program.stages) - 1) if exit_index is None else exit_index
     oracle = get_backend("torch")
     packed = oracle.pack(program, parameter.device, torch.float32)
@@ -40,7 +41,7 @@ def check_program(model: nn.Module, program: PatchProgram) -> None:
     if not error <= TOLERANCE[parameter.dtype]:
         raise NotRecognised(
             f"model: its forward does something else than its layers say: {error:.1e} of the range apart on a "
-            f"random {PROBE_SIZE[1]}x{PROBE_SIZE[0]} patch"
+            f"random {size[1]}x{size[0]} patch"
         )
 
 

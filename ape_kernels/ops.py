@@ -61,9 +61,7 @@ def upscale(
     grid = patch_grid(height, width, patch_size, overlap, upscale, blend)
     geometry = choose_for_patches(backend, image.device, image.dtype)
     patches = grid.split(image, geometry)
-    sr, exit_index, capacity = run_patches(
-        patches, table, weights, boundary, None, upscale, out_channels, backend
-    )
+    sr, exit_index, capacity = run_patches(patches, table, weights, boundary, None, upscale, out_channels, backend)
     shape = (batch, *grid.shape)
     return grid.merge(sr, batch, geometry), exit_index.view(shape), capacity.view(shape)
 

@@ -231,6 +231,7 @@ class PatchProgram:
     buffers: each buffer's channels and resolution; buffer 0 is the low-resolution patch.
     head, stages, tail: run in this order; the tail ends in a `Reconstruct`.
     exit_threshold: the wrapped model's own prediction from which a patch leaves, or None.
+    multiple_of: what the wrapped model may need height and width divided by; the program takes any size.
     """
 
     buffers: tuple[Buffer, ...]
@@ -238,6 +239,7 @@ class PatchProgram:
     stages: tuple[Stage, ...]
     tail: tuple[Step, ...]
     exit_threshold: float | None = None
+    multiple_of: int = 1
 
     @property
     def reconstruct(self) -> Reconstruct:

@@ -9,6 +9,7 @@ from support import DEVICE
 
 from ape_kernels import to_program
 from ape_kernels.backends import ORDER, get_backend
+from ape_sr.models import EDSR
 
 settings.register_profile("ape", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("ape")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from conftest import assert_exits_agree, assert_pictures_close, test_patches
+from support import assert_exits_agree, assert_pictures_close, test_patches
 from torch import Tensor, nn
 
 from ape_kernels import APEForward

@@ -122,6 +122,7 @@ def convert(model: nn.Module) -> PatchProgram:
         stages=stages(groups, interval, exit_step, first=first, stream=STREAM),
         tail=(Module(STREAM, NORMED, _norm(model.norm, "norm", channels)), *tail.steps),
         exit_threshold=exit_threshold,
+        multiple_of=windows,
     )
 
 

@@ -4,9 +4,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import DEVICE, assert_exits_agree, assert_pictures_close, test_patches
 from families import assert_equals_its_forward, assert_leaves_as_predicted, edit, spread_regressor
 from reference import literal_forward, picture_at_exit
+from support import DEVICE, assert_exits_agree, assert_pictures_close, test_patches
 from torch import Tensor, nn
 
 from ape_kernels import APEForward, NotRecognised, to_program

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import DEVICE, assert_pictures_close, test_patches
 from families import randomise
+from support import DEVICE, assert_pictures_close, test_patches
 from torch import nn
 
 from ape_kernels import APEForward, NotRecognised

@@ -5,12 +5,12 @@ import itertools
 
 import pytest
 import torch
-from conftest import DEVICE, assert_pictures_close, test_patches
 from families import assert_equals_its_forward, assert_leaves_as_predicted, edit, randomise, remove, spread_regressor
+from support import DEVICE, assert_pictures_close, test_patches
 from torch import nn
 from torch.nn.functional import interpolate
 
-from ape_kernels import APEForward, BackendUnavailable, NotRecognised, check
+from ape_kernels import APEForward, BackendUnavailable, NotRecognised
 from ape_kernels.adapters.swinir import reflect_to_multiple
 from ape_kernels.program import Module
 from ape_sr.models import SwinIR
@@ -19,12 +19,6 @@ from ape_sr.models.swinir import RSTB, PatchEmbed, PatchUnEmbed, SwinTransformer
 
 CHANNELS, WINDOW = 12, 4
 WINDOWS = [(4, 4), (8, 12), (4, 28)]  # whole windows: what the published class takes
-
-
-@pytest.fixture(autouse=True)
-def _probe_of_whole_windows(monkeypatch):
-    """The published class takes no other sizes."""
-    monkeypatch.setattr(check, "PROBE_SIZE", (8, 16))
 
 
 def conv(in_channels: int = CHANNELS, out_channels: int = CHANNELS, kernel: int = 3) -> nn.Conv2d:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import DEVICE, assert_pictures_close, test_patches
 from families import assert_equals_its_forward, assert_leaves_as_predicted, edit, randomise, remove, spread_regressor
+from support import DEVICE, assert_pictures_close, test_patches
 from torch import nn
 
 from ape_kernels import APEForward, NotRecognised, to_program

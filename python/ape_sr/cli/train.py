@@ -37,6 +37,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--regressor-only", action="store_true", help="train the regressor alone, on the backbone given by --init"
     )
+    parser.add_argument(
+        "--target",
+        choices=("paper", "look-ahead"),
+        default=DEFAULTS.target,
+        help="what the regressor predicts: the gain of the stage just run, or of the next one (%(default)s)",
+    )
     parser.add_argument("--init", type=Path, help="weights to start from; a plain network will do")
     parser.add_argument("--steps", type=positive_int, default=DEFAULTS.steps, help="optimiser steps (%(default)s)")
     parser.add_argument("--batch", type=positive_int, default=DEFAULTS.batch, help="crops a step (%(default)s)")
@@ -85,6 +91,7 @@ def run(args: argparse.Namespace) -> None:
         regressor_lr=args.regressor_lr,
         precision=args.precision,
         seed=args.seed,
+        target=args.target,
         regressor_only=args.regressor_only,
     )
     weights = TrainingRun(model, sampler, config, args.out, args.device).run()

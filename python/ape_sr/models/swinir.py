@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from ape_kernels.adapters.swinir import reflect_to_multiple
 from ape_sr.models.edsr import RGB_MEAN, Upsampler, conv3x3
 
 MASKED = -100.0  # added to the attention between pixels that are neighbours by the cyclic shift only
@@ -151,17 +152,6 @@ class RSTB(nn.Module):
     def forward(self, x: Tensor, x_size: tuple[int, int]) -> Tensor:
         """Tokens ``[N, h * w, C]`` to the same."""
         return x + self.patch_embed(self.conv(self.patch_unembed(self.residual_group(x, x_size), x_size)))
-
-
-def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """``[N, C, h, w]`` reflected past its bottom and right until both sides are multiples; any size of at least 1."""
-
-    def index(size: int) -> Tensor:
-        period = max(1, 2 * (size - 1))
-        steps = torch.arange(size + -size % multiple, device=x.device) % period
-        return torch.where(steps < size, steps, period - steps)
-
-    return x[:, :, index(x.shape[2])[:, None], index(x.shape[3])]
 
 
 class SwinIR(nn.Module):

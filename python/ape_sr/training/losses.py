@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, l1_loss, mse_loss, pixel_shuffle
 
-from ape_kernels.collapse import collapse_interior
+from ape_kernels.collapse import RADIUS, collapse_interior
 from ape_sr.metrics import batch_psnr
 
 
@@ -22,27 +22,28 @@ class LossParts:
     psnr: Tensor
 
 
-def joint_loss(model: nn.Module, lr: Tensor, hr: Tensor) -> LossParts:
+def joint_loss(model: nn.Module, lr: Tensor, hr: Tensor, target: str = "paper") -> LossParts:
     """Sum over exits of L1(SR_i, HR) + MSE(prediction_i, 1 - I_i), section 3.3 of the APE paper.
 
     I_i = tanh(PSNR_i - PSNR_{i-1}), PSNR_0 = 0, taken from the batch with no gradient. L1 is in grey
     levels of 0 to 255 as in the paper, which keeps the regressor's pull on the backbone small.
+    With the target "look-ahead" the prediction at exit i is trained towards 1 - I_{i+1}: a patch then leaves before
+    the stage that would bring little, not after it.
     lr: ``[N, 3, h, w]``, hr: ``[N, 3, s * h, s * w]``, both in [0, rgb_range].
     A plain network has one "exit" and no regressor.
     """
     skip, features = model.exit_features(lr)
-    pictures = _reconstruct_all(model, skip, features).float()
-    scale = model.scale
-    inner = (Ellipsis, slice(scale, -scale), slice(scale, -scale))
-    target = hr[inner].expand(len(features), *hr[inner].shape)
-    pictures = pictures.view(len(features), *hr.shape)[inner]
-    l1 = torch.stack([l1_loss(sr, hr_i) for sr, hr_i in zip(pictures, target, strict=True)]) * (255 / model.rgb_range)
+    pictures = _reconstruct_all(model, skip, features).float().view(len(features), *hr.shape)
+    truth = hr.expand(len(features), *hr.shape)
+    l1 = torch.stack([l1_loss(sr, hr_i) for sr, hr_i in zip(pictures, truth, strict=True)]) * (255 / model.rgb_range)
     with torch.no_grad():
-        # `pictures` lost `scale` pixels already; the paper's border for training PSNR is scale + 6
+        border = model.scale + 6
         psnr = torch.stack(
-            [batch_psnr(sr, hr_i, 6, model.rgb_range) for sr, hr_i in zip(pictures, target, strict=True)]
+            [batch_psnr(sr, hr_i, border, model.rgb_range) for sr, hr_i in zip(pictures, truth, strict=True)]
         )
         gain = torch.diff(psnr, dim=0, prepend=torch.zeros_like(psnr[:1]))
+        if target == "look-ahead":  # what the next stage will bring; nothing comes after the last
+            gain = torch.cat([gain[1:], torch.zeros_like(gain[:1])])
         wanted = 1 - torch.tanh(gain)
     regressor = torch.zeros_like(l1)
     if model.has_exits:
@@ -53,15 +54,23 @@ def joint_loss(model: nn.Module, lr: Tensor, hr: Tensor) -> LossParts:
 
 
 def _reconstruct_all(model: nn.Module, skip: Tensor, features: list[Tensor]) -> Tensor:
-    """Pictures of all exits, ``[exits * N, 3, s * h, s * w]``, right but for the outermost `s` pixels.
+    """Pictures of all exits, ``[exits * N, 3, s * h, s * w]``.
 
     The tail is applied collapsed (one 5x5 convolution at low resolution instead of the whole
-    upsampler, at every exit), which is several times cheaper and differentiable; the ring it does not
-    get right is not looked at by the loss.
+    upsampler, at every exit), which is several times cheaper and differentiable. It is not right in the
+    outermost ring of low-resolution pixels, where the zero padding inside the tail shows: that ring
+    comes from the tail as it is, applied to strips just wide enough.
     """
     with torch.autocast(skip.device.type, enabled=False):
         kernel, bias = collapse_interior(
             model.reconstruct, skip.shape[1], 3, model.scale, dtype=torch.float32, device=skip.device
         )
     closed = model.body[-1](torch.cat(features)) + skip.repeat(len(features), 1, 1, 1)
-    return pixel_shuffle(conv2d(closed, kernel, bias, padding=kernel.shape[-1] // 2), model.scale)
+    inner = pixel_shuffle(conv2d(closed, kernel, bias, padding=kernel.shape[-1] // 2), model.scale)
+    s, width = model.scale, RADIUS + 1
+    top = model.reconstruct(closed[:, :, :width])[:, :, :s]
+    bottom = model.reconstruct(closed[:, :, -width:])[:, :, -s:]
+    left = model.reconstruct(closed[..., :width])[:, :, s:-s, :s]
+    right = model.reconstruct(closed[..., -width:])[:, :, s:-s, -s:]
+    middle = torch.cat([left, inner[:, :, s:-s, s:-s], right], dim=3)
+    return torch.cat([top, middle, bottom], dim=2)
