@@ -16,6 +16,7 @@ PROBE_SIZE = (7, 6)  # every border class and an interior, and no side like anot
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
+@torch.no_grad()
 def check_program(model: nn.Module, program: PatchProgram) -> None:
     """Run both on one small random patch, at full depth; NotRecognised if the pictures differ.
 
@@ -26,7 +27,7 @@ def check_program(model: nn.Module, program: PatchProgram) -> None:
     generator = torch.Generator().manual_seed(0)
     size = [side + -side % program.multiple_of for side in PROBE_SIZE]
     patch = torch.rand(1, program.in_channels, *size, generator=generator).to(parameter.device)
-    with torch.no_grad(), _evaluating(model):
+    with _evaluating(model):
         expected, exit_index = _picture(model(patch.to(parameter.dtype, copy=True)))  # some scale their input in place
     exit_at = torch.full((1,), len(program.stages) - 1) if exit_index is None else exit_index
     oracle = get_backend("torch")

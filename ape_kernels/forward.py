@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ape_kernels.adapters import to_program
 from ape_kernels.backends import BackendUnavailable, choose, get_backend
 from ape_kernels.check import check_program
+from ape_kernels.exits import all_exits, has_added_exits
 from ape_kernels.patches import Blend, check_blend, check_patch_size
 from ape_kernels.policy import check_threshold, exit_boundary, threshold_from_gain
 from ape_kernels.program import PackedProgram, PatchProgram
@@ -117,12 +118,12 @@ class APEForward(nn.Module):
 
         image: float ``[B, C, H, W]`` of any size and memory format, on the model's device, finite.
         Returns the picture ``[B, C, s * H, s * W]`` in the image's dtype, with `return_report` also a
-        `Report`. In training mode returns what ``model(image)`` returns.
+        `Report`. In training mode returns what ``model(image)`` returns, or `all_exits` where `add_exits` made them.
 
         Raises TypeError for a wrong dtype, ValueError for a wrong shape or device, NaN or infinity.
         """
         if self.training:
-            return self.model(image)
+            return all_exits(self.model, image) if has_added_exits(self.model) else self.model(image)
         if torch.compiler.is_compiling():
             prepared = self._prepared  # tracing cannot pack: it takes what was packed last
         else:
@@ -228,7 +229,8 @@ class APEForward(nn.Module):
             if prepared.packed_for != packed_for:
                 program, device, dtype = prepared.program, parameter.device, packed_for[-1]
                 name = choose(self.backend, program, device, dtype)
-                packed = get_backend(name).pack(program, device, dtype)
+                with torch.no_grad():
+                    packed = get_backend(name).pack(program, device, dtype)
                 prepared = _Prepared(stamp, program, packed_for, name, packed)
             self._prepared = prepared
             return prepared

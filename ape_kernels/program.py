@@ -304,6 +304,7 @@ def pack(program: PatchProgram, layout: WeightLayout, *, dtype: torch.dtype, dev
     """Assemble instruction table (on the host) and weight buffer (on `device`).
 
     layout: gives a step's weights and bias as 1-D tensors in the order the backend reads them.
+    The weight buffer carries gradients back to the network's parameters where they are recorded.
     """
     table = _Table(layout, dtype, device)
     for i, buffer in enumerate(program.buffers):
@@ -339,7 +340,7 @@ class _Table:
         """Append to the weight buffer; returns the offset."""
         offset = self.position
         padded = -len(values) % WEIGHT_ALIGNMENT
-        values = values.detach().to(device=self.device, dtype=self.dtype)
+        values = values.to(device=self.device, dtype=self.dtype)
         self.chunks.append(torch.nn.functional.pad(values, (0, padded)))
         self.position += len(values) + padded
         return offset

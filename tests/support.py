@@ -52,6 +52,7 @@ def assert_pictures_close(sr: Tensor, expected: Tensor, tolerance: float = 1e-4)
     assert sr.shape == expected.shape
     if not sr.numel():
         return
+    expected = expected.detach()
     value_range = max(1.0, float(expected.max() - expected.min()))
     error = (sr - expected).abs()
     assert torch.isfinite(sr).all()

@@ -49,9 +49,12 @@ def expect_conv(
 
 
 def expect_only_children(module: nn.Module, path: str, allowed: Sequence[str]) -> None:
-    """Refuse submodules the family does not have: they may do something a program would leave out."""
+    """Refuse submodules the family does not have: they may do something a program would leave out.
+
+    A network itself (path "") may have a regressor: every family reads its exits off it (`parts.exits`).
+    """
     for name, child in module.named_children():
-        if name not in allowed:
+        if name not in allowed and (path or name != "regressor"):
             raise refuse(f"{path}{name}", f"no such submodule (only {', '.join(allowed)})", child)
 
 

@@ -9,7 +9,16 @@ from ape_kernels.backends.torch.run import run_patches, run_stage
 from ape_kernels.program import ChannelAttention, Conv, Exit, PackedProgram, PatchProgram, Reconstruct, Step
 from ape_kernels.program import pack as pack_program
 
-__all__ = ["merge", "pack", "run_patches", "run_stage", "split", "supports", "supports_patches", "unavailable"]
+__all__ = [
+    "merge",
+    "pack",
+    "run_patches",
+    "run_stage",
+    "split",
+    "supports",
+    "supports_patches",
+    "unavailable",
+]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

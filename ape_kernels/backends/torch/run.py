@@ -100,6 +100,21 @@ def run_stage(
     return out.contiguous(), ids, capacity, n_left
 
 
+def run_all_exits(patches: Tensor, table: Tensor, weights: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Pictures ``[P, O, s * h, s * w]`` and predictions ``[P, 1]`` of all patches at every exit, with gradients."""
+    sections = _Sections.of(table)
+    buffers = {INPUT: patches}
+    _run_steps(sections.head, buffers, weights)
+    pictures, predictions = [], []
+    for stage in sections.stages:
+        _run_steps(stage.steps, buffers, weights)
+        if stage.exit is not None:
+            predictions.append(_predict(stage.exit, buffers[stage.dst], weights)[:, None])
+            leaving = {**buffers, sections.stages[-1].dst: buffers[stage.dst]}
+            pictures.append(_run_steps(sections.tail, leaving, weights))
+    return pictures, predictions
+
+
 def _run_chunk(
     sections: _Sections, patches: Tensor, weights: Tensor, boundary: float, exit_at: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,71 @@
+"""Exits for networks that were published without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ape_kernels.adapters import to_program
+from ape_kernels.backends import get_backend
+from ape_kernels.backends.torch.run import run_all_exits
+
+
+def add_exits(model: nn.Module, every: int = 4) -> nn.Module:
+    """Give a plain recognised network exits after every `every` blocks, and a regressor to train.
+
+    The model gets `regressor` (average pool, Linear(C, 1), tanh; section 3.2 of the APE paper), `exit_interval`
+    and `exit_threshold`, and is returned. Its forward and its state dict stay those of its class: the regressor
+    is saved apart, as ``model.regressor.state_dict()``. Its weights begin at zero, so that no patch leaves
+    early before it is trained; `all_exits` gives what training needs.
+
+    Raises NotRecognised for a network no adapter knows, ValueError for one that has exits already or an
+    interval it has not blocks enough for.
+    """
+    program = to_program(model)
+    if any(stage.has_exit for stage in program.stages):
+        raise ValueError("model: expected a plain network, got one with exits")
+    if isinstance(every, bool) or not isinstance(every, int):
+        raise ValueError(f"every: expected a whole number of blocks, got {every!r}")
+    linear = nn.Linear(program.buffers[program.stages[-1].dst].channels, 1)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    regressor = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear, nn.Tanh())
+    parameter = next(model.parameters())
+    model.regressor = regressor.to(parameter.device, parameter.dtype)
+    model.exit_interval, model.exit_threshold = every, 1.0
+    try:
+        to_program(model)
+    except ValueError as error:
+        del model.regressor, model.exit_interval, model.exit_threshold
+        raise ValueError(f"every: {error}") from None
+    model.register_state_dict_post_hook(_leave_regressor_out)
+    model.register_load_state_dict_post_hook(_do_not_miss_regressor)
+    return model
+
+
+def has_added_exits(model: nn.Module) -> bool:
+    """Whether `add_exits` gave `model` its exits, so that its own forward does not know them."""
+    return _leave_regressor_out in model._state_dict_hooks.values()
+
+
+def all_exits(model: nn.Module, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Pictures ``[B, 3, s * H, s * W]`` and predictions ``[B, 1]`` at every exit, shallowest first.
+
+    image: float32 ``[B, 3, H, W]``, taken whole. Gradients reach the regressor, the body and the head; a tail
+    that was collapsed is a constant.
+    """
+    device = next(model.parameters()).device
+    program = to_program(model)  # alive until the run is over: its modules are known by number
+    packed = get_backend("torch").pack(program, device, torch.float32)
+    return run_all_exits(image, packed.table, packed.weights)
+
+
+def _leave_regressor_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}regressor.")]:
+        del state[name]
+
+
+def _do_not_miss_regressor(module: nn.Module, incompatible: Any) -> None:
+    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if "regressor." not in name]
