@@ -27,20 +27,24 @@ def save_model(path: Path, model: nn.Module) -> None:
         save_file(tensors, temporary, metadata=metadata)
 
 
-def load_model(path: Path) -> nn.Module:
+def load_model(path: Path, *, exit_interval: int | None = None, res_scale: float | None = None) -> nn.Module:
     """Build the network stored in `path`, in evaluation mode.
 
     path: a file written by `save_model`, or (``.pth``, ``.pt``) a state dict that `from_state_dict` knows,
-    bare or under one of the keys in `NESTED`. Raises UserError when the file is missing, corrupt, holds
+    bare or under one of the keys in `NESTED`. exit_interval, res_scale: what a state dict does not hold, see
+    there; only for such a file. Raises UserError when the file is missing, corrupt, holds
     something else or does not fit.
     """
     if path.suffix.lower() in (".pth", ".pt"):
         state = _read_torch(path)
         _check_finite(path, state)
         try:
-            return from_state_dict(state)
+            return from_state_dict(state, exit_interval=exit_interval, res_scale=res_scale)
         except ValueError as error:
             raise UserError(f"weights: {path}: {error}") from None
+    for name, value in (("exit_interval", exit_interval), ("res_scale", res_scale)):
+        if value is not None:
+            raise UserError(f"{name}: expected with a .pth file only, as {path} holds its own, got {value}")
     metadata, state = _read_safetensors(path)
     _check_finite(path, state)
     try:

@@ -5,6 +5,7 @@ from support import spread_network
 
 from ape_sr.checkpoint import load_model, save_model
 from ape_sr.errors import UserError
+from ape_sr.models import EDSR
 
 
 def test_weights_come_back_with_their_network(tmp_path):
@@ -70,3 +71,24 @@ def test_pth_files_of_something_else(tmp_path, content, message):
 def test_missing_files(tmp_path, name):
     with pytest.raises(UserError, match="weights: no such file"):
         load_model(tmp_path / name)
+
+
+def test_what_a_state_dict_does_not_hold_can_be_said(tmp_path):
+    model = spread_network(2, 4, 8, 2, res_scale=0.25)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    loaded = load_model(tmp_path / "a.pth", exit_interval=2, res_scale=0.25)
+    assert loaded.config == model.config
+    x = torch.rand(1, 3, 7, 7)
+    assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("feats, expected", [(256, 0.1), (64, 1.0)], ids=["published-large", "published-small"])
+def test_res_scale_is_that_of_the_published_networks(tmp_path, feats, expected):
+    torch.save(EDSR(2, 1, feats, None).state_dict(), tmp_path / "a.pth")
+    assert load_model(tmp_path / "a.pth").config["res_scale"] == expected
+
+
+def test_our_own_files_hold_everything(tmp_path):
+    save_model(tmp_path / "a.safetensors", spread_network(2, 2, 8, 1))
+    with pytest.raises(UserError, match=r"res_scale: expected with a .pth file only, .* got 0.1"):
+        load_model(tmp_path / "a.safetensors", res_scale=0.1)

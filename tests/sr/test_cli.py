@@ -9,11 +9,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from skimage import data
+from support import spread_network
 
 from ape_kernels import APEForward
-from ape_sr.checkpoint import load_model
+from ape_sr.checkpoint import load_model, save_model
 from ape_sr.cli import main
 from ape_sr.data.images import read_image, to_image, to_tensor, write_image
+from ape_sr.weights import shipped_weights
 
 
 def run(*arguments: object) -> int:
@@ -123,6 +126,30 @@ class TestEvaluate:
         assert "small.png: expected sides of at least 28 pixels, got 20x20" in capsys.readouterr().err
 
 
+class TestCalibrate:
+    def test_stores_the_largest_threshold_within_the_loss(self, tmp_path, capsys):
+        write_image(tmp_path / "photos" / "cat.png", data.chelsea())
+        photos, out = tmp_path / "photos", tmp_path / "own.safetensors"
+        assert run("calibrate", "-i", photos, "-n", shipped_weights(4), "-o", out, "--max-loss-db", 0.05) == 0
+        threshold = 1 - load_model(out).exit_threshold
+        assert 0 < threshold < 1
+        tried = (0, threshold, min(1, threshold + 0.004))
+        run("evaluate", "-i", photos, "-n", out, "--threshold", *tried, "--json", tmp_path / "a.json")
+        rows = json.loads((tmp_path / "a.json").read_text())["rows"][1:]
+        full, at, above = (row["mean"]["psnr_y"] for row in rows)
+        assert full - at <= 0.05 < full - above
+        capsys.readouterr()
+        assert run("upscale", "-i", photos / "cat.png", "-o", tmp_path / "c.png", "-n", out) == 0
+        assert "100.0% of the computation" not in capsys.readouterr().out
+
+    def test_a_plain_network_is_refused(self, tmp_path, photos, capsys):
+        save_model(tmp_path / "plain.safetensors", spread_network(2, 2, 8, None))
+        assert (
+            run("calibrate", "-i", photos, "-n", tmp_path / "plain.safetensors", "-o", tmp_path / "x.safetensors") == 2
+        )
+        assert "weights: expected a network with exits" in capsys.readouterr().err
+
+
 def test_train_then_upscale(tmp_path, photos, capsys):
     """The paper's two phases, three steps each, then the result in use."""
     common = ("-i", photos, "-s", 2, "--blocks", 2, "--feats", 8, "--patch", 32, "--batch", 2, "--steps", 3)
@@ -210,8 +237,6 @@ def test_an_unknown_backend_in_the_environment_is_named(photos, weights, tmp_pat
 
 
 def test_nan_weights_are_refused(tmp_path, photos, weights, capsys):
-    from ape_sr.checkpoint import save_model
-
     model = load_model(weights)
     with torch.no_grad():
         model.head[0].weight[0, 0, 0, 0] = float("nan")

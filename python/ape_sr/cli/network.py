@@ -11,7 +11,7 @@ import torch
 from ape_kernels import APEForward, BackendUnavailable, to_program
 from ape_kernels.backends import ORDER, choose
 from ape_sr.checkpoint import load_model
-from ape_sr.cli.arguments import positive_int
+from ape_sr.cli.arguments import positive_float, positive_int
 from ape_sr.errors import UserError
 from ape_sr.weights import shipped_weights
 
@@ -25,6 +25,12 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-s", "--scale", type=positive_int, help=f"upscaling factor (that of the weights, else {DEFAULT_SCALE})"
     )
+    parser.add_argument("--exit-every", type=positive_int, help="blocks between exits, for a .pth file with exits")
+    parser.add_argument(
+        "--res-scale",
+        type=positive_float,
+        help="of the residual blocks, for a .pth file (0.1 with 256 features, else 1)",
+    )
     parser.add_argument("--backend", choices=("auto", *ORDER), default="auto", help="what computes (%(default)s)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the computation (%(default)s)")
 
@@ -35,7 +41,7 @@ def open_network(args: argparse.Namespace) -> APEForward:
     Raises UserError for weights that cannot be read or have another scale, and for a backend that cannot run.
     """
     path = args.weights or shipped_weights(args.scale or DEFAULT_SCALE)
-    model = load_model(path)
+    model = load_model(path, exit_interval=args.exit_every, res_scale=args.res_scale)
     if args.scale not in (None, model.scale):
         raise UserError(f"scale: expected {model.scale}, the scale of {path}, got {args.scale}")
     device = _device(args.backend)

@@ -22,15 +22,17 @@ BASICSR = (
 )
 
 
-def from_state_dict(state: Mapping[str, Tensor], *, exit_interval: int | None = None, res_scale: float = 1.0) -> EDSR:
+def from_state_dict(
+    state: Mapping[str, Tensor], *, exit_interval: int | None = None, res_scale: float | None = None
+) -> EDSR:
     """Build an `EDSR` that computes what the network `state` was saved from computes.
 
     state: named as by EDSR-PyTorch and APE (``head.0``, ``body.N.body.0``, ``tail``, with or without
     sub_mean, add_mean and regressor), or as by BasicSR (``conv_first``, ``body.N.conv1``, ...; images in
     [0, 1], its range of 255 is folded into the first and the last convolution).
     exit_interval: blocks between exits; needed exactly when there is a regressor.
-    res_scale: of the residual blocks; like the interval not stored in a state dict, so it has to be known
-    (published EDSR with 256 features: 0.1).
+    res_scale: of the residual blocks; like the interval not stored in a state dict. None takes what EDSR was
+    published with: 0.1 with 256 features, else 1 (Lim et al. 2017, section 3.3).
 
     All else is read off shapes, and rgb_range off sub_mean's bias (1.0 where there is none). Raises
     ValueError that names the key, what was expected and what came.
@@ -57,15 +59,18 @@ def _build(
     rename: Callable[[str], str],
     rgb_range: float,
     exit_interval: int | None,
-    res_scale: float,
+    res_scale: float | None,
 ) -> EDSR:
     """An EDSR of the sizes found in `state`, filled from it; `rename` gives the key there of a name of ours."""
     if "regressor.2.weight" in state and exit_interval is None:
         raise ValueError("exit_interval: expected the blocks between exits, as regressor.2.weight is there, got None")
+    n_feats = _conv_shape(state, rename("head.0.weight"))[0]
+    if res_scale is None:
+        res_scale = 0.1 if n_feats == 256 else 1.0
     model = EDSR(
         scale=_scale(state, rename),
         n_resblocks=_count(state, rename),
-        n_feats=_conv_shape(state, rename("head.0.weight"))[0],
+        n_feats=n_feats,
         exit_interval=exit_interval,
         res_scale=res_scale,
         rgb_range=rgb_range,

@@ -1,0 +1,58 @@
+"""`ape-sr calibrate`: find the threshold that costs a given loss, and store it with the weights."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ape_sr.checkpoint import load_model, save_model
+from ape_sr.cli.arguments import existing_folder, positive_float
+from ape_sr.cli.network import add_network_arguments, open_network
+from ape_sr.errors import UserError
+from ape_sr.evaluate import evaluate, find_pairs, format_table
+
+STEPS = 8  # thresholds tried a round; three rounds narrow [0, 1] down to 0.002
+ROUNDS = 3
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Register the subcommand."""
+    parser = commands.add_parser(
+        "calibrate",
+        help="choose the threshold by what it may cost",
+        description="Find the largest threshold that costs at most --max-loss-db of PSNR (Y, mean over the pictures of "
+        "a folder as `evaluate` takes it) and write the weights with it as their own threshold.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "-i", "--input", type=existing_folder, required=True, help="folder of pictures, not those tested on"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="weights file to write (.safetensors)")
+    parser.add_argument("--max-loss-db", type=positive_float, default=0.02, help="PSNR that may be lost (%(default)s)")
+    add_network_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Calibrate and write."""
+    if args.weights is None:
+        raise UserError("weights: expected the file to calibrate, -n FILE")
+    if args.output.suffix != ".safetensors":
+        raise UserError(f"output: expected a name ending in .safetensors, got {args.output.name}")
+    pairs = find_pairs(args.input)
+    network = open_network(args)
+    if not network.program.stages[0].has_exit:
+        raise UserError(f"weights: expected a network with exits, got a plain one in {args.weights}")
+    low, high = 0.0, 1.0
+    for _ in range(ROUNDS):
+        thresholds = [low + (high - low) * i / STEPS for i in range(STEPS + 1)]
+        full, *rows = evaluate(network, tqdm(pairs, unit="image", disable=None), [0.0, *thresholds])[1:]
+        losses = [full.mean("psnr_y") - row.mean("psnr_y") for row in rows]
+        best = max(i for i, loss in enumerate(losses) if loss <= args.max_loss_db or i == 0)
+        low, high = thresholds[best], thresholds[min(best + 1, STEPS)]
+    print(format_table([full, rows[best]]))
+    print(f"threshold {low:.4g} costs {losses[best]:.4f} dB")
+    model = load_model(args.weights, exit_interval=args.exit_every, res_scale=args.res_scale)
+    model.config["exit_threshold"] = model.exit_threshold = 1 - low
+    save_model(args.output, model)
