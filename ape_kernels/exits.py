@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ape_kernels.adapters import to_program
+from ape_kernels.adapters import NotRecognised, to_program
 from ape_kernels.backends import get_backend
 from ape_kernels.backends.torch.run import run_all_exits
 
@@ -28,18 +28,22 @@ def add_exits(model: nn.Module, every: int = 4) -> nn.Module:
         raise ValueError("model: expected a plain network, got one with exits")
     if isinstance(every, bool) or not isinstance(every, int):
         raise ValueError(f"every: expected a whole number of blocks, got {every!r}")
+    parameter = next(model.parameters())
     linear = nn.Linear(program.buffers[program.stages[-1].dst].channels, 1)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
-    regressor = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear, nn.Tanh())
-    parameter = next(model.parameters())
-    model.regressor = regressor.to(parameter.device, parameter.dtype)
     model.exit_interval, model.exit_threshold = every, 1.0
-    try:
-        to_program(model)
-    except ValueError as error:
+    for pool in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d):  # families pool over tokens or over maps
+        regressor = nn.Sequential(pool(1), nn.Flatten(), linear, nn.Tanh())
+        model.regressor = regressor.to(parameter.device, parameter.dtype)
+        try:
+            to_program(model)
+            break
+        except NotRecognised as error:
+            refusal = error
+    else:
         del model.regressor, model.exit_interval, model.exit_threshold
-        raise ValueError(f"every: {error}") from None
+        raise ValueError(f"every: {refusal}")
     model.register_state_dict_post_hook(_leave_regressor_out)
     model.register_load_state_dict_post_hook(_do_not_miss_regressor)
     return model

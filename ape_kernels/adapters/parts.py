@@ -97,30 +97,22 @@ def affine(scale: float, offset: Tensor) -> nn.Conv2d:
 
 
 def exits(
-    model: nn.Module,
-    channels: int,
-    blocks: int,
-    src: int,
-    pools: tuple[type[nn.Module], ...] = (nn.AdaptiveAvgPool2d,),
+    model: nn.Module, channels: int, blocks: int, src: int, pool_kind: type[nn.Module] = nn.AdaptiveAvgPool2d
 ) -> tuple[Exit | None, int, float | None]:
-    """The shared exit, the blocks between exits and the model's own threshold; no exit without a regressor.
-
-    pools: the kinds of pooling the regressor may begin with.
-    """
+    """The shared exit, the blocks between exits and the model's own threshold; no exit without a regressor."""
     if not hasattr(model, "regressor"):
         return None, blocks, None
+    interval = getattr(model, "exit_interval", None)
+    if not isinstance(interval, int) or not 1 <= interval <= blocks:
+        raise refuse("exit_interval", f"a whole number from 1 to {blocks}", repr(interval))
     pool, flatten, linear, tanh = expect_sequence(model.regressor, "regressor", 4)
-    kinds = (pools, (nn.Flatten,), (nn.Linear,), (nn.Tanh,))
-    for i, (layer, kind) in enumerate(zip((pool, flatten, linear, tanh), kinds, strict=True)):
+    for i, (layer, kind) in enumerate(((pool, pool_kind), (flatten, nn.Flatten), (linear, nn.Linear), (tanh, nn.Tanh))):
         if not isinstance(layer, kind):
-            raise refuse(f"regressor.{i}", f"an nn.{kind[0].__name__}", layer)
+            raise refuse(f"regressor.{i}", f"an nn.{kind.__name__}", layer)
     if pool.output_size not in (1, (1, 1)):
         raise refuse("regressor.0", "output_size 1", pool.output_size)
     if (linear.in_features, linear.out_features) != (channels, 1):
         raise refuse("regressor.2", f"nn.Linear({channels}, 1)", f"({linear.in_features}, {linear.out_features})")
-    interval = getattr(model, "exit_interval", None)
-    if not isinstance(interval, int) or not 1 <= interval <= blocks:
-        raise refuse("exit_interval", f"a whole number from 1 to {blocks}", repr(interval))
     threshold = getattr(model, "exit_threshold", None)
     if threshold is not None:
         threshold = expect_number(threshold, "exit_threshold")

@@ -47,7 +47,6 @@ from ape_kernels.program import INPUT, Buffer, Module, PatchProgram, Reconstruct
 
 OUTLINE = "conv_first, layers, norm and conv_after_body"
 PARTS = ("conv_first", "patch_embed", "patch_unembed", "pos_drop", "layers", "norm", "conv_after_body", "regressor")
-POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)  # the authors' pools over tokens
 SHIFTED, HEAD, STREAM, NORMED = 1, 2, 3, 4  # buffers, after INPUT; from SHIFTED on of whole windows
 TAIL = NORMED + 1  # the tail's buffers begin here
 
@@ -113,7 +112,7 @@ def convert(model: nn.Module) -> PatchProgram:
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise refuse("layers", "an nn.ModuleList of residual groups", layers)
     groups = [[_group(layer, f"layers.{i}", first if i == 0 else STREAM)] for i, layer in enumerate(layers)]
-    exit_step, interval, exit_threshold = exits(model, channels, len(layers), STREAM, POOLS)
+    exit_step, interval, exit_threshold = exits(model, channels, len(layers), STREAM, nn.AdaptiveAvgPool1d)
     tail = _Tail(model, channels, colors, img_range, mean)
     windows = math.lcm(*(block.window_size for layer in layers for block in layer.residual_group.blocks))
     prepare = _ToWindows(windows, img_range, mean, head.weight.device)

@@ -103,6 +103,11 @@ def test_bad_intervals_leave_the_model_as_it_was(every, message):
     assert not hasattr(model, "regressor") and not hasattr(model, "exit_interval")
 
 
+def test_bad_intervals_are_named_where_regressors_pool_over_tokens():
+    with pytest.raises(ValueError, match=r"every: model.exit_interval: expected a whole number from 1 to \d, got 9"):
+        add_exits(SwinIR().eval(), 9)
+
+
 def test_a_network_with_exits_is_refused():
     with pytest.raises(ValueError, match="model: expected a plain network, got one with exits"):
         add_exits(spread_network())
