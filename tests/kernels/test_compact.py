@@ -104,7 +104,10 @@ NEAR_MISSES = {
         "model.body: expected pairs of conv and activation, at least 2, and a conv, got 3 layers",
     ),
     "more-colors-out": (edit("body.8", conv(8, 16)), "model.body.8: expected out_channels 12, got 16"),
-    "regressor": (edit("regressor", nn.Linear(8, 1)), "model.exit_interval: expected a whole number from 1 to 3, got None"),
+    "regressor": (
+        edit("regressor", nn.Linear(8, 1)),
+        "model.exit_interval: expected a whole number from 1 to 3, got None",
+    ),
     "no-skip": (
         lambda m: setattr(m, "forward", lambda x: m.upsampler(nn.Sequential(*m.body)(x))),
         "model: its forward does something else than its layers say",
