@@ -18,8 +18,9 @@ from ape_kernels.check import check_program
 from ape_kernels.exits import all_exits, has_added_exits
 from ape_kernels.patches import Blend, check_blend, check_patch_size
 from ape_kernels.policy import check_threshold, exit_boundary, threshold_from_gain
-from ape_kernels.program import PackedProgram, PatchProgram
+from ape_kernels.program import PatchProgram
 from ape_kernels.report import Report, make_report
+from ape_kernels.table import PackedProgram
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

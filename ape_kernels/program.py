@@ -6,33 +6,15 @@ one weight buffer, and interpret the table. The table is described in docs/progr
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-import torch
 from torch import Tensor, nn
 
-from ape_kernels import modules
 from ape_kernels.collapse import CollapsedTail
 
 INPUT = 0  # buffer that holds the low-resolution patch
-
-
-class Opcode(IntEnum):
-    """First column of the instruction table."""
-
-    BUFFER = 0
-    STAGE = 1
-    TAIL = 2
-    CONV = 3
-    EXIT = 4
-    RECONSTRUCT = 5
-    SOURCE = 6
-    UPSAMPLE = 7
-    ATTENTION = 8
-    MODULE = 9
 
 
 class Activation(IntEnum):
@@ -48,31 +30,6 @@ class Interpolation(IntEnum):
 
     NEAREST = 0
     BICUBIC = 1
-
-
-class Column(IntEnum):
-    """Columns of the instruction table."""
-
-    OPCODE = 0
-    SRC = 1
-    DST = 2
-    ADD = 3
-    IN_CHANNELS = 4
-    OUT_CHANNELS = 5
-    KERNEL = 6
-    ACTIVATION = 7
-    SCALE_BITS = 8
-    WEIGHT = 9
-    BIAS = 10
-    UPSCALE = 11
-    SLOPE = 12
-    HIDDEN = 13
-    MODE = 14
-    UNUSED = 15
-
-
-NO_BUFFER = -1
-WEIGHT_ALIGNMENT = 16  # elements: a cache line of float32
 
 
 @dataclass(frozen=True)
@@ -284,143 +241,6 @@ class PatchProgram:
         return sum(step.flops_per_pixel * self.buffers[_at(step)].resolution ** 2 for step in steps)
 
 
-@dataclass(frozen=True)
-class PackedProgram:
-    """A program as a backend runs it.
-
-    table: int32 ``[rows, 16]``, columns as in `Column`. weights: 1-D buffer in the backend's layout.
-    """
-
-    table: Tensor
-    weights: Tensor
-    upscale: int
-    out_channels: int
-
-
-WeightLayout = Callable[[Step], tuple[Tensor, Tensor]]
-
-
-def pack(program: PatchProgram, layout: WeightLayout, *, dtype: torch.dtype, device: torch.device) -> PackedProgram:
-    """Assemble instruction table (on the host) and weight buffer (on `device`).
-
-    layout: gives a step's weights and bias as 1-D tensors in the order the backend reads them.
-    The weight buffer carries gradients back to the network's parameters where they are recorded.
-    """
-    table = _Table(layout, dtype, device)
-    for i, buffer in enumerate(program.buffers):
-        table.row(Opcode.BUFFER, src=i, in_channels=buffer.channels, upscale=buffer.resolution)
-    table.add(program.head, program)
-    for stage in program.stages:
-        table.row(Opcode.STAGE, src=stage.src, dst=stage.dst)
-        table.add(stage.steps, program)
-    table.row(Opcode.TAIL)
-    table.add(program.tail, program)
-    return PackedProgram(
-        torch.tensor(table.rows, dtype=torch.int32), torch.cat(table.chunks), program.upscale, program.out_channels
-    )
-
-
-class _Table:
-    """Rows and weights of a program that is being packed."""
-
-    def __init__(self, layout: WeightLayout, dtype: torch.dtype, device: torch.device) -> None:
-        self.layout, self.dtype, self.device = layout, dtype, device
-        self.rows: list[list[int]] = []
-        self.chunks: list[Tensor] = []
-        self.position = 0
-
-    def row(self, opcode: Opcode, **columns: int) -> None:
-        row = [0] * len(Column)
-        row[Column.OPCODE] = opcode
-        for name, value in columns.items():
-            row[Column[name.upper()]] = int(value)
-        self.rows.append(row)
-
-    def place(self, values: Tensor) -> int:
-        """Append to the weight buffer; returns the offset."""
-        offset = self.position
-        padded = -len(values) % WEIGHT_ALIGNMENT
-        values = values.to(device=self.device, dtype=self.dtype)
-        self.chunks.append(torch.nn.functional.pad(values, (0, padded)))
-        self.position += len(values) + padded
-        return offset
-
-    def add(self, steps: tuple[Step, ...], program: PatchProgram) -> None:
-        for step in steps:
-            match step:
-                case Conv():
-                    self._conv(step)
-                case ChannelAttention():
-                    self._attention(step)
-                case Upsample():
-                    factor = program.buffers[step.dst].resolution // program.buffers[step.src].resolution
-                    self.row(Opcode.UPSAMPLE, src=step.src, dst=step.dst, upscale=factor, mode=step.interpolation)
-                case Module():
-                    self.row(Opcode.MODULE, src=step.src, dst=step.dst, weight=modules.register(step.module))
-                case Exit():
-                    self.row(Opcode.EXIT, src=step.src, in_channels=len(step.weight), **self._weights(step))
-                case Reconstruct():
-                    self._reconstruct(step)
-
-    def _weights(self, step: Step) -> dict[str, int]:
-        weight, bias = self.layout(step)
-        return {"weight": self.place(weight), "bias": self.place(bias)}
-
-    def _conv(self, step: Conv) -> None:
-        *others, src = step.sources
-        for other in others:
-            self.row(Opcode.SOURCE, src=other)
-        out_channels, in_channels, kernel, _ = step.weight.shape
-        self.row(
-            Opcode.CONV,
-            src=src,
-            dst=step.dst,
-            add=NO_BUFFER if step.add is None else step.add,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            kernel=kernel,
-            activation=step.activation,
-            scale_bits=_float_bits(step.scale),
-            slope=0 if step.slope is None else self.place(step.slope),
-            **self._weights(step),
-        )
-
-    def _attention(self, step: ChannelAttention) -> None:
-        self.row(
-            Opcode.ATTENTION,
-            src=step.src,
-            dst=step.dst,
-            add=NO_BUFFER if step.add is None else step.add,
-            in_channels=len(step.expand),
-            hidden=len(step.squeeze),
-            scale_bits=_float_bits(step.scale),
-            **self._weights(step),
-        )
-
-    def _reconstruct(self, step: Reconstruct) -> None:
-        classes, _, phases, in_channels, kernel, _ = step.tail.kernel.shape
-        self.row(
-            Opcode.RECONSTRUCT,
-            src=step.src,
-            add=NO_BUFFER if step.add is None else step.add,
-            in_channels=in_channels,
-            out_channels=phases,
-            kernel=kernel,
-            upscale=step.upscale,
-            mode=classes > 1,
-            **self._weights(step),
-        )
-
-
 def _at(step: Step) -> int:
     """The buffer whose pixels a step is counted by."""
     return step.src if isinstance(step, Exit | Reconstruct) else step.dst
-
-
-def _float_bits(value: float) -> int:
-    return struct.unpack("<i", struct.pack("<f", value))[0]
-
-
-def float_from_bits(bits: int) -> float:
-    """The float32 stored bit by bit in an int32 column."""
-    return struct.unpack("<f", struct.pack("<i", bits))[0]

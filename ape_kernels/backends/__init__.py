@@ -15,7 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ape_kernels.program import PackedProgram, PatchProgram
+from ape_kernels.program import PatchProgram
+from ape_kernels.table import PackedProgram
 
 ORDER = ("cpu", "cuda", "torch")  # of preference; each serves some devices only
 

@@ -12,7 +12,7 @@ from support import assert_pictures_close, spread_network, test_patches
 from ape_kernels import APEForward
 from ape_kernels.environment import describe_environment
 from ape_kernels.native import core
-from ape_kernels.program import Column, Opcode
+from ape_kernels.table import Column, Opcode
 from ape_sr.models import EDSR
 
 ISAS = ["avx512", "avx2", "portable"]

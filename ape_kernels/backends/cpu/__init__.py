@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ape_kernels.native import core, missing
-from ape_kernels.program import ChannelAttention, Conv, Exit, Module, PackedProgram, PatchProgram, Reconstruct, Step
-from ape_kernels.program import pack as pack_program
+from ape_kernels.program import ChannelAttention, Conv, Exit, Module, PatchProgram, Reconstruct, Step
+from ape_kernels.table import PackedProgram
+from ape_kernels.table import pack as pack_program
 
 LANES = 16  # output channels are packed in groups of this many (csrc/cpu/kernels.h)
 

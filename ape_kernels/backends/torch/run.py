@@ -15,7 +15,8 @@ from torch.nn.functional import conv2d, interpolate, pad, pixel_shuffle, prelu, 
 
 from ape_kernels.collapse import FIRST, INTERIOR, LAST, ONLY
 from ape_kernels.modules import module
-from ape_kernels.program import INPUT, NO_BUFFER, Activation, Column, Interpolation, Opcode, float_from_bits
+from ape_kernels.program import INPUT, Activation, Interpolation
+from ape_kernels.table import NO_BUFFER, Column, Opcode, float_from_bits
 
 Row = list[int]
 CHUNK_BYTES = {"cpu": 1 << 25, "cuda": 1 << 30}  # of the widest buffer: keeps CPU chunks near the caches

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
+from ape_sr.models.base import ExitNetwork
 from ape_sr.models.edsr import conv3x3
 
 EXPANSION = 2  # width of the 1x1-3x3 branch over that of the block
@@ -74,7 +75,7 @@ class ECB(nn.Module):
         return self.act(y) if hasattr(self, "act") else y
 
 
-class ECBSR(nn.Module):
+class ECBSR(ExitNetwork):
     """ECBSR, plain or with exits after every `exit_interval` blocks.
 
     scale: upscaling factor, 2, 3 or 4.
@@ -119,28 +120,11 @@ class ECBSR(nn.Module):
         blocks = [ECB(n_feats, n_feats, with_idt) for _ in range(n_blocks)]
         self.body = nn.Sequential(*blocks, ECB(n_feats, 3 * scale**2, with_idt, linear=True))
         self.tail = nn.Sequential(nn.PixelShuffle(scale))
-        if exit_interval is not None:
-            self.exit_interval = exit_interval
-            self.exit_threshold = exit_threshold
-            self.regressor = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_feats, 1), nn.Tanh())
+        self.make_exits(n_feats, exit_interval, exit_threshold)
 
-    @property
-    def has_exits(self) -> bool:
-        """Whether there is a regressor."""
-        return hasattr(self, "regressor")
-
-    def forward(self, x: Tensor) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """The picture, or in training mode those of all exits; see the class."""
-        if self.training and self.has_exits:
-            return self.forward_exits(x)
-        skip, features = self.exit_features(x)
-        return skip + self.tail(self.body[-1](features[-1]))
-
-    def forward_exits(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Pictures ``[N, 3, s * h, s * w]`` and predictions ``[N, 1]`` of every exit, shallowest first."""
-        skip, features = self.exit_features(x)
-        pictures = [skip + self.tail(self.body[-1](f)) for f in features]
-        return pictures, [self.regressor(f) for f in features]
+    def picture(self, skip: Tensor, features: Tensor) -> Tensor:
+        """The picture ``[N, 3, s * h, s * w]`` of one exit's features."""
+        return skip + self.tail(self.body[-1](features))
 
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The upsampled input and the feature map at every exit; for a plain network that after the last block."""

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ape_sr.models.base import ExitNetwork
+
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # DIV2K, as published with EDSR
 
 
@@ -52,7 +54,7 @@ class Upsampler(nn.Sequential):
         super().__init__(*layers)
 
 
-class EDSR(nn.Module):
+class EDSR(ExitNetwork):
     """EDSR, plain or with exits after every `exit_interval` residual blocks.
 
     scale: upscaling factor, 1, 2, 3, 4 or 8.
@@ -95,28 +97,11 @@ class EDSR(nn.Module):
         blocks = [ResBlock(n_feats, res_scale) for _ in range(n_resblocks)]
         self.body = nn.Sequential(*blocks, conv3x3(n_feats, n_feats))
         self.tail = nn.Sequential(Upsampler(scale, n_feats), conv3x3(n_feats, 3))
-        if exit_interval is not None:
-            self.exit_interval = exit_interval
-            self.exit_threshold = exit_threshold
-            self.regressor = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_feats, 1), nn.Tanh())
+        self.make_exits(n_feats, exit_interval, exit_threshold)
 
-    @property
-    def has_exits(self) -> bool:
-        """Whether there is a regressor."""
-        return hasattr(self, "regressor")
-
-    def forward(self, x: Tensor) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """The picture, or in training mode those of all exits; see the class."""
-        if self.training and self.has_exits:
-            return self.forward_exits(x)
-        skip, features = self.exit_features(x)
-        return self.reconstruct(skip + self.body[-1](features[-1]))
-
-    def forward_exits(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Pictures ``[N, 3, s * h, s * w]`` and predictions ``[N, 1]`` of every exit, shallowest first."""
-        skip, features = self.exit_features(x)
-        pictures = [self.reconstruct(skip + self.body[-1](f)) for f in features]
-        return pictures, [self.regressor(f) for f in features]
+    def picture(self, skip: Tensor, features: Tensor) -> Tensor:
+        """The picture ``[N, 3, s * h, s * w]`` of one exit's features."""
+        return self.reconstruct(skip + self.body[-1](features))
 
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Head output and the feature map at every exit; for a plain network that after the last block."""

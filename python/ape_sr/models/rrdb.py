@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ape_sr.models.base import ExitNetwork
 from ape_sr.models.edsr import conv3x3
 
 RESIDUAL_SCALE = 0.2
@@ -62,7 +63,7 @@ class Tail(nn.Module):
         return self.conv_last(self.lrelu(self.conv_hr(x)))
 
 
-class RRDBNet(nn.Module):
+class RRDBNet(ExitNetwork):
     """RRDBNet, plain or with exits after every `exit_interval` blocks and after the last.
 
     scale: 4, the only one the network has.
@@ -105,28 +106,11 @@ class RRDBNet(nn.Module):
         blocks = [RRDB(n_feats, n_growth) for _ in range(n_resblocks)]
         self.body = nn.Sequential(*blocks, conv3x3(n_feats, n_feats))
         self.tail = Tail(n_feats)
-        if exit_interval is not None:
-            self.exit_interval = exit_interval
-            self.exit_threshold = exit_threshold
-            self.regressor = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_feats, 1), nn.Tanh())
+        self.make_exits(n_feats, exit_interval, exit_threshold)
 
-    @property
-    def has_exits(self) -> bool:
-        """Whether the network was built with exits."""
-        return hasattr(self, "regressor")
-
-    def forward(self, x: Tensor) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """See the class."""
-        if self.training and self.has_exits:
-            return self.forward_exits(x)
-        skip, features = self.exit_features(x)
-        return self.reconstruct(skip + self.body[-1](features[-1]))
-
-    def forward_exits(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Pictures ``[N, 3, 4 * h, 4 * w]`` and predictions ``[N, 1]`` of every exit, shallowest first."""
-        skip, features = self.exit_features(x)
-        pictures = [self.reconstruct(skip + self.body[-1](f)) for f in features]
-        return pictures, [self.regressor(f) for f in features]
+    def picture(self, skip: Tensor, features: Tensor) -> Tensor:
+        """The picture ``[N, 3, s * h, s * w]`` of one exit's features."""
+        return self.reconstruct(skip + self.body[-1](features))
 
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Head output and the feature map at every exit; for a plain network that after the last block."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ape_sr.models.base import ExitNetwork
 from ape_sr.models.edsr import MeanShift, conv3x3
 
 
-class VDSR(nn.Module):
+class VDSR(ExitNetwork):
     """VDSR, plain or with exits: bicubic upsampling, then a chain of convolutions at the resolution of the picture.
 
     scale: upscaling factor, 2, 3 or 4.
@@ -54,28 +55,11 @@ class VDSR(nn.Module):
         widths = [3, *[n_feats] * between]
         layers = [nn.Sequential(conv3x3(w, n_feats), nn.ReLU(inplace=True)) for w in widths]
         self.body = nn.Sequential(*layers, nn.Sequential(conv3x3(n_feats, 3)))
-        if exit_interval is not None:
-            self.exit_interval = exit_interval
-            self.exit_threshold = exit_threshold
-            self.regressor = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_feats, 1), nn.Tanh())
+        self.make_exits(n_feats, exit_interval, exit_threshold)
 
-    @property
-    def has_exits(self) -> bool:
-        """Whether there is a regressor."""
-        return hasattr(self, "regressor")
-
-    def forward(self, x: Tensor) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """The picture, or in training mode those of all exits; see the class."""
-        if self.training and self.has_exits:
-            return self.forward_exits(x)
-        skip, features = self.exit_features(x)
-        return self.add_mean(skip + self.body[-1](features[-1]))
-
-    def forward_exits(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Pictures ``[N, 3, s * h, s * w]`` and predictions ``[N, 1]`` of every exit, shallowest first."""
-        skip, features = self.exit_features(x)
-        pictures = [self.add_mean(skip + self.body[-1](f)) for f in features]
-        return pictures, [self.regressor(f) for f in features]
+    def picture(self, skip: Tensor, features: Tensor) -> Tensor:
+        """The picture ``[N, 3, s * h, s * w]`` of one exit's features."""
+        return self.add_mean(skip + self.body[-1](features))
 
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The upsampled input, shifted, and the feature map at every exit; for a plain network the last one."""

@@ -1,0 +1,47 @@
+"""What all backbones with exits have in common."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ExitNetwork(nn.Module):
+    """A network with one regressor for all its exits, or none.
+
+    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`); in
+    evaluation mode, or without exits, the full-depth picture ``[N, 3, s * h, s * w]``.
+
+    A subclass calls `make_exits` and has `exit_features` and `picture`.
+    """
+
+    def make_exits(self, channels: int, exit_interval: int | None, exit_threshold: float) -> None:
+        """Build the regressor over feature maps of `channels`; no exits where `exit_interval` is None."""
+        if exit_interval is not None:
+            self.exit_interval = exit_interval
+            self.exit_threshold = exit_threshold
+            self.regressor = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1), nn.Tanh())
+
+    @property
+    def has_exits(self) -> bool:
+        """Whether there is a regressor."""
+        return hasattr(self, "regressor")
+
+    def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What is kept for the skip, and the feature map at every exit; for a plain network the last one."""
+        raise NotImplementedError
+
+    def picture(self, skip: Tensor, features: Tensor) -> Tensor:
+        """The picture ``[N, 3, s * h, s * w]`` of one exit's features."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """The picture, or in training mode those of all exits; see the class."""
+        if self.training and self.has_exits:
+            return self.forward_exits(x)
+        skip, features = self.exit_features(x)
+        return self.picture(skip, features[-1])
+
+    def forward_exits(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Pictures ``[N, 3, s * h, s * w]`` and predictions ``[N, 1]`` of every exit, shallowest first."""
+        skip, features = self.exit_features(x)
+        return [self.picture(skip, f) for f in features], [self.regressor(f) for f in features]
