@@ -32,7 +32,7 @@ struct StageArgs {
   float* capacity;         // [count]
   bool* leaves;            // [count]
   int64_t count;
-  int height, width;       // of the features: patch times the resolution of the stage's buffers
+  int height, width;  // of the features: patch times the resolution of the stage's buffers
   float boundary;
   int threads;
 };
