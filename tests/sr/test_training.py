@@ -158,3 +158,15 @@ class TestSampler:
     def test_small_pictures_are_left_out_and_counted(self, photos):
         sampler = CropSampler(photos, 2, 50, seed=0)
         assert (len(sampler.pairs), sampler.skipped) == (2, 1)
+
+
+def test_look_ahead_trains_towards_what_the_next_stage_brings(sampler):
+    model = network()
+    lr, hr = sampler.batch(0, 4)
+    pictures, predictions = model.forward_exits(lr)
+    first, last = (batch_psnr(sr, hr, 8) for sr in pictures)
+    wanted = (1 - torch.tanh(last - first), torch.ones(4))  # nothing comes after the last exit
+    expected = [mse_loss(p[:, 0], w).item() for p, w in zip(predictions, wanted, strict=True)]
+    got = joint_loss(model, lr, hr, "look-ahead").regressor.tolist()
+    assert got == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert got != pytest.approx(joint_loss(model, lr, hr).regressor.tolist(), rel=1e-2)
