@@ -198,9 +198,10 @@ def test_the_authors_class(test_only, backend):
 
 
 @pytest.mark.parametrize(
-    "model", [BasicSR, lambda: FirstESRGAN(2, 2), lambda: FirstESRGAN(3), lambda: FirstESRGAN()],
-    ids=["basicsr", "first-x4", "first-x3", "first-x1"],
-)  # fmt: skip
+    "model",
+    [BasicSR, lambda: FirstESRGAN(2, 2), lambda: FirstESRGAN(3), lambda: FirstESRGAN(2), lambda: FirstESRGAN()],
+    ids=["basicsr", "first-x4", "first-x3", "first-x2", "first-x1"],
+)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_public_layouts(model, size, backend):
     model, patches = model(), test_patches(2, *size)
