@@ -17,7 +17,7 @@ from ape_kernels.backends import BackendUnavailable, choose, get_backend
 from ape_kernels.check import check_program
 from ape_kernels.exits import all_exits, has_added_exits
 from ape_kernels.patches import Blend, check_blend, check_patch_size
-from ape_kernels.policy import check_threshold, exit_boundary, threshold_from_gain
+from ape_kernels.policy import check_budget, check_threshold, exit_boundary, threshold_from_gain
 from ape_kernels.program import PatchProgram
 from ape_kernels.report import Report, make_report
 from ape_kernels.table import PackedProgram
@@ -34,6 +34,12 @@ class _Prepared:
     packed_for: tuple[Any, ...] | None = None
     backend: str = ""
     packed: PackedProgram | None = None
+    frame: PackedProgram | None = None  # for a budget: as the torch backend packs it, for head and tail
+
+    @property
+    def frame_tensors(self) -> tuple[Tensor, Tensor]:
+        """Table and weights of `frame`."""
+        return self.frame.table, self.frame.weights
 
 
 class APEForward(nn.Module):
@@ -46,6 +52,9 @@ class APEForward(nn.Module):
     threshold: incremental capacity below which a patch leaves, in [0, 1]; 0 never early, 1 at the first
         exit. None takes the model's own `exit_threshold` (as 1 minus it), 0 where it has none.
     min_gain_db: the same said in dB a stage must bring; give one of the two.
+    budget: share of the body's FLOPs at full depth that each image may take at most, from its first exit's to 1, spent
+        where the predicted gain is highest; a threshold of None is then 0. Patches then depend on each other, and
+        the host chooses who goes on.
     patch_size, overlap: low-resolution pixels. blend: how overlaps are merged, "linear" or "average".
     backend: "auto" or a name listed by ``python -m ape_kernels``; "auto" honours APE_BACKEND.
     dtype: of the matrix multiplications, float32, float16 or bfloat16; None takes the model's.
@@ -66,6 +75,7 @@ class APEForward(nn.Module):
         threshold: float | None = None,
         *,
         min_gain_db: float | None = None,
+        budget: float | None = None,
         patch_size: int = 48,
         overlap: int = 2,
         blend: Blend = "linear",
@@ -88,8 +98,11 @@ class APEForward(nn.Module):
         self.backend, self.dtype = backend, dtype
         if min_gain_db is not None:
             self.threshold = threshold_from_gain(min_gain_db)
+        elif threshold is None:
+            self.threshold = _own_threshold(program) if budget is None else 0.0
         else:
-            self.threshold = _own_threshold(program) if threshold is None else threshold
+            self.threshold = threshold
+        self._budget = check_budget(budget, program.stage_flops)
         self._prepared = _Prepared(_stamp(model), program)
         self._lock = threading.Lock()
         self._pack_ahead()
@@ -103,6 +116,16 @@ class APEForward(nn.Module):
     @threshold.setter
     def threshold(self, value: float) -> None:
         self._threshold = check_threshold(value)
+
+    @property
+    def budget(self) -> float | None:
+        """Share of the body's FLOPs that each image may take, None for no bound; may be set between calls."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, value: float | None) -> None:
+        self._budget = check_budget(value, self.program.stage_flops)
+        self._pack_ahead()
 
     @property
     def program(self) -> PatchProgram:
@@ -130,24 +153,22 @@ class APEForward(nn.Module):
         else:
             prepared = self._prepare()
             _check_pixels(image, "image", prepared.program, self._device)
-        packed = prepared.packed
-        sr, exit_index, capacity = torch.ops.ape_kernels.upscale(
-            image.detach().float(),
-            packed.table,
-            packed.weights,
-            exit_boundary(self._threshold),
-            self.patch_size,
-            self.overlap,
-            self.blend,
-            packed.upscale,
-            packed.out_channels,
-            prepared.backend,
-        )
+        packed, pixels, boundary = prepared.packed, image.detach().float(), exit_boundary(self._threshold)
+        geometry = (self.patch_size, self.overlap, self.blend, packed.upscale, packed.out_channels, prepared.backend)
+        if self._budget is None:
+            sr, exit_index, capacity = torch.ops.ape_kernels.upscale(
+                pixels, packed.table, packed.weights, boundary, *geometry
+            )
+        else:
+            bounds = (prepared.program.stage_flops, boundary, self._budget)
+            sr, exit_index, capacity = torch.ops.ape_kernels.upscale_within(
+                pixels, packed.table, packed.weights, *prepared.frame_tensors, *bounds, *geometry
+            )
         sr = sr.to(image.dtype)
         if not return_report:
             return sr
-        pixels = min(self.patch_size, image.shape[2]) * min(self.patch_size, image.shape[3])
-        return sr, make_report(prepared.program, exit_index, capacity, pixels)
+        area = min(self.patch_size, image.shape[2]) * min(self.patch_size, image.shape[3])
+        return sr, make_report(prepared.program, exit_index, capacity, area)
 
     def forward_patches(self, patches: Tensor, exit_at: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Upscale patches independently of each other.
@@ -158,13 +179,15 @@ class APEForward(nn.Module):
         patch left (int64 ``[N]``) and the incremental capacity predicted there (float32 ``[N]``, NaN for
         a network without exits).
 
-        Raises TypeError and ValueError as `forward` does.
+        Raises TypeError and ValueError as `forward` does, ValueError for a budget, which is an image's, and no exit_at.
         """
         prepared = self._prepare()
         _check_pixels(patches, "patches", prepared.program, self._device)
         if exit_at is not None and (tuple(exit_at.shape) != (len(patches),) or exit_at.dtype != torch.int64):
             raise ValueError(f"exit_at: expected int64 [{len(patches)}], got {exit_at.dtype} {list(exit_at.shape)}")
         packed = prepared.packed
+        if self._budget is not None and exit_at is None:
+            raise ValueError(f"budget: expected None for patches, which are no whole image, got {self._budget}")
         sr, exit_index, capacity = torch.ops.ape_kernels.run_patches(
             patches.detach().float().contiguous(),
             packed.table,
@@ -211,7 +234,8 @@ class APEForward(nn.Module):
 
     def extra_repr(self) -> str:
         """What `repr` shows of the settings."""
-        settings = {name: getattr(self, name) for name in ("threshold", "patch_size", "overlap", "blend", "backend")}
+        names = ("threshold", "budget", "patch_size", "overlap", "blend", "backend")
+        settings = {name: getattr(self, name) for name in names}
         return ", ".join(f"{name}={value}" for name, value in settings.items())
 
     @property
@@ -222,17 +246,19 @@ class APEForward(nn.Module):
         """The packed program; made anew when weights, device or dtype have changed."""
         stamp = _stamp(self.model)
         parameter = next(self.model.parameters())
-        packed_for = (self.backend, os.environ.get("APE_BACKEND"), self.dtype or parameter.dtype)
+        dtype = self.dtype or parameter.dtype
+        packed_for = (self.backend, os.environ.get("APE_BACKEND"), dtype, self._budget is not None)
         with self._lock:
             prepared = self._prepared
             if prepared.stamp != stamp:
                 prepared = _Prepared(stamp, to_program(self.model))
             if prepared.packed_for != packed_for:
-                program, device, dtype = prepared.program, parameter.device, packed_for[-1]
+                program, device = prepared.program, parameter.device
                 name = choose(self.backend, program, device, dtype)
                 with torch.no_grad():
                     packed = get_backend(name).pack(program, device, dtype)
-                prepared = _Prepared(stamp, program, packed_for, name, packed)
+                    frame = None if self._budget is None else get_backend("torch").pack(program, device, dtype)
+                prepared = _Prepared(stamp, program, packed_for, name, packed, frame)
             self._prepared = prepared
             return prepared
 

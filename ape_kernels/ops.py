@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ape_kernels.backends import choose_for_patches, get_backend
+from ape_kernels.budget import run_patches_within
 from ape_kernels.patches import Blend, patch_count, patch_grid
 
 _LIBRARY = torch.library.Library("ape_kernels", "DEF")
@@ -28,6 +29,9 @@ _LOG = logging.getLogger("ape_kernels")
 _SCHEMAS = {
     "upscale": "(Tensor image, Tensor table, Tensor weights, float boundary, SymInt patch_size, SymInt overlap, "
     "str blend, int upscale, int out_channels, str backend) -> (Tensor sr, Tensor exit_index, Tensor capacity)",
+    "upscale_within": "(Tensor image, Tensor table, Tensor weights, Tensor frame_table, Tensor frame_weights, "
+    "int[] stage_flops, float boundary, float budget, SymInt patch_size, SymInt overlap, str blend, int upscale, "
+    "int out_channels, str backend) -> (Tensor sr, Tensor exit_index, Tensor capacity)",
     "run_patches": "(Tensor patches, Tensor table, Tensor weights, float boundary, Tensor? exit_at, int upscale, "
     "int out_channels, str backend) -> (Tensor sr, Tensor exit_index, Tensor capacity)",
     "run_stage": "(Tensor features, Tensor active, Tensor table, Tensor weights, int stage, float boundary, "
@@ -62,6 +66,40 @@ def upscale(
     geometry = choose_for_patches(backend, image.device, image.dtype)
     patches = grid.split(image, geometry)
     sr, exit_index, capacity = run_patches(patches, table, weights, boundary, None, upscale, out_channels, backend)
+    shape = (batch, *grid.shape)
+    return grid.merge(sr, batch, geometry), exit_index.view(shape), capacity.view(shape)
+
+
+def upscale_within(
+    image: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    frame_table: Tensor,
+    frame_weights: Tensor,
+    stage_flops: list[int],
+    boundary: float,
+    budget: float,
+    patch_size: int,
+    overlap: int,
+    blend: Blend,
+    upscale: int,
+    out_channels: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `upscale`, each image on its own within a budget: split, `run_patches_within`, merge.
+
+    frame_table, frame_weights, stage_flops, budget: see `ape_kernels.budget.run_patches_within`.
+    """
+    _check_patches(image, "image")
+    batch, _, height, width = image.shape
+    grid = patch_grid(height, width, patch_size, overlap, upscale, blend)
+    geometry = choose_for_patches(backend, image.device, image.dtype)
+    patches = grid.split(image, geometry)
+    settings = (table, weights, frame_table, frame_weights, stage_flops, boundary, budget, upscale, out_channels)
+    count = grid.shape[0] * grid.shape[1]
+    with torch.no_grad():
+        parts = [run_patches_within(patches[i : i + count], *settings, backend) for i in range(0, len(patches), count)]
+    sr, exit_index, capacity = (torch.cat(part) for part in zip(*parts, strict=True))
     shape = (batch, *grid.shape)
     return grid.merge(sr, batch, geometry), exit_index.view(shape), capacity.view(shape)
 
@@ -151,6 +189,20 @@ def _fake_upscale(
     return sr, image.new_empty(grid, dtype=torch.int64), image.new_empty(grid)
 
 
+def _fake_upscale_within(
+    image: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    frame_table: Tensor,
+    frame_weights: Tensor,
+    stage_flops: list[int],
+    boundary: float,
+    budget: float,
+    *geometry: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_upscale(image, table, weights, boundary, *geometry)
+
+
 def _fake_run_patches(
     patches: Tensor,
     table: Tensor,
@@ -224,6 +276,7 @@ def _check_patches(patches: Tensor, name: str) -> None:
 
 for _name, _implementation, _fake in (
     ("upscale", upscale, _fake_upscale),
+    ("upscale_within", upscale_within, _fake_upscale_within),
     ("run_patches", run_patches, _fake_run_patches),
     ("run_stage", run_stage, _fake_run_stage),
     ("split", split, _fake_split),

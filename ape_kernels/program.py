@@ -236,6 +236,11 @@ class PatchProgram:
         """The stages' share of `flops_to_stage`: what an exit can save."""
         return self._flops(step for part in self.stages[: stage + 1] for step in part.steps)
 
+    @property
+    def stage_flops(self) -> list[int]:
+        """FLOPs a low-resolution pixel of each stage."""
+        return [self._flops(stage.steps) for stage in self.stages]
+
     def _flops(self, steps: Iterable[Step]) -> int:
         """FLOPs a low-resolution pixel."""
         return sum(step.flops_per_pixel * self.buffers[_at(step)].resolution ** 2 for step in steps)

@@ -101,6 +101,23 @@ def run_stage(
     return out.contiguous(), ids, capacity, n_left
 
 
+def run_head(patches: Tensor, table: Tensor, weights: Tensor) -> Tensor:
+    """What the first stage reads, ``[P, C, h, w]``."""
+    sections = _Sections.of(table)
+    buffers = {INPUT: patches}
+    _run_steps(sections.head, buffers, weights)
+    return buffers[sections.stages[0].src]
+
+
+def run_tail(patches: Tensor, features: Tensor, table: Tensor, weights: Tensor) -> Tensor:
+    """Pictures of patches that left with `features`. The head is run again: the tail may read what it made."""
+    sections = _Sections.of(table)
+    buffers = {INPUT: patches}
+    _run_steps(sections.head, buffers, weights)
+    buffers[sections.stages[-1].dst] = features
+    return _run_steps(sections.tail, buffers, weights)
+
+
 def run_all_exits(patches: Tensor, table: Tensor, weights: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Pictures ``[P, O, s * h, s * w]`` and predictions ``[P, 1]`` of all patches at every exit, with gradients."""
     sections = _Sections.of(table)

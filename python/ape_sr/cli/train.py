@@ -51,6 +51,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--regressor-lr", type=positive_float, default=DEFAULTS.regressor_lr, help="of the regressor (%(default)s)"
     )
+    parser.add_argument(
+        "--regressor-weight",
+        type=positive_float,
+        default=DEFAULTS.regressor_weight,
+        help="of the regressor's loss against the pictures' (%(default)s)",
+    )
     parser.add_argument("--schedule", choices=("halve", "cosine"), default=DEFAULTS.schedule, help="(%(default)s)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default=DEFAULTS.precision, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of crops and initial weights (%(default)s)")
@@ -89,6 +95,7 @@ def run(args: argparse.Namespace) -> None:
         lr=args.lr,
         schedule=args.schedule,
         regressor_lr=args.regressor_lr,
+        regressor_weight=args.regressor_weight,
         precision=args.precision,
         seed=args.seed,
         target=args.target,

@@ -22,11 +22,14 @@ class LossParts:
     psnr: Tensor
 
 
-def joint_loss(model: nn.Module, lr: Tensor, hr: Tensor, target: str = "paper") -> LossParts:
-    """Sum over exits of L1(SR_i, HR) + MSE(prediction_i, 1 - I_i), section 3.3 of the APE paper.
+def joint_loss(
+    model: nn.Module, lr: Tensor, hr: Tensor, target: str = "paper", regressor_weight: float = 1.0
+) -> LossParts:
+    """Sum over exits of L1(SR_i, HR) + regressor_weight * MSE(prediction_i, 1 - I_i), section 3.3 of the APE paper.
 
     I_i = tanh(PSNR_i - PSNR_{i-1}), PSNR_0 = 0, taken from the batch with no gradient. L1 is in grey
-    levels of 0 to 255 as in the paper, which keeps the regressor's pull on the backbone small.
+    levels of 0 to 255 as in the paper, which keeps the regressor's pull on the backbone small; a weight above the
+    paper's 1 lets the backbone learn what its pooled features must tell.
     With the target "look-ahead" the prediction at exit i is trained towards 1 - I_{i+1}: a patch then leaves before
     the stage that would bring little, not after it.
     lr: ``[N, 3, h, w]``, hr: ``[N, 3, s * h, s * w]``, both in [0, rgb_range].
@@ -50,7 +53,7 @@ def joint_loss(model: nn.Module, lr: Tensor, hr: Tensor, target: str = "paper") 
         with torch.autocast(lr.device.type, enabled=False):
             predicted = [model.regressor(f.float())[:, 0] for f in features]
         regressor = torch.stack([mse_loss(p, w) for p, w in zip(predicted, wanted, strict=True)])
-    return LossParts(l1.sum() + regressor.sum(), l1.detach(), regressor.detach(), psnr.mean(dim=1))
+    return LossParts(l1.sum() + regressor_weight * regressor.sum(), l1.detach(), regressor.detach(), psnr.mean(dim=1))
 
 
 def _reconstruct_all(model: nn.Module, skip: Tensor, features: list[Tensor]) -> Tensor:

@@ -25,7 +25,7 @@ class TrainingConfig:
 
     steps: optimiser steps. batch: crops a step. patch: HR crop size in pixels. lr: learning rate.
     schedule: "halve" (half from two thirds on) or "cosine" (to zero). regressor_lr: rate of the
-    regressor alone. clip: largest gradient norm. precision: "fp32" or "bf16" (autocast).
+    regressor alone. regressor_weight: of its loss. clip: largest gradient norm. precision: "fp32" or "bf16" (autocast).
     target: what the regressor predicts, "paper" or "look-ahead" (`joint_loss`).
     seed: of crops. regressor_only: leave the backbone as it is. save_every: steps between checkpoints.
     """
@@ -36,6 +36,7 @@ class TrainingConfig:
     lr: float = 1e-4
     schedule: str = "halve"
     regressor_lr: float = 1e-4
+    regressor_weight: float = 1.0
     clip: float = 5.0
     precision: str = "fp32"
     target: str = "paper"
@@ -111,7 +112,7 @@ class TrainingRun:
         lr, hr = (t.to(self.device, memory_format=torch.channels_last) * self.model.rgb_range for t in (lr, hr))
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            parts = joint_loss(self.model, lr, hr, self.config.target)
+            parts = joint_loss(self.model, lr, hr, self.config.target, self.config.regressor_weight)
         if not math.isfinite(parts.total.item()):
             raise UserError(f"training: the loss is {parts.total.item()} at step {self.step}; a smaller --lr may help")
         parts.total.backward()
