@@ -17,9 +17,12 @@ from ape_kernels.program import (
     Activation,
     Buffer,
     ChannelAttention,
+    Interpolation,
     PatchProgram,
     Reconstruct,
+    Stage,
     Step,
+    Upsample,
 )
 
 # buffers, after INPUT; networks without attention stop at HIDDEN
@@ -43,7 +46,8 @@ def convert_frame(model: nn.Module, recognise: Recognise) -> PatchProgram:
     body                 [block, ..., block, conv 3x3]
     tail                 [Upsampler = [conv, PixelShuffle, ...], conv 3x3]
     regressor            [AdaptiveAvgPool2d(1), Flatten, Linear(C, 1), Tanh], with exit_interval and
-                         exit_threshold; absent in a plain network, which then runs whole
+                         exit_threshold; absent in a plain network, which then runs whole. With a true
+                         head_exit there is an exit before the first block too
     """
     expect_only_children(model, "", PARTS)
     (head,) = expect_sequence(model.head, "head", 1)
@@ -84,8 +88,12 @@ def assemble(
     blocks: the children of ``model.body``. tail: linear modules after the global skip, run in order.
     """
     channels, colors = head.out_channels, head.in_channels
-    steps = [recognise(block, f"body.{i}", channels, STREAM if i else HEAD) for i, block in enumerate(blocks)]
     exit_step, interval, exit_threshold = exits(model, channels, len(blocks), STREAM)
+    first, before = HEAD, ()
+    if exit_step is not None and getattr(model, "head_exit", False):
+        # a patch may leave before the first block: the tail takes what it left with from STREAM
+        first, before = STREAM, (Stage(HEAD, STREAM, (Upsample(HEAD, STREAM, Interpolation.NEAREST), exit_step)),)
+    steps = [recognise(block, f"body.{i}", channels, STREAM if i else first) for i, block in enumerate(blocks)]
     last_buffer = max(step.dst for block in steps for step in block)
     return PatchProgram(
         buffers=(Buffer(colors), Buffer(colors), *(Buffer(channels) for _ in range(HEAD, last_buffer + 1))),
@@ -93,7 +101,7 @@ def assemble(
             *(() if shift is None else (conv_step(shift, INPUT, SHIFTED),)),
             conv_step(head, INPUT if shift is None else SHIFTED, HEAD),
         ),
-        stages=stages(steps, interval, exit_step, first=HEAD, stream=STREAM),
+        stages=(*before, *stages(steps, interval, exit_step, first=first, stream=STREAM)),
         tail=(
             conv_step(closing, STREAM, HIDDEN, add=HEAD),
             Reconstruct(HIDDEN, collapsed(tail, channels, colors, upscale), upscale),

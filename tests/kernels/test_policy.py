@@ -129,7 +129,7 @@ def test_bad_budgets(model, bad):
 
 
 def test_a_network_without_exits_has_nothing_to_save():
-    with pytest.raises(ValueError, match="budget: expected a share from 1.000"):
+    with pytest.raises(ValueError, match=r"budget: expected a share from 1\.000"):
         APEForward(spread_network(2, 2, 8, None), budget=0.5)
 
 

@@ -62,6 +62,8 @@ class EDSR(ExitNetwork):
     exit_interval: blocks between exits, a divisor of n_resblocks; None builds a plain network without regressor.
     exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
     rgb_range: value range of images, 1.0 here, 255 in the published checkpoints.
+    head_exit: a patch may also leave before the first block, as a regressor that looks ahead can say; exit 0 is then
+        that after the head. All the regressor sees there is the patch's mean colour: the head is linear.
 
     In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`);
     in evaluation mode, or without exits, the full-depth picture ``[N, 3, scale * h, scale * w]``.
@@ -76,8 +78,11 @@ class EDSR(ExitNetwork):
         exit_threshold: float = 1.0,
         res_scale: float = 1.0,
         rgb_range: float = 1.0,
+        head_exit: bool = False,
     ) -> None:
         super().__init__()
+        if head_exit and exit_interval is None:
+            raise ValueError("head_exit: expected with an exit_interval, got a plain network")
         if exit_interval is not None and (exit_interval < 1 or n_resblocks % exit_interval):
             raise ValueError(f"exit_interval: expected a divisor of n_resblocks = {n_resblocks}, got {exit_interval}")
         self.config = dict(
@@ -88,7 +93,9 @@ class EDSR(ExitNetwork):
             exit_threshold=exit_threshold,
             res_scale=res_scale,
             rgb_range=rgb_range,
+            head_exit=head_exit,
         )
+        self.head_exit = head_exit
         self.scale = scale
         self.rgb_range = rgb_range
         self.sub_mean = MeanShift(rgb_range, sign=-1)
@@ -107,7 +114,7 @@ class EDSR(ExitNetwork):
         """Head output and the feature map at every exit; for a plain network that after the last block."""
         skip = self.head(self.sub_mean(x))
         interval = self.exit_interval if self.has_exits else len(self.body) - 1
-        features, stream = [], skip
+        features, stream = [skip] if self.head_exit else [], skip
         for i, block in enumerate(self.body[:-1], start=1):
             stream = block(stream)
             if i % interval == 0:

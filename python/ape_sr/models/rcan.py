@@ -60,6 +60,7 @@ class RCAN(EDSR):
     exit_interval: groups between exits, a divisor of n_resgroups; None builds a plain network without regressor.
     exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
     rgb_range: value range of images, 1.0 here, 255 in the published checkpoints.
+    head_exit: a patch may also leave before the first group, as in `EDSR`.
 
     `forward` and `forward_exits` as in `EDSR`. Raises ValueError for arguments outside these.
     """
@@ -74,12 +75,13 @@ class RCAN(EDSR):
         exit_interval: int | None = 1,
         exit_threshold: float = 1.0,
         rgb_range: float = 1.0,
+        head_exit: bool = False,
     ) -> None:
         if exit_interval is not None and (exit_interval < 1 or n_resgroups % exit_interval):
             raise ValueError(f"exit_interval: expected a divisor of n_resgroups = {n_resgroups}, got {exit_interval}")
         if not 1 <= reduction <= n_feats:
             raise ValueError(f"reduction: expected 1 to n_feats = {n_feats}, got {reduction}")
-        super().__init__(scale, 0, n_feats, exit_interval, exit_threshold, rgb_range=rgb_range)
+        super().__init__(scale, 0, n_feats, exit_interval, exit_threshold, rgb_range=rgb_range, head_exit=head_exit)
         hidden = n_feats // reduction
         groups = [ResidualGroup(n_resblocks, n_feats, hidden) for _ in range(n_resgroups)]
         self.body = nn.Sequential(*groups, conv3x3(n_feats, n_feats))
@@ -92,4 +94,5 @@ class RCAN(EDSR):
             exit_interval=exit_interval,
             exit_threshold=exit_threshold,
             rgb_range=rgb_range,
+            head_exit=head_exit,
         )
