@@ -12,6 +12,7 @@ from ape_kernels import APEForward, BackendUnavailable, to_program
 from ape_kernels.backends import ORDER, choose
 from ape_sr.checkpoint import load_model
 from ape_sr.cli.arguments import positive_float, positive_int
+from ape_sr.distributed import ranks_from_environment
 from ape_sr.errors import UserError
 from ape_sr.weights import shipped_weights
 
@@ -35,12 +36,17 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the computation (%(default)s)")
 
 
+def weights_path(args: argparse.Namespace) -> Path:
+    """The weights file that is meant."""
+    return args.weights or shipped_weights(args.scale or DEFAULT_SCALE)
+
+
 def open_network(args: argparse.Namespace) -> APEForward:
     """The network in evaluation mode on its device, packed, with the backend resolved to a name.
 
     Raises UserError for weights that cannot be read or have another scale, and for a backend that cannot run.
     """
-    path = args.weights or shipped_weights(args.scale or DEFAULT_SCALE)
+    path = weights_path(args)
     model = load_model(path, exit_interval=args.exit_every, res_scale=args.res_scale)
     if args.scale not in (None, model.scale):
         raise UserError(f"scale: expected {model.scale}, the scale of {path}, got {args.scale}")
@@ -58,4 +64,6 @@ def open_network(args: argparse.Namespace) -> APEForward:
 
 def _device(backend: str) -> torch.device:
     wish = os.environ.get("APE_BACKEND", "auto") if backend == "auto" else backend
-    return torch.device("cuda" if torch.cuda.is_available() and wish != "cpu" else "cpu")
+    if wish == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", ranks_from_environment().local % torch.cuda.device_count())

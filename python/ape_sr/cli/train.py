@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -10,11 +12,13 @@ import torch
 from ape_sr.checkpoint import load_model
 from ape_sr.cli.arguments import existing_folder, positive_float, positive_int
 from ape_sr.data.crops import CropSampler
+from ape_sr.distributed import joined, ranks_from_environment
 from ape_sr.errors import UserError
-from ape_sr.models import build_model
+from ape_sr.models import NETWORKS, build_model
 from ape_sr.training.run import TrainingConfig, TrainingRun, initialise
 
 DEFAULTS = TrainingConfig()
+SETTINGS = [field for field in fields(TrainingConfig) if field.name not in ("clip", "save_every")]
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -24,15 +28,33 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="train a backbone, plain or with exits",
         description="Train a backbone. Without --plain all exits are trained jointly with the regressor "
         "(the paper's strategy), best started from a plain checkpoint with --init. A run that was "
-        "interrupted goes on when the same command is given again.",
+        "interrupted goes on when the same command is given again. Under torchrun the processes share every batch.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("-i", "--data", type=existing_folder, required=True, help="folder of training images (HR)")
+    parser.add_argument(
+        "-i",
+        "--data",
+        type=existing_folder,
+        required=True,
+        help="folder of training images (HR), or one as DIV2K is unpacked: <set>_train_HR and, where it is there, "
+        "<set>_train_LR_bicubic/X<scale>",
+    )
+    parser.add_argument("--lr-data", type=existing_folder, help="folder of their LR versions (made by bicubic)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("-s", "--scale", type=int, default=4, choices=(1, 2, 3, 4, 8), help="upscaling factor (4)")
-    parser.add_argument("--blocks", type=positive_int, default=16, help="residual blocks (16)")
+    parser.add_argument("--network", choices=tuple(NETWORKS), default="edsr", help="backbone (%(default)s)")
+    parser.add_argument(
+        "--blocks",
+        type=positive_int,
+        default=16,
+        help="residual blocks; convolutions of a VDSR, groups of a SwinIR (16)",
+    )
+    parser.add_argument("--groups", type=positive_int, help="residual groups of a RCAN (10)")
     parser.add_argument("--feats", type=positive_int, default=64, help="feature channels (64)")
     parser.add_argument("--exit-every", type=positive_int, default=2, help="blocks between exits (2)")
+    parser.add_argument(
+        "--head-exit", action="store_true", help="an exit before the first block too (EDSR, RCAN; with look-ahead)"
+    )
     parser.add_argument("--plain", action="store_true", help="train without exits")
     parser.add_argument(
         "--regressor-only", action="store_true", help="train the regressor alone, on the backbone given by --init"
@@ -67,39 +89,47 @@ def run(args: argparse.Namespace) -> None:
     """Train, going on where an interrupted run stopped."""
     if args.regressor_only and args.init is None:
         raise UserError("regressor-only: expected --init with a trained backbone, got none")
-    torch.manual_seed(args.seed)
+    device = _device(args.device)
+    with joined(device) as ranks:
+        torch.manual_seed(args.seed)
+        try:
+            model = build_model(args.network, network_config(args))
+            if args.init is not None:
+                initialise(model, load_model(args.init))
+        except (ValueError, TypeError) as error:  # of sizes and intervals that do not go together
+            raise UserError(str(error)) from None
+        sampler = CropSampler(args.data, args.scale, args.patch, args.seed, args.lr_data)
+        if ranks.leads:
+            print(f"{len(sampler.pairs)} images ({sampler.skipped} smaller than {args.patch}x{args.patch} left out)")
+        config = TrainingConfig(**{field.name: getattr(args, field.name) for field in SETTINGS})
+        weights = TrainingRun(model, sampler, config, args.out, str(device), ranks).run()
+        if ranks.leads:
+            print(f"weights: {weights}")
+
+
+def network_config(args: argparse.Namespace) -> dict[str, object]:
+    """The arguments as the chosen network's class calls them; UserError for one that it does not have."""
+    config: dict[str, object] = {"scale": args.scale, "exit_interval": None if args.plain else args.exit_every}
+    if args.network == "swinir":
+        heads = 6 if args.feats % 6 == 0 else 4
+        config |= {"embed_dim": args.feats, "depths": (6,) * args.blocks, "num_heads": (heads,) * args.blocks}
+    else:
+        config |= {"n_blocks" if args.network == "ecbsr" else "n_resblocks": args.blocks, "n_feats": args.feats}
+    for name, key, value in (("groups", "n_resgroups", args.groups), ("head-exit", "head_exit", args.head_exit)):
+        if value and key not in signature(NETWORKS[args.network]).parameters:
+            raise UserError(f"{name}: expected with another network, as {args.network} has none, got {value}")
+        if value:
+            config[key] = value
+    return config
+
+
+def _device(name: str) -> torch.device:
+    """The device, on a machine with several GPUs and processes this one's; UserError if it cannot be used."""
     try:
-        torch.empty(0, device=args.device)
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", ranks_from_environment().local)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: a build without that kind of device
-        raise UserError(f"device: {args.device} cannot be used: {str(error).splitlines()[0]}") from None
-    try:
-        model = build_model(
-            "edsr",
-            {
-                "scale": args.scale,
-                "n_resblocks": args.blocks,
-                "n_feats": args.feats,
-                "exit_interval": None if args.plain else args.exit_every,
-            },
-        )
-        if args.init is not None:
-            initialise(model, load_model(args.init))
-    except ValueError as error:  # of sizes and intervals that do not go together
-        raise UserError(str(error)) from None
-    sampler = CropSampler(args.data, args.scale, args.patch, args.seed)
-    print(f"{len(sampler.pairs)} images ({sampler.skipped} smaller than {args.patch}x{args.patch} left out)")
-    config = TrainingConfig(
-        steps=args.steps,
-        batch=args.batch,
-        patch=args.patch,
-        lr=args.lr,
-        schedule=args.schedule,
-        regressor_lr=args.regressor_lr,
-        regressor_weight=args.regressor_weight,
-        precision=args.precision,
-        seed=args.seed,
-        target=args.target,
-        regressor_only=args.regressor_only,
-    )
-    weights = TrainingRun(model, sampler, config, args.out, args.device).run()
-    print(f"weights: {weights}")
+        raise UserError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from None
+    return device

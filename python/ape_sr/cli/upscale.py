@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import sys
 import time
 from collections import Counter
@@ -15,9 +17,20 @@ from tqdm import tqdm
 from ape_kernels import APEForward, PatchGrid
 from ape_kernels.policy import threshold_from_gain
 from ape_sr.cli.arguments import fraction, non_negative_float
-from ape_sr.cli.network import add_network_arguments, open_network
-from ape_sr.data.images import SUFFIXES, check_output_suffix, list_images, read_image, to_image, to_tensor, write_image
+from ape_sr.cli.network import add_network_arguments, open_network, weights_path
+from ape_sr.data.images import (
+    SUFFIXES,
+    check_output_suffix,
+    list_images,
+    read_image,
+    read_note,
+    to_image,
+    to_tensor,
+    write_image,
+)
+from ape_sr.distributed import ranks_from_environment
 from ape_sr.errors import UserError
+from ape_sr.files import remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "upscale",
         help="enlarge a picture or a folder of pictures",
         description="Enlarge a picture or a folder of pictures. Every patch leaves the network as soon as more "
-        "layers are predicted to bring little; --threshold or --min-gain-db say how little (default: as trained).",
+        "layers are predicted to bring little; --threshold or --min-gain-db say how little (default: as trained). "
+        "--budget bounds the work on each picture instead. A folder that was interrupted goes on where it stopped when "
+        "the same command is given again; under torchrun the processes share its pictures.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("-i", "--input", type=Path, required=True, help="picture, or folder of pictures")
@@ -43,6 +58,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument("--threshold", type=fraction, help="capacity below which a patch leaves, 0 (never) to 1")
     policy.add_argument("--min-gain-db", type=non_negative_float, help="the same as dB a stage must bring")
+    parser.add_argument(
+        "--budget",
+        type=fraction,
+        help="share of the network's body that each picture may take at most, spent where most is to be gained",
+    )
     parser.add_argument("--exit-map", action="store_true", help="also write where patches left the network")
     add_network_arguments(parser)
 
@@ -52,18 +72,28 @@ def run(args: argparse.Namespace) -> None:
     if not args.input.exists():
         raise UserError(f"input: no such file or folder: {args.input}")
     network = open_network(args)
+    try:
+        if args.budget is not None:
+            network.threshold, network.budget = 0.0, args.budget
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if args.threshold is not None:
         network.threshold = args.threshold
     elif args.min_gain_db is not None:
         network.threshold = threshold_from_gain(args.min_gain_db)
+    ranks = ranks_from_environment()
+    folder = args.input.is_dir()
     jobs = plan(args.input, args.output, network.scale)
-    _create(jobs[0].picture.parent)
+    settings = describe(network, weights_path(args)) if folder else None
+    jobs = jobs[ranks.rank :: ranks.world]
+    if jobs:
+        _create(jobs[0].picture.parent)
     failures = 0
-    for job in tqdm(jobs, unit="image", disable=None if args.input.is_dir() else True):
+    for job in tqdm(jobs, unit="image", disable=None if folder and ranks.leads else True):
         try:
-            line = upscale(network, job, args.exit_map)
+            line = upscale(network, job, args.exit_map, settings)
         except UserError as error:
-            if not args.input.is_dir():
+            if not folder:
                 raise
             failures += 1
             tqdm.write(f"ape-sr: error: {error}", file=sys.stderr)
@@ -71,6 +101,17 @@ def run(args: argparse.Namespace) -> None:
             tqdm.write(line)
     if failures:
         raise UserError(f"{failures} of {len(jobs)} images could not be upscaled")
+
+
+def describe(network: APEForward, weights: Path) -> dict[str, object]:
+    """All that a result depends on but the picture itself."""
+    return {
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "threshold": network.threshold,
+        "budget": network.budget,
+        "backend": network.backend,
+        "dtype": str(network.dtype),
+    }
 
 
 def plan(source: Path, output: Path, scale: int) -> list[Job]:
@@ -96,8 +137,21 @@ def plan(source: Path, output: Path, scale: int) -> list[Job]:
     return jobs
 
 
-def upscale(network: APEForward, job: Job, exit_map: bool) -> str:
-    """Do one job; returns the line that reports it."""
+def upscale(network: APEForward, job: Job, exit_map: bool, settings: dict[str, object] | None = None) -> str:
+    """Do one job; returns the line that reports it.
+
+    settings: what `describe` says, for a folder: the result then carries them and the identity of its source, and is
+    left alone where it is there with the same ones already.
+    """
+    note = None
+    if settings is not None:
+        source = job.source.stat()
+        identity = {"source": job.source.name, "bytes": source.st_size, "modified": source.st_mtime_ns}
+        note = json.dumps(settings | identity)
+        for target in (job.picture, job.exits):
+            remove_leftovers(target)
+        if read_note(job.picture) == note and (job.exits.is_file() or not exit_map):
+            return f"{job.source.name}: done already"
     image = read_image(job.source)
     rgb_range = network.model.rgb_range
     device = next(network.parameters()).device
@@ -114,7 +168,7 @@ def upscale(network: APEForward, job: Job, exit_map: bool) -> str:
         grid = PatchGrid(*image.shape[:2], network.patch_size, network.overlap, network.scale)
         drawn = draw_exit_map(picture, report.exit_index[0].cpu().numpy(), grid, stages, report.share)
         write_image(job.exits, drawn)
-    write_image(job.picture, picture)
+    write_image(job.picture, picture, note)
     sizes = " -> ".join(f"{side.shape[1]}x{side.shape[0]}" for side in (image, picture))
     return (
         f"{job.source.name}: {sizes}, {seconds:.2f} s, {report.share:.1%} of the computation, "

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ape_sr.errors import UserError
 from ape_sr.files import atomic_path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+NOTE = "ape-sr"  # key of the text in a PNG
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -28,11 +33,24 @@ def list_images(folder: Path) -> list[Path]:
 
 def read_image(path: Path) -> np.ndarray:
     """Read any image file as uint8 RGB ``[H, W, 3]`` (grey and palette expanded, alpha dropped, turned upright)."""
+    with _opened(path) as image:
+        if image.mode.startswith(("I;16", "I", "F")):
+            raise UserError(f"{path}: expected 8 bits a channel, got mode {image.mode}")
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Sides in pixels as the file's header has them, not decoded."""
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The opened image; UserError for whatever is wrong with it, also while it is read."""
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(("I;16", "I", "F")):
-                raise UserError(f"{path}: expected 8 bits a channel, got mode {image.mode}")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            yield image
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnidentifiedImageError:
@@ -41,15 +59,28 @@ def read_image(path: Path) -> np.ndarray:
         raise UserError(f"{path}: cannot be read as an image: {error}") from None
 
 
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Write uint8 ``[H, W, 3]``; the file appears whole or not at all."""
+def write_image(path: Path, image: np.ndarray, note: str | None = None) -> None:
+    """Write uint8 ``[H, W, 3]``; the file appears whole or not at all. note: kept in a PNG, see `read_note`."""
     with atomic_path(path) as temporary:
         try:
             # quality: of JPEG and WebP; PNG, BMP and TIFF have none
             image_format = Image.registered_extensions()[path.suffix.lower()]
-            Image.fromarray(image).save(temporary, format=image_format, quality=95)
+            options = {}
+            if note is not None:
+                options["pnginfo"] = PngInfo()
+                options["pnginfo"].add_text(NOTE, note)
+            Image.fromarray(image).save(temporary, format=image_format, quality=95, **options)
         except (OSError, ValueError) as error:  # ValueError: larger than the format allows
             raise UserError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+def read_note(path: Path) -> str | None:
+    """The note that `write_image` left in a PNG; None without one or without a readable picture."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(NOTE)
+    except (OSError, ValueError, SyntaxError):
+        return None
 
 
 def check_output_suffix(path: Path) -> None:

@@ -69,6 +69,8 @@ class EDSR(ExitNetwork):
     in evaluation mode, or without exits, the full-depth picture ``[N, 3, scale * h, scale * w]``.
     """
 
+    linear_tail = True  # nothing but convolutions and shuffles in `reconstruct`
+
     def __init__(
         self,
         scale: int = 4,

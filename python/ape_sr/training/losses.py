@@ -35,9 +35,16 @@ def joint_loss(
     lr: ``[N, 3, h, w]``, hr: ``[N, 3, s * h, s * w]``, both in [0, rgb_range].
     A plain network has one "exit" and no regressor.
     """
-    skip, features = model.exit_features(lr)
-    pictures = _reconstruct_all(model, skip, features).float().view(len(features), *hr.shape)
-    truth = hr.expand(len(features), *hr.shape)
+    if getattr(model, "linear_tail", False):
+        skip, features = model.exit_features(lr)
+        pictures = _reconstruct_all(model, skip, features).float().view(len(features), *hr.shape)
+        predicted = _predict_all(model, features)
+    elif model.has_exits:
+        made, predicted = model.forward_exits(lr)
+        pictures = torch.stack([picture.float() for picture in made])
+    else:
+        pictures, predicted = model(lr).float()[None], []
+    truth = hr.expand(len(pictures), *hr.shape)
     l1 = torch.stack([l1_loss(sr, hr_i) for sr, hr_i in zip(pictures, truth, strict=True)]) * (255 / model.rgb_range)
     with torch.no_grad():
         border = model.scale + 6
@@ -50,10 +57,16 @@ def joint_loss(
         wanted = 1 - torch.tanh(gain)
     regressor = torch.zeros_like(l1)
     if model.has_exits:
-        with torch.autocast(lr.device.type, enabled=False):
-            predicted = [model.regressor(f.float())[:, 0] for f in features]
-        regressor = torch.stack([mse_loss(p, w) for p, w in zip(predicted, wanted, strict=True)])
+        regressor = torch.stack([mse_loss(p.float()[:, 0], w) for p, w in zip(predicted, wanted, strict=True)])
     return LossParts(l1.sum() + regressor_weight * regressor.sum(), l1.detach(), regressor.detach(), psnr.mean(dim=1))
+
+
+def _predict_all(model: nn.Module, features: list[Tensor]) -> list[Tensor]:
+    """Predictions ``[N, 1]`` of every exit, in float32: their differences are small."""
+    if not model.has_exits:
+        return []
+    with torch.autocast(features[0].device.type, enabled=False):
+        return [model.regressor(f.float()) for f in features]
 
 
 def _reconstruct_all(model: nn.Module, skip: Tensor, features: list[Tensor]) -> Tensor:

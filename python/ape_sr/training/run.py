@@ -1,22 +1,27 @@
-"""The training loop: steps, checkpoints that survive a kill, a CSV log."""
+"""The training loop: steps, checkpoints that survive a kill."""
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ape_sr.checkpoint import save_model
 from ape_sr.data.crops import CropSampler
+from ape_sr.distributed import Ranks
 from ape_sr.errors import UserError
 from ape_sr.files import atomic_path
+from ape_sr.training.log import TrainingLog
 from ape_sr.training.losses import LossParts, joint_loss
+
+ALONE = Ranks()
+LOG_EVERY, LOG_FIRST = 50, 8  # steps; the first ones all, as that is where a run goes wrong
 
 
 @dataclass(frozen=True)
@@ -46,18 +51,34 @@ class TrainingConfig:
 
 
 class TrainingRun:
-    """Trains `model` into the folder `out`: `last.pt` (resumable), `log.csv`, at the end `model.safetensors`.
+    """Trains `model` into the folder `out`.
+
+    There appear `last.pt` (resumable), `log.csv` and its picture `log.png`, at the end `model.safetensors`.
 
     Every batch depends on (seed, step) only, so a run that is killed and started again with the same
     arguments goes on from `last.pt` as if nothing had happened.
+    ranks: the processes that train together (`ape_sr.distributed.joined`), each on its share of every batch, with the
+    gradients of the whole; the first one writes.
     """
 
-    def __init__(self, model: nn.Module, sampler: CropSampler, config: TrainingConfig, out: Path, device: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sampler: CropSampler,
+        config: TrainingConfig,
+        out: Path,
+        device: str,
+        ranks: Ranks = ALONE,
+    ) -> None:
         smallest = 2 * (model.scale + 6) + 1  # pixels the measured capacity needs within its border
         if config.patch < smallest:
             raise UserError(f"patch: expected at least {smallest} at scale {model.scale}, got {config.patch}")
+        if config.batch % ranks.world:
+            raise UserError(f"batch: expected a multiple of the {ranks.world} processes, got {config.batch}")
+        if getattr(model, "head_exit", False) and config.target != "look-ahead":
+            raise UserError(f"head_exit: expected with the target look-ahead, got {config.target}")
         self.model = model.to(device, memory_format=torch.channels_last).train()
-        self.sampler, self.config, self.out, self.device = sampler, config, out, device
+        self.sampler, self.config, self.out, self.device, self.ranks = sampler, config, out, device, ranks
         if config.regressor_only:
             if not model.has_exits:
                 raise UserError("regressor_only: expected a network with exits, got a plain one")
@@ -69,6 +90,9 @@ class TrainingRun:
         out.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
             self._resume()
+        self.objective: nn.Module = _Objective(self.model, config)
+        if ranks.world > 1:
+            self.objective = DistributedDataParallel(self.objective)
 
     @property
     def checkpoint(self) -> Path:
@@ -76,46 +100,42 @@ class TrainingRun:
         return self.out / "last.pt"
 
     @property
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> dict[str, dict[str, object]]:
         """What a checkpoint must agree on to be resumed."""
         return {"model": self.model.config, "training": asdict(self.config)}
 
     def run(self) -> Path:
         """Train to the last step and return the path of the finished weights."""
-        columns = [
-            "step",
-            "seconds",
-            "lr",
-            "loss",
-            *(f"{part}_{i}" for part in ("l1", "mse", "psnr") for i in range(self._exits())),
-        ]
-        log = _CsvLog(self.out / "log.csv", columns, self.step)
+        log = TrainingLog(self.out, self.step) if self.ranks.leads else None
         started = time.monotonic()
-        with tqdm(total=self.config.steps, initial=self.step, unit="step", mininterval=1.0) as bar:
-            while self.step < self.config.steps:
+        steps = self.config.steps
+        with tqdm(total=steps, initial=self.step, unit="step", mininterval=1.0, disable=not self.ranks.leads) as bar:
+            while self.step < steps:
                 parts = self._one_step()
                 bar.update()
-                if self.step % 50 == 0 or self.step == self.config.steps:
-                    rate = self.scheduler.get_last_lr()[0]
+                if log is not None and (self.step % LOG_EVERY == 0 or self.step <= LOG_FIRST or self.step == steps):
                     bar.set_postfix(loss=f"{parts.total.item():.3f}", psnr=f"{parts.psnr[-1].item():.2f}")
-                    per_exit = [v.item() for part in (parts.l1, parts.regressor, parts.psnr) for v in part]
-                    log.write([self.step, time.monotonic() - started, rate, parts.total.item(), *per_exit])
-                if self.step % self.config.save_every == 0:
+                    log.write(self.step, time.monotonic() - started, self.scheduler.get_last_lr()[0], parts)
+                if log is not None and (self.step % self.config.save_every == 0 or self.step == steps):
                     self._save()
-        self._save()
+                    log.draw()
         weights = self.out / "model.safetensors"
-        save_model(weights, self.model)
+        if self.ranks.leads:
+            save_model(weights, self.model)
         return weights
 
     def _one_step(self) -> LossParts:
         lr, hr = self.sampler.batch(self.step, self.config.batch)
-        lr, hr = (t.to(self.device, memory_format=torch.channels_last) * self.model.rgb_range for t in (lr, hr))
+        share = slice(self.ranks.rank, None, self.ranks.world)
+        lr, hr = (t[share].to(self.device, memory_format=torch.channels_last) * self.model.rgb_range for t in (lr, hr))
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            parts = joint_loss(self.model, lr, hr, self.config.target, self.config.regressor_weight)
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            total, *parts = self.objective(lr, hr)
+        parts = LossParts(*(self.ranks.mean(part) for part in (total.detach(), *parts)))
         if not math.isfinite(parts.total.item()):
             raise UserError(f"training: the loss is {parts.total.item()} at step {self.step}; a smaller --lr may help")
-        parts.total.backward()
+        total.backward()
         torch.nn.utils.clip_grad_norm_(self._backbone(), self.config.clip)
         self.optimizer.step()
         self.scheduler.step()
@@ -138,9 +158,6 @@ class TrainingRun:
             return 0.5 * (1 + math.cos(math.pi * min(step / self.config.steps, 1.0)))
         return 0.5 if step >= self.config.steps * 2 / 3 else 1.0
 
-    def _exits(self) -> int:
-        return len(self.model.body[:-1]) // self.model.exit_interval if self.model.has_exits else 1
-
     def _save(self) -> None:
         state = {
             "identity": self.identity,
@@ -158,14 +175,13 @@ class TrainingRun:
             identity = state["identity"]
         except Exception as error:  # torch raises many types for a damaged file
             raise UserError(f"out: {self.checkpoint} cannot be resumed: {str(error).splitlines()[0]}") from None
-        if identity != self.identity:
-            theirs, ours = identity | {}, self.identity
-            changed = [
-                f"{key}: {theirs[part].get(key)} there, {value} here"
-                for part, values in ours.items()
-                for key, value in values.items()
-                if theirs[part].get(key) != value
-            ]
+        changed = [
+            f"{key}: {theirs} there, {value} here"
+            for part, values in self.identity.items()
+            for key, value in values.items()
+            if (theirs := identity[part].get(key, _default(part, key))) != value
+        ]
+        if changed:
             raise UserError(f"out: {self.out} holds another run ({'; '.join(changed)}); choose another folder")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -173,24 +189,22 @@ class TrainingRun:
         self.step = state["step"]
 
 
-class _CsvLog:
-    """Appends rows; on resuming drops those written after the checkpoint that is resumed."""
+class _Objective(nn.Module):
+    """The loss as a module, so that DistributedDataParallel sees the whole of it."""
 
-    def __init__(self, path: Path, columns: list[str], step: int) -> None:
-        self.path = path
-        kept = [row for row in self._rows() if int(row[0]) <= step]
-        with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-            csv.writer(file).writerows([columns, *kept])
+    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
 
-    def _rows(self) -> list[list[str]]:
-        if not self.path.exists():
-            return []
-        with open(self.path, newline="") as file:
-            return [row for row in list(csv.reader(file))[1:] if row and row[0].isdigit()]
+    def forward(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, ...]:
+        """The fields of `LossParts`."""
+        parts = joint_loss(self.model, lr, hr, self.config.target, self.config.regressor_weight)
+        return parts.total, parts.l1, parts.regressor, parts.psnr
 
-    def write(self, row: list[float]) -> None:
-        with open(self.path, "a", newline="") as file:
-            csv.writer(file).writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
+
+def _default(part: str, key: str) -> object:
+    """What a setting was in runs begun before it existed."""
+    return getattr(TrainingConfig(), key) if part == "training" else {"head_exit": False}.get(key)
 
 
 def initialise(model: nn.Module, source: nn.Module) -> None:
