@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ape_kernels import APEForward
+from ape_kernels import APEForward, Report
 from ape_sr.data.degrade import bicubic_downscale, bicubic_upscale, modcrop
 from ape_sr.data.images import list_images, read_image, to_image, to_tensor
 from ape_sr.errors import UserError
+from ape_sr.files import atomic_path
+from ape_sr.flops import uncollapsed_flops
 from ape_sr.metrics import psnr_rgb, psnr_y, ssim_rgb, ssim_y
 
 HR, LR = "_HR", "_LR"
@@ -49,7 +52,8 @@ class Pair:
 class Result:
     """One picture, one method. PSNR in dB, on Y with a border of `scale` cut, on RGB of ``scale + 6``.
 
-    flops_share, body_share: of full depth. patches_per_exit: counts. seconds: of the upscaling alone.
+    flops_share, body_share: of full depth. paper_share: with the tail as the network has it, not collapsed.
+    patches_per_exit: counts. seconds: of the upscaling alone.
     """
 
     image: str
@@ -60,21 +64,45 @@ class Result:
     seconds: float
     flops_share: float | None = None
     body_share: float | None = None
+    paper_share: float | None = None
     mean_exit: float | None = None
     patches_per_exit: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Row:
-    """All pictures by one method: bicubic (threshold None) or the network at a threshold."""
+NUMBERS = [name for name in Result.__dataclass_fields__ if name not in ("image", "patches_per_exit")]
 
-    threshold: float | None
-    results: tuple[Result, ...]
+
+@dataclass(frozen=True)
+class Method:
+    """How pictures are enlarged.
+
+    kind: "bicubic", "plain" (the network's own forward on the whole picture), "threshold" or "budget" (patches leaving
+    early, as `APEForward` has these words). value: the threshold or the budget.
+    """
+
+    kind: str
+    value: float | None = None
 
     @property
     def name(self) -> str:
-        """As shown in the table."""
-        return "bicubic" if self.threshold is None else f"threshold {self.threshold:.4g}"
+        """As shown in tables."""
+        return self.kind if self.value is None else f"{self.kind} {self.value:.4g}"
+
+
+BICUBIC, PLAIN = Method("bicubic"), Method("plain")
+
+
+def at_thresholds(values: Iterable[float]) -> list[Method]:
+    """A method a threshold."""
+    return [Method("threshold", value) for value in values]
+
+
+@dataclass(frozen=True)
+class Row:
+    """All pictures by one method."""
+
+    method: Method
+    results: tuple[Result, ...]
 
     def mean(self, field: str) -> float | None:
         """Mean of a field of `Result` over the pictures; None where the method has no such number."""
@@ -88,12 +116,12 @@ class Row:
 
     def as_json(self) -> dict[str, object]:
         """Everything, as plain values; infinite PSNR (equal pictures) as None."""
-        fields = [f for f in Result.__dataclass_fields__ if f not in ("image", "patches_per_exit")]
         images = [{key: _finite(value) for key, value in asdict(result).items()} for result in self.results]
-        mean = {field: _finite(self.mean(field)) for field in fields}
+        mean = {field: _finite(self.mean(field)) for field in NUMBERS}
         return {
-            "method": self.name,
-            "threshold": self.threshold,
+            "method": self.method.name,
+            "threshold": self.method.value if self.method.kind == "threshold" else None,
+            "budget": self.method.value if self.method.kind == "budget" else None,
             "mean": {**mean, "patches_per_exit": self.patches_per_exit},
             "images": images,
         }
@@ -118,32 +146,42 @@ def find_pairs(folder: Path) -> list[Pair]:
     return [Pair(name, by_stem[name + HR], by_stem[name + LR]) for name in names]
 
 
-def evaluate(network: APEForward, pairs: Iterable[Pair], thresholds: Sequence[float]) -> list[Row]:
-    """Bicubic and the network at every threshold, on every pair. Leaves the network's threshold as it was.
+# (pair, method, picture uint8 [H, W, 3], what was done): called for every picture that left patches early
+Watch = Callable[[Pair, Method, np.ndarray, Report], None]
 
-    Raises UserError for a picture that cannot be read, does not fit its pair or is too small.
+
+def evaluate(
+    network: APEForward, pairs: Iterable[Pair], methods: Sequence[Method], watch: Watch | None = None
+) -> list[Row]:
+    """Every method on every pair. Leaves the network's threshold and budget as they were.
+
+    Raises UserError for a picture that cannot be read, does not fit its pair or is too small, and for a budget that
+    the network cannot keep.
     """
-    own_threshold = network.threshold
-    columns: list[list[Result]] = [[] for _ in range(len(thresholds) + 1)]
+    own = network.threshold, network.budget
+    uncollapsed = uncollapsed_flops(network.model, network.program)
+    columns: list[list[Result]] = [[] for _ in methods]
     try:
         for pair in pairs:
-            for column, result in zip(columns, _results(network, pair, thresholds), strict=True):
-                column.append(result)
+            lr, hr = pair.read(network.scale)
+            for column, method in zip(columns, methods, strict=True):
+                column.append(_result(network, pair, method, lr, hr, uncollapsed, watch))
     finally:
-        network.threshold = own_threshold
-    return [Row(threshold, tuple(column)) for threshold, column in zip((None, *thresholds), columns, strict=True)]
+        network.threshold, network.budget = own
+    return [Row(method, tuple(column)) for method, column in zip(methods, columns, strict=True)]
 
 
 def format_table(rows: Sequence[Row]) -> str:
     """The rows as text: means over the pictures, patches per exit summed."""
     columns: dict[str, Callable[[Row], str]] = {
-        "method": lambda row: row.name,
+        "method": lambda row: row.method.name,
         "PSNR Y": lambda row: f"{row.mean('psnr_y'):.3f}",
         "SSIM Y": lambda row: f"{row.mean('ssim_y'):.4f}",
         "PSNR RGB": lambda row: f"{row.mean('psnr_rgb'):.3f}",
         "SSIM RGB": lambda row: f"{row.mean('ssim_rgb'):.4f}",
         "FLOPs": lambda row: _optional(row.mean("flops_share"), ".1%"),
         "body FLOPs": lambda row: _optional(row.mean("body_share"), ".1%"),
+        "uncollapsed": lambda row: _optional(row.mean("paper_share"), ".1%"),
         "mean exit": lambda row: _optional(row.mean("mean_exit"), ".2f"),
         "seconds": lambda row: f"{row.mean('seconds'):.3f}",
         "patches per exit": lambda row: " ".join(map(str, row.patches_per_exit)) or "-",
@@ -157,23 +195,55 @@ def format_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _results(network: APEForward, pair: Pair, thresholds: Sequence[float]) -> Iterator[Result]:
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """A line a method: means over the pictures, patches per exit summed; empty where a method has no such number."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", *NUMBERS, "patches_per_exit"])
+        for row in rows:
+            means = (row.mean(field) for field in NUMBERS)
+            numbers = ["" if value is None else f"{value:.6g}" for value in means]
+            writer.writerow([row.method.name, *numbers, " ".join(map(str, row.patches_per_exit))])
+
+
+def _result(
+    network: APEForward,
+    pair: Pair,
+    method: Method,
+    lr: np.ndarray,
+    hr: np.ndarray,
+    uncollapsed: Sequence[int],
+    watch: Watch | None,
+) -> Result:
     scale, rgb_range = network.scale, network.model.rgb_range
-    lr, hr = pair.read(scale)
+    report = None
     started = time.perf_counter()
-    bicubic = bicubic_upscale(lr, scale)
-    yield Result(pair.name, *_scores(bicubic, hr, scale), time.perf_counter() - started)
-    pixels = to_tensor(lr, rgb_range).to(next(network.parameters()).device)
-    for threshold in thresholds:
-        network.threshold = threshold
-        started = time.perf_counter()
+    if method.kind == "bicubic":
+        picture = bicubic_upscale(lr, scale)
+    else:
+        pixels = to_tensor(lr, rgb_range).to(next(network.parameters()).device)
+        if method.kind != "plain":
+            _set(network, method)
         with torch.inference_mode():
-            sr, report = network(pixels, return_report=True)
+            sr, report = (network.model(pixels), None) if method.kind == "plain" else network(pixels, True)
         picture = to_image(sr, rgb_range)
-        seconds = time.perf_counter() - started
-        counts = tuple(report.patches_per_exit.tolist())
-        work = (report.share, report.body_share, report.mean_exit)
-        yield Result(pair.name, *_scores(picture, hr, scale), seconds, *work, counts)
+    seconds = time.perf_counter() - started
+    scores = _scores(picture, hr, scale)
+    if report is None:
+        return Result(pair.name, *scores, seconds)
+    if watch is not None:
+        watch(pair, method, picture, report)
+    counts = tuple(report.patches_per_exit.tolist())
+    paper = sum(n * flops for n, flops in zip(counts, uncollapsed, strict=True)) / (sum(counts) * uncollapsed[-1])
+    return Result(pair.name, *scores, seconds, report.share, report.body_share, paper, report.mean_exit, counts)
+
+
+def _set(network: APEForward, method: Method) -> None:
+    try:
+        network.budget = method.value if method.kind == "budget" else None
+        network.threshold = 0.0 if method.kind == "budget" else method.value
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _scores(picture: np.ndarray, hr: np.ndarray, scale: int) -> tuple[float, ...]:

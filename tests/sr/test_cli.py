@@ -1,5 +1,6 @@
 """The command as a user calls it."""
 
+import csv
 import json
 import signal
 import subprocess
@@ -48,6 +49,14 @@ class TestUpscale:
     def test_full_depth(self, tmp_path, photos, weights, option, capsys):
         assert run("upscale", "-i", photos / "a.png", "-o", tmp_path / "big.png", "-n", weights, *option) == 0
         assert "100.0% of the computation" in capsys.readouterr().out
+
+    def test_a_budget_is_kept(self, tmp_path, photos, weights, capsys):
+        picture = (photos / "c.webp", "-o", tmp_path, "-n", weights)
+        shares = []
+        for budget in (0.3, 0.6, 1):
+            assert run("upscale", "-i", *picture, "--budget", budget) == 0
+            shares.append(float(capsys.readouterr().out.split("%")[0].split()[-1]))
+        assert shares == sorted(shares) and shares[0] < shares[-1] == 100
 
     def test_a_later_exit_costs_more(self, tmp_path, photos, weights, capsys):
         shares = []
@@ -106,12 +115,26 @@ class TestEvaluate:
         assert run("evaluate", *arguments) == 0
         out = capsys.readouterr().out
         assert "3 images, scale 2" in out
-        assert [line.split("  ")[0] for line in out.splitlines()[2:]] == ["bicubic", "threshold 0", "threshold 0.4"]
+        names = ["bicubic", "plain", "threshold 0", "threshold 0.4"]
+        assert [line.split("  ")[0] for line in out.splitlines()[2:]] == names
         rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-        assert [row["threshold"] for row in rows] == [None, 0, 0.4]
-        assert rows[1]["mean"]["flops_share"] == 1
-        assert rows[2]["mean"]["body_share"] < 1
-        assert len(rows[2]["images"]) == 3
+        assert [row["threshold"] for row in rows] == [None, None, 0, 0.4]
+        assert rows[2]["mean"]["flops_share"] == 1
+        assert rows[3]["mean"]["body_share"] < 1
+        assert len(rows[3]["images"]) == 3
+
+    def test_curves_maps_and_table(self, tmp_path, photos, weights):
+        out = tmp_path / "out"
+        policies = ("--threshold", 0, 0.4, "--budget", 0.5)
+        wanted = ("--csv", out / "t.csv", "--plot", out / "p.png", "--exit-maps", out / "maps")
+        assert run("evaluate", "-i", photos, "-n", weights, *policies, *wanted) == 0
+        table = list(csv.DictReader((out / "t.csv").read_text().splitlines()))
+        assert [row["method"] for row in table] == ["bicubic", "plain", "threshold 0", "threshold 0.4", "budget 0.5"]
+        assert float(table[4]["body_share"]) <= 0.5 and table[0]["body_share"] == ""
+        assert float(table[3]["paper_share"]) > float(table[3]["flops_share"]), "a dearer tail cannot be saved"
+        assert np.ptp(read_image(out / "p.png")) == 255
+        methods = ("budget_0.5", "threshold_0", "threshold_0.4")
+        assert files(out / "maps") == sorted(f"{name}_{method}.png" for name in "abc" for method in methods)
 
     def test_half_a_pair_is_named(self, photos, weights, cat, capsys):
         write_image(photos / "d_HR.png", cat)
@@ -135,12 +158,23 @@ class TestCalibrate:
         assert 0 < threshold < 1
         tried = (0, threshold, min(1, threshold + 0.004))
         run("evaluate", "-i", photos, "-n", out, "--threshold", *tried, "--json", tmp_path / "a.json")
-        rows = json.loads((tmp_path / "a.json").read_text())["rows"][1:]
+        rows = json.loads((tmp_path / "a.json").read_text())["rows"][2:]
         full, at, above = (row["mean"]["psnr_y"] for row in rows)
         assert full - at <= 0.05 < full - above
         capsys.readouterr()
         assert run("upscale", "-i", photos / "cat.png", "-o", tmp_path / "c.png", "-n", out) == 0
         assert "100.0% of the computation" not in capsys.readouterr().out
+
+    def test_meets_a_share_of_the_flops(self, tmp_path, photos, weights, capsys):
+        out = tmp_path / "own.safetensors"
+        assert run("calibrate", "-i", photos, "-n", weights, "-o", out, "--flops-share", 0.8) == 0
+        threshold = 1 - load_model(out).exit_threshold
+        tried = (max(0, threshold - 0.004), threshold)
+        run("evaluate", "-i", photos, "-n", out, "--threshold", *tried, "--json", tmp_path / "a.json")
+        below, at = (row["mean"]["flops_share"] for row in json.loads((tmp_path / "a.json").read_text())["rows"][2:])
+        assert at <= 0.8 < below
+        assert run("calibrate", "-i", photos, "-n", weights, "-o", out, "--flops-share", 0.01) == 2
+        assert "flops-share: expected at least 0." in capsys.readouterr().err
 
     def test_a_plain_network_is_refused(self, tmp_path, photos, capsys):
         save_model(tmp_path / "plain.safetensors", spread_network(2, 2, 8, None))
@@ -188,6 +222,9 @@ BAD_CALLS = {
     "missing-input": (["upscale", "-i", "none.png", "-o", "x.png"], "input: no such file or folder: none.png"),
     "threshold-too-large": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "2"], "expected a number from 0 to 1, got 2"),
     "threshold-no-number": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "low"], "expected a number from 0 to 1, got low"),
+    "budget-too-small": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{weights}", "--budget", "0.1"], "budget: expected a share from 0.250"),
+    "plot-no-png": (["evaluate", "-i", "{photos}", "-n", "{weights}", "--plot", "x.pdf"], "plot: expected a name ending in .png, got x.pdf"),
+    "groups-of-edsr": (["train", "-i", "{photos}", "-o", "x", "--groups", "2"], "groups: expected with another network, as edsr has none, got 2"),
     "negative-gain": (["upscale", "-i", "{photo}", "-o", "x.png", "--min-gain-db", "-1"], "expected"),
     "both-policies": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "0", "--min-gain-db", "0"], "not allowed with"),
     "unknown-backend": (["upscale", "-i", "{photo}", "-o", "x.png", "--backend", "tpu"], "invalid choice: 'tpu'"),

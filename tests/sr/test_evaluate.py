@@ -3,14 +3,16 @@ import json
 import numpy as np
 import pytest
 
-from ape_kernels import APEForward, PatchGrid
+from ape_kernels import APEForward, PatchGrid, to_program
 from ape_sr.checkpoint import load_model
 from ape_sr.data.degrade import bicubic_downscale, bicubic_upscale
 from ape_sr.data.images import to_image, to_tensor, write_image
 from ape_sr.errors import UserError
-from ape_sr.evaluate import evaluate, find_pairs
+from ape_sr.evaluate import BICUBIC, PLAIN, Method, at_thresholds, evaluate, find_pairs
 from ape_sr.exit_map import LEGEND, MIN_WIDTH, draw_exit_map
+from ape_sr.flops import uncollapsed_flops
 from ape_sr.metrics import psnr_y
+from ape_sr.models import EDSR, VDSR
 
 
 @pytest.fixture
@@ -24,12 +26,16 @@ def test_numbers_are_those_of_the_metrics(tmp_path, cat, network):
     small[0, 0] = 0  # not what downscaling would give: the file must be what is read
     write_image(tmp_path / "cat_LR.png", small)
     sr = network.model(to_tensor(small))  # one patch in size, so whole is what a threshold of 0 does
-    bicubic, deep, shallow = evaluate(network, find_pairs(tmp_path), [0.0, 1.0])
+    methods = [BICUBIC, PLAIN, *at_thresholds([0.0, 1.0]), Method("budget", 0.5)]
+    bicubic, plain, deep, shallow, budget = evaluate(network, find_pairs(tmp_path), methods)
     assert bicubic.mean("psnr_y") == pytest.approx(psnr_y(bicubic_upscale(small, 2), cat, 2))
     assert deep.mean("psnr_y") == pytest.approx(psnr_y(to_image(sr), cat, 2), abs=0.01)
+    assert plain.mean("psnr_y") == pytest.approx(psnr_y(to_image(sr), cat, 2), abs=1e-9)
+    assert plain.mean("flops_share") is None and deep.mean("paper_share") == 1
+    assert budget.mean("body_share") == 0.5  # one patch, two of four stages
     assert deep.mean("flops_share") == 1 > shallow.mean("flops_share")
     assert deep.patches_per_exit[-1] == sum(deep.patches_per_exit)
-    assert network.threshold == 0.3
+    assert (network.threshold, network.budget) == (0.3, None)
 
 
 def test_exit_map_tints_patches_by_exit(cat):
@@ -59,16 +65,35 @@ def test_faulty_pairs_are_named(tmp_path, cat, network, case):
     for name, (height, width) in sizes.items():
         write_image(tmp_path / f"{name}.png", cat[:height, :width])
     with pytest.raises(UserError, match=message):
-        evaluate(network, find_pairs(tmp_path), [0.0])
+        evaluate(network, find_pairs(tmp_path), [BICUBIC])
 
 
 def test_the_smallest_picture_is_measured(tmp_path, cat, network):
     write_image(tmp_path / "a.png", cat[:28, :29])
-    assert len(evaluate(network, find_pairs(tmp_path), [0.0])) == 2
+    assert len(evaluate(network, find_pairs(tmp_path), [BICUBIC, PLAIN])) == 2
 
 
 def test_perfect_pictures_leave_valid_json(tmp_path, cat, network):
     write_image(tmp_path / "flat.png", np.full((40, 40, 3), 77, np.uint8))
-    row = evaluate(network, find_pairs(tmp_path), [0.0])[0]
+    row = evaluate(network, find_pairs(tmp_path), [BICUBIC])[0]
     assert row.mean("psnr_y") == float("inf")
     assert json.loads(json.dumps(row.as_json(), allow_nan=False))["mean"]["psnr_y"] is None
+
+
+def test_a_budget_that_cannot_be_kept_is_named(tmp_path, cat, network):
+    write_image(tmp_path / "cat.png", cat)
+    with pytest.raises(UserError, match=r"budget: expected a share from 0\.250"):
+        evaluate(network, find_pairs(tmp_path), [Method("budget", 0.1)])
+    assert network.budget is None
+
+
+def test_flops_as_the_paper_counts_them():
+    """EDSR 1 block x 8 at scale 4: head, block, closing, and the tail's convolutions at 1, 2 and 4 times the size."""
+    model = EDSR(4, 1, 8, 1).eval()
+    (flops,) = uncollapsed_flops(model, to_program(model))
+    body = 2 * 9 * (3 * 8 + 2 * 8 * 8 + 8 * 8) + 2 * 3 * 3 + 8  # with the mean shift and the exit's mean
+    tail = 2 * 9 * (8 * 32 + 4 * 8 * 32 + 16 * 8 * 3) + 16 * 2 * 3 * 3
+    assert flops == body + tail
+    vdsr = VDSR(2, 3, 4, 1).eval()
+    program = to_program(vdsr)
+    assert uncollapsed_flops(vdsr, program) == [program.flops_to_stage(0)]

@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,9 +8,11 @@ from torch.nn.functional import l1_loss, mse_loss
 
 from ape_sr.data.crops import CropSampler
 from ape_sr.data.degrade import bicubic_downscale
+from ape_sr.data.images import read_image, write_image
+from ape_sr.data.pairs import find_training_pairs
 from ape_sr.errors import UserError
 from ape_sr.metrics import batch_psnr
-from ape_sr.models import EDSR
+from ape_sr.models import ECBSR, EDSR, RCAN, VDSR, RRDBNet, SwinIR
 from ape_sr.training.losses import joint_loss
 from ape_sr.training.run import TrainingConfig, TrainingRun, initialise
 
@@ -90,8 +93,20 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(sampler, tmp_path, monk
     assert calls == [0, 1, 2, 3, 2, 3, 4, 5], "two steps were saved, the third is done again"
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
+    assert np.ptp(read_image(tmp_path / "killed" / "log.png")) == 255
     logs = [list(csv.reader((tmp_path / run / "log.csv").read_text().splitlines())) for run in ("whole", "killed")]
     assert [row[0] for row in logs[0]] == [row[0] for row in logs[1]]
+
+
+def test_a_checkpoint_from_before_a_setting_existed_is_resumed(sampler, tmp_path):
+    TrainingRun(network(), sampler, CONFIG, tmp_path, "cpu").run()
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    del state["identity"]["training"]["regressor_weight"], state["identity"]["model"]["head_exit"]
+    torch.save(state, tmp_path / "last.pt")
+    assert TrainingRun(network(), sampler, CONFIG, tmp_path, "cpu").step == 6
+    weighted = replace(CONFIG, regressor_weight=2.0)
+    with pytest.raises(UserError, match=r"regressor_weight: 1\.0 there, 2\.0 here"):
+        TrainingRun(network(), sampler, weighted, tmp_path, "cpu")
 
 
 def test_a_folder_of_another_run_is_refused(sampler, tmp_path):
@@ -135,6 +150,101 @@ def test_regressor_alone_leaves_the_backbone_alone(sampler, tmp_path):
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"regressor.2.weight", "regressor.2.bias"}
     assert joint_loss(model, lr, hr).regressor.sum() < 0.8 * error
+
+
+BACKBONES = {
+    "rcan": lambda: RCAN(2, 2, 1, 8, 4, 1),
+    "vdsr": lambda: VDSR(2, 4, 8, 1),
+    "ecbsr": lambda: ECBSR(2, 2, 8, 1),
+    "rrdb": lambda: RRDBNet(4, 2, 8, 4, 1),
+    "swinir": lambda: SwinIR(2, 8, (2, 2), (2, 2), 4, 2.0, 8, 1),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_learns(name, photos, tmp_path):
+    torch.manual_seed(0)
+    model = BACKBONES[name]()
+    sampler = CropSampler(photos, model.scale, 32, seed=3)
+    lr, hr = sampler.batch(1000, 8)
+    before = joint_loss(model.train(), lr, hr)
+    assert len(before.psnr) == 2 and (before.regressor > 0).all()
+    config = TrainingConfig(steps=25, batch=4, patch=32, lr=1e-3, target="look-ahead")
+    weight = model.regressor[2].weight.clone()
+    TrainingRun(model, sampler, config, tmp_path, "cpu").run()
+    assert joint_loss(model, lr, hr).l1.sum() < before.l1.sum()
+    assert not torch.equal(model.regressor[2].weight, weight)
+
+
+def test_an_exit_before_the_first_block_learns(sampler, tmp_path):
+    torch.manual_seed(0)
+    model = EDSR(2, 2, 8, 1, head_exit=True)
+    lr, hr = sampler.batch(1000, 8)
+    before = joint_loss(model, lr, hr, "look-ahead")
+    pictures, _ = model.forward_exits(lr)
+    assert before.psnr.tolist() == pytest.approx([batch_psnr(sr, hr, 8).mean().item() for sr in pictures], abs=1e-3)
+    config = TrainingConfig(steps=40, batch=4, patch=32, lr=2e-3, target="look-ahead")
+    TrainingRun(model, sampler, config, tmp_path, "cpu").run()
+    assert joint_loss(model, lr, hr, "look-ahead").l1[0] < before.l1[0]
+    with pytest.raises(UserError, match="head_exit: expected with the target look-ahead, got paper"):
+        TrainingRun(model, sampler, CONFIG, tmp_path / "paper", "cpu")
+
+
+def test_the_regressors_weight_counts(sampler):
+    lr, hr = sampler.batch(0, 2)
+    once, tenfold = (joint_loss(network(), lr, hr, regressor_weight=weight) for weight in (1.0, 10.0))
+    assert (tenfold.total - once.total).item() == pytest.approx(9 * once.regressor.sum().item(), rel=1e-3)
+
+
+class TestFolders:
+    @pytest.fixture
+    def div2k(self, tmp_path, cat):
+        for kind in ("train", "valid"):
+            for i in range(2):
+                hr = cat[i : i + 80]
+                write_image(tmp_path / f"DIV2K_{kind}_HR" / f"000{i}.png", hr)
+                lr = bicubic_downscale(hr, 2) // 2  # darker than what would be made: the file must be what is read
+                write_image(tmp_path / f"DIV2K_{kind}_LR_bicubic" / "X2" / f"000{i}x2.png", lr)
+        return tmp_path
+
+    @pytest.mark.parametrize("named", [".", "DIV2K_train_HR"])
+    def test_div2k_as_it_is_unpacked(self, div2k, named):
+        pairs = find_training_pairs(div2k / named, 2)
+        assert [(hr.parent.name, lr.name) for hr, lr in pairs] == [
+            ("DIV2K_train_HR", "0000x2.png"),
+            ("DIV2K_train_HR", "0001x2.png"),
+        ]
+        lr, hr = CropSampler(div2k / named, 2, 32, seed=0).batch(0, 4)
+        assert lr.mean() < 0.6 * hr.mean()
+
+    def test_a_scale_without_lr_pictures_makes_them(self, div2k):
+        assert [lr for _, lr in find_training_pairs(div2k, 4)] == [None, None]
+        lr, hr = CropSampler(div2k, 4, 32, seed=0).batch(0, 4)
+        assert lr.mean().item() == pytest.approx(hr.mean().item(), rel=0.05)
+
+    def test_a_named_lr_folder(self, div2k, photos):
+        small = div2k / "DIV2K_valid_LR_bicubic" / "X2"
+        assert find_training_pairs(div2k / "DIV2K_train_HR", 2, small)[1][1] == small / "0001x2.png"
+        with pytest.raises(UserError, match=r"data: expected ax2 or a in .*X2, for .*a\.png"):
+            find_training_pairs(photos, 2, small)
+
+    def test_an_lr_picture_of_another_size_is_named(self, div2k, cat):
+        for i in range(2):
+            write_image(div2k / "DIV2K_train_LR_bicubic" / "X2" / f"000{i}x2.png", cat[:30, :30])
+        with pytest.raises(UserError, match=r"x2\.png: expected 60x40, 1/2 of .*, got 30x30"):
+            CropSampler(div2k, 2, 32, seed=0).batch(0, 1)
+
+    def test_two_sets_in_one_folder_are_named(self, div2k):
+        (div2k / "Other_train_HR").mkdir()
+        with pytest.raises(UserError, match="got DIV2K_train_HR, Other_train_HR; name one of them"):
+            find_training_pairs(div2k, 2)
+
+    def test_little_memory_changes_nothing(self, photos, monkeypatch):
+        expected = CropSampler(photos, 2, 32, seed=3).batch(0, 16)
+        monkeypatch.setattr("ape_sr.data.crops.MEMORY", 1)
+        sampler = CropSampler(photos, 2, 32, seed=3)
+        assert all(torch.equal(a, b) for a, b in zip(sampler.batch(0, 16), expected, strict=True))
+        assert len(sampler._decoded) == 1
 
 
 class TestSampler:

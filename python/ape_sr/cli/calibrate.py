@@ -8,10 +8,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ape_sr.checkpoint import load_model, save_model
-from ape_sr.cli.arguments import existing_folder, positive_float
+from ape_sr.cli.arguments import existing_folder, fraction, positive_float
 from ape_sr.cli.network import add_network_arguments, open_network
 from ape_sr.errors import UserError
-from ape_sr.evaluate import evaluate, find_pairs, format_table
+from ape_sr.evaluate import at_thresholds, evaluate, find_pairs, format_table
 
 STEPS = 8  # thresholds tried a round; three rounds narrow [0, 1] down to 0.002
 ROUNDS = 3
@@ -22,15 +22,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "calibrate",
         help="choose the threshold by what it may cost",
-        description="Find the largest threshold that costs at most --max-loss-db of PSNR (Y, mean over the pictures of "
-        "a folder as `evaluate` takes it) and write the weights with it as their own threshold.",
+        description="Find the largest threshold that costs at most --max-loss-db of PSNR (Y, mean over the pictures "
+        "of a folder as `evaluate` takes it), or the smallest that needs at most --flops-share, and write the weights "
+        "with it as their own threshold.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(
         "-i", "--input", type=existing_folder, required=True, help="folder of pictures, not those tested on"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="weights file to write (.safetensors)")
-    parser.add_argument("--max-loss-db", type=positive_float, default=0.02, help="PSNR that may be lost (%(default)s)")
+    goal = parser.add_mutually_exclusive_group()
+    goal.add_argument("--max-loss-db", type=positive_float, default=0.02, help="PSNR that may be lost (%(default)s)")
+    goal.add_argument("--flops-share", type=fraction, help="share of the FLOPs of full depth to meet, on the mean")
     add_network_arguments(parser)
 
 
@@ -47,12 +50,22 @@ def run(args: argparse.Namespace) -> None:
     low, high = 0.0, 1.0
     for _ in range(ROUNDS):
         thresholds = [low + (high - low) * i / STEPS for i in range(STEPS + 1)]
-        full, *rows = evaluate(network, tqdm(pairs, unit="image", disable=None), [0.0, *thresholds])[1:]
+        methods = at_thresholds([0.0, *thresholds])
+        full, *rows = evaluate(network, tqdm(pairs, unit="image", disable=None), methods)
         losses = [full.mean("psnr_y") - row.mean("psnr_y") for row in rows]
-        best = max(i for i, loss in enumerate(losses) if loss <= args.max_loss_db or i == 0)
-        low, high = thresholds[best], thresholds[min(best + 1, STEPS)]
+        if args.flops_share is None:
+            best = max(i for i, loss in enumerate(losses) if loss <= args.max_loss_db or i == 0)
+            low, high = thresholds[best], thresholds[min(best + 1, STEPS)]
+        else:
+            fitting = [i for i, row in enumerate(rows) if row.mean("flops_share") <= args.flops_share]
+            if not fitting:
+                least = rows[-1].mean("flops_share")
+                raise UserError(f"flops-share: expected at least {least:.3f}, what the first exit takes")
+            best = fitting[0]
+            low, high = thresholds[max(best - 1, 0)], thresholds[best]
+    threshold = thresholds[best]
     print(format_table([full, rows[best]]))
-    print(f"threshold {low:.4g} costs {losses[best]:.4f} dB")
+    print(f"threshold {threshold:.4g} costs {losses[best]:.4f} dB")
     model = load_model(args.weights, exit_interval=args.exit_every, res_scale=args.res_scale)
-    model.config["exit_threshold"] = model.exit_threshold = 1 - low
+    model.config["exit_threshold"] = model.exit_threshold = 1 - threshold
     save_model(args.output, model)

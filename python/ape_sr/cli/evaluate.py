@@ -6,13 +6,27 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
+from ape_kernels import APEForward, PatchGrid, Report
 from ape_kernels.policy import threshold_from_gain
 from ape_sr.cli.arguments import existing_folder, fraction, non_negative_float
 from ape_sr.cli.network import add_network_arguments, open_network
+from ape_sr.data.images import write_image
 from ape_sr.errors import UserError
-from ape_sr.evaluate import evaluate, find_pairs, format_table
+from ape_sr.evaluate import (
+    BICUBIC,
+    PLAIN,
+    Method,
+    Pair,
+    Watch,
+    at_thresholds,
+    evaluate,
+    find_pairs,
+    format_table,
+    write_csv,
+)
 from ape_sr.files import atomic_path
 
 
@@ -22,7 +36,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "evaluate",
         help="measure quality against computation",
         description="Measure quality against computation on a folder of <name>_HR / <name>_LR pairs, or of HR pictures "
-        "alone, whose LR side is then made by bicubic downscaling. Prints means over the pictures.",
+        "alone, whose LR side is then made by bicubic downscaling. Prints means over the pictures, for bicubic, for "
+        "the plain network on whole pictures, and for every threshold and budget. FLOPs are shares of full depth, "
+        "counted on what runs, and in the column 'uncollapsed' with the tail as the network has it.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("-i", "--input", type=existing_folder, required=True, help="folder of pictures")
@@ -31,20 +47,38 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--threshold", type=fraction, nargs="+", help="capacities below which a patch leaves, each 0 (never) to 1"
     )
     policy.add_argument("--min-gain-db", type=non_negative_float, nargs="+", help="the same as dB a stage must bring")
+    parser.add_argument("--budget", type=fraction, nargs="+", help="also these shares of the body, a picture each")
+    parser.add_argument("--csv", type=Path, help="also write the table to this file")
+    parser.add_argument("--plot", type=Path, help="also draw PSNR against FLOPs and time, and the exits, to this PNG")
+    parser.add_argument("--exit-maps", type=Path, help="also draw where patches left, into this folder")
     parser.add_argument("--json", type=Path, help="also write every number of every picture to this file")
     add_network_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluate, print the table, write the JSON."""
-    if args.json is not None and args.json.is_dir():
-        raise UserError(f"json: expected a file name, got the folder {args.json}")
+    """Evaluate, print the table, write what was asked for."""
+    for name in ("json", "csv", "plot"):
+        path = getattr(args, name)
+        if path is not None and path.is_dir():
+            raise UserError(f"{name}: expected a file name, got the folder {path}")
+    if args.plot is not None and args.plot.suffix.lower() != ".png":
+        raise UserError(f"plot: expected a name ending in .png, got {args.plot.name}")
     pairs = find_pairs(args.input)
     network = open_network(args)
-    thresholds = args.threshold or [threshold_from_gain(gain) for gain in args.min_gain_db or ()] or [network.threshold]
-    rows = evaluate(network, tqdm(pairs, unit="image", disable=None), thresholds)
+    thresholds = args.threshold or [threshold_from_gain(gain) for gain in args.min_gain_db or ()]
+    if not thresholds and not args.budget:
+        thresholds = [network.threshold]
+    methods = [BICUBIC, PLAIN, *at_thresholds(thresholds), *(Method("budget", share) for share in args.budget or ())]
+    watch = None if args.exit_maps is None else _exit_maps(network, args.exit_maps)
+    rows = evaluate(network, tqdm(pairs, unit="image", disable=None), methods, watch)
     print(f"{len(pairs)} images, scale {network.scale}, backend {network.backend}, {args.dtype}")
     print(format_table(rows))
+    if args.csv is not None:
+        write_csv(args.csv, rows)
+    if args.plot is not None:
+        from ape_sr.plots import draw_rows  # only here: it takes as long to import as a small picture to upscale
+
+        draw_rows(args.plot, rows)
     if args.json is not None:
         detail = {
             "scale": network.scale,
@@ -55,3 +89,17 @@ def run(args: argparse.Namespace) -> None:
         }
         with atomic_path(args.json) as temporary:
             temporary.write_text(json.dumps(detail, indent=2, allow_nan=False) + "\n")
+
+
+def _exit_maps(network: APEForward, folder: Path) -> Watch:
+    """Writes ``<picture>_<method>.png`` for every picture that left patches early."""
+    from ape_sr.exit_map import draw_exit_map
+
+    def write(pair: Pair, method: Method, picture: np.ndarray, report: Report) -> None:
+        height, width = (side // network.scale for side in picture.shape[:2])
+        grid = PatchGrid(height, width, network.patch_size, network.overlap, network.scale)
+        exits = report.exit_index[0].cpu().numpy()
+        drawn = draw_exit_map(picture, exits, grid, len(report.patches_per_exit), report.share)
+        write_image(folder / f"{pair.name}_{method.name.replace(' ', '_')}.png", drawn)
+
+    return write

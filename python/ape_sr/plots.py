@@ -1,0 +1,57 @@
+"""Curves of quality against computation and time, and where patches left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ape_sr.evaluate import Row
+from ape_sr.exit_map import COLORMAP
+from ape_sr.files import atomic_path
+
+MARKERS = {"threshold": "o-", "budget": "s--"}
+
+
+def draw_rows(path: Path, rows: Sequence[Row]) -> None:
+    """PSNR (Y) against FLOPs and against time, and a bar of patches per exit for every threshold and budget; PNG."""
+    figure = Figure(figsize=(12, 3.6), dpi=80, layout="constrained")
+    by_flops, by_time, exits = figure.subplots(1, 3)
+    early = [row for row in rows if row.method.kind in MARKERS]
+    for kind, marker in MARKERS.items():
+        line = sorted((row for row in early if row.method.kind == kind), key=lambda row: row.mean("flops_share"))
+        for axes, field, factor in ((by_flops, "flops_share", 100), (by_time, "seconds", 1)):
+            if line:
+                x = [factor * row.mean(field) for row in line]
+                axes.plot(x, [row.mean("psnr_y") for row in line], marker, ms=4, label=kind)
+    for row in rows:
+        if row.method.kind not in MARKERS:
+            by_flops.axhline(row.mean("psnr_y"), color="grey", ls=":" if row.method.kind == "bicubic" else "--", lw=1)
+            by_time.plot(row.mean("seconds"), row.mean("psnr_y"), "x", color="grey")
+            by_time.annotate(row.method.name, (row.mean("seconds"), row.mean("psnr_y")), fontsize=7)
+    by_flops.set(xlabel="FLOPs, % of full depth", ylabel="PSNR Y (dB)")
+    by_time.set(xlabel="seconds a picture")
+    by_flops.legend(fontsize=7)
+    _draw_exits(exits, early)
+    for axes in (by_flops, by_time):
+        axes.grid(alpha=0.3)
+    with atomic_path(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)
+
+
+def _draw_exits(axes: object, rows: Sequence[Row]) -> None:
+    """Stacked bars: shares of the patches that took each exit."""
+    counts = np.array([row.patches_per_exit for row in rows], dtype=float)
+    shares = 100 * counts / counts.sum(axis=1, keepdims=True)
+    colours = colormaps[COLORMAP](np.linspace(0, 1, max(counts.shape[1], 2)))
+    below = np.zeros(len(rows))
+    for exit_index, share in enumerate(shares.T):
+        axes.bar(range(len(rows)), share, bottom=below, color=colours[exit_index], label=f"exit {exit_index}")
+        below += share
+    axes.set_xticks(range(len(rows)), [row.method.name for row in rows], rotation=60, fontsize=7, ha="right")
+    axes.set(ylabel="% of patches", xlim=(-0.6, len(rows) + 1.2))
+    axes.legend(fontsize=6, loc="center right")
