@@ -1,0 +1,265 @@
+"""Curves of quality against computation: rules by which patches leave, beside an oracle that knows the truth.
+
+    python bench/curves.py -i Set5 Urban10 -n weights.safetensors --paper regressor.json -o docs/results
+
+Every picture of every folder runs once through all exits; a rule only chooses among what was recorded. Writes
+`curves.json` and one PNG, and prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ape_kernels import APEForward, PatchGrid
+from ape_kernels.policy import Budget, exit_boundary
+from ape_sr.checkpoint import load_model
+from ape_sr.data.images import to_image, to_tensor
+from ape_sr.evaluate import find_pairs
+from ape_sr.flops import uncollapsed_flops
+from ape_sr.metrics import LUMA, psnr_y
+
+LOSS = 0.02  # dB that may be lost for nothing
+STYLES = {"oracle": "k-", "look-ahead": "C0-", "paper": "C3-", "budget": "C2--", "uniform": "C7o:"}
+
+
+@dataclass
+class Recorded:
+    """One picture at every exit. E exits, P patches.
+
+    pictures: float ``[E, P, 3, h, w]`` in [0, 1]. psnr: ``[P, E]`` of each patch (Y). pooled: ``[P, E, C]``, the
+    averages that regressors see. hr: uint8 ``[H, W, 3]``.
+    """
+
+    grid: PatchGrid
+    pictures: torch.Tensor
+    psnr: np.ndarray
+    pooled: np.ndarray
+    hr: np.ndarray
+
+    def quality(self, exits: np.ndarray) -> float:
+        """PSNR (Y) of the picture when patches leave at `exits` ``[P]``."""
+        chosen = self.pictures[torch.from_numpy(exits), torch.arange(len(exits))]
+        return psnr_y(to_image(self.grid.merge(chosen)), self.hr, self.grid.scale)
+
+
+def record(network: APEForward, folder: Path) -> Iterator[Recorded]:
+    """Every picture of a folder."""
+    scale, exits = network.scale, len(network.program.stages)
+    for pair in find_pairs(folder):
+        lr, hr = pair.read(scale)
+        height, width = lr.shape[:2]
+        patches = PatchGrid(height, width, network.patch_size, network.overlap).split(to_tensor(lr))
+        grid = PatchGrid(height, width, network.patch_size, network.overlap, scale)
+        sizes = (height * scale, width * scale, network.patch_size * scale, network.overlap * scale)
+        truth = PatchGrid(*sizes).split(to_tensor(hr))
+        with torch.inference_mode():
+            pictures = torch.stack(
+                [network.forward_patches(patches, torch.full((len(patches),), i))[0] for i in range(exits)]
+            )
+            features = [network.model.exit_features(part)[1] for part in patches.split(16)]
+        pooled = torch.cat([torch.stack([f.mean(dim=(2, 3)) for f in part], dim=1) for part in features])
+        luma = torch.from_numpy(LUMA).float()
+        error = torch.stack([torch.einsum("pchw,c->phw", p - truth, luma).square().mean(dim=(1, 2)) for p in pictures])
+        psnr = -10 * torch.log10(error.T.clamp_min(1e-9))
+        yield Recorded(grid, pictures, psnr.numpy(), pooled.numpy(), hr)
+
+
+Rule = Callable[[Recorded, float], np.ndarray]  # (picture, parameter) to the exit of every patch
+
+
+def first(leaves: np.ndarray) -> np.ndarray:
+    """The first exit where ``leaves [P, E]`` holds, else the last."""
+    leaves[:, -1] = True
+    return leaves.argmax(axis=1)
+
+
+def oracle(picture: Recorded, tolerance: float) -> np.ndarray:
+    """The first exit at most `tolerance` dB below the best that the patch reaches at any exit."""
+    return first(picture.psnr >= picture.psnr.max(axis=1, keepdims=True) - tolerance)
+
+
+def uniform(picture: Recorded, exit_index: float) -> np.ndarray:
+    """Every patch at the same exit."""
+    return np.full(len(picture.psnr), int(exit_index))
+
+
+def thresholded(weight: np.ndarray, bias: float) -> Rule:
+    """Leave where the regressor's prediction reaches 1 - threshold."""
+    return lambda picture, threshold: first(np.tanh(picture.pooled @ weight + bias) >= exit_boundary(threshold))
+
+
+def budgeted(weight: np.ndarray, bias: float, stage_flops: list[int]) -> Rule:
+    """A share of the body a picture, spent as `ape_kernels.policy.Budget` does."""
+
+    def rule(picture: Recorded, share: float) -> np.ndarray:
+        gains = 1 - np.tanh(picture.pooled @ weight + bias)
+        budget = Budget(share, len(gains), stage_flops)
+        budget.left -= len(gains) * stage_flops[0]
+        exits = np.zeros(len(gains), dtype=np.int64)
+        waiting = {patch: (1, gain) for patch, gain in enumerate(gains[:, 0].tolist())}
+        while chosen := budget.choose(waiting):
+            for patch in chosen:
+                exits[patch] = stage = waiting.pop(patch)[0]
+                if stage + 1 < len(stage_flops):
+                    waiting[patch] = (stage + 1, float(gains[patch, stage]))
+        return exits
+
+    return rule
+
+
+@dataclass
+class Curve:
+    """Mean over pictures a parameter: PSNR (Y), and shares of full depth: body, whole network, uncollapsed."""
+
+    parameter: list[float]
+    psnr: list[float]
+    body: list[float]
+    flops: list[float]
+    paper: list[float]
+
+    def saving(self, full: float, field: str = "body") -> float:
+        """The largest share saved where at most `LOSS` dB of `full` is lost, between measured points linearly."""
+        order = np.argsort(getattr(self, field))[::-1]
+        share, loss = np.array(getattr(self, field))[order], full - np.array(self.psnr)[order]
+        best = 0.0
+        for i, (here, cost) in enumerate(zip(share, loss, strict=True)):
+            if cost <= LOSS:
+                best = max(best, 1 - here)
+            elif i and loss[i - 1] <= LOSS:
+                reached = (LOSS - loss[i - 1]) / (cost - loss[i - 1])
+                best = max(best, 1 - (share[i - 1] + reached * (here - share[i - 1])))
+        return float(best)
+
+    def at(self, share: float) -> float:
+        """PSNR at a share of the body, between measured points linearly."""
+        order = np.argsort(self.body)
+        return float(np.interp(share, np.array(self.body)[order], np.array(self.psnr)[order]))
+
+
+def trace(pictures: list[Recorded], rule: Rule, parameters: np.ndarray, costs: dict[str, np.ndarray]) -> Curve:
+    """The curve of a rule; `costs`: FLOPs to each exit by way of counting."""
+    curve, known = Curve([], [], [], [], []), [{} for _ in pictures]
+    for parameter in parameters:
+        all_exits = [rule(picture, float(parameter)) for picture in pictures]
+        quality = []
+        for picture, exits, seen in zip(pictures, all_exits, known, strict=True):
+            key = exits.tobytes()
+            if key not in seen:
+                seen[key] = picture.quality(exits)
+            quality.append(seen[key])
+        curve.parameter.append(float(parameter))
+        curve.psnr.append(float(np.mean(quality)))
+        for name, cost in costs.items():
+            shares = [cost[exits].mean() / cost[-1] for exits in all_exits]
+            getattr(curve, name).append(float(np.mean(shares)))
+    return curve
+
+
+def levels(pictures: list[Recorded], rule_values: np.ndarray, points: int) -> np.ndarray:
+    """Parameters at even quantiles of what they are compared with, and both ends."""
+    inner = np.quantile(rule_values, np.linspace(0, 1, points)).clip(0, 1)
+    return np.unique(np.concatenate([[0.0], inner, [1.0]]))
+
+
+def measure(network: APEForward, folder: Path, regressors: dict[str, tuple[np.ndarray, float]], points: int):
+    """All curves on one folder, by name."""
+    program = network.program
+    stages = range(len(program.stages))
+    costs = {
+        "body": np.array([program.body_flops_to_stage(i) for i in stages], dtype=float),
+        "flops": np.array([program.flops_to_stage(i) for i in stages], dtype=float),
+        "paper": np.array(uncollapsed_flops(network.model, program), dtype=float),
+    }
+    pictures = list(record(network, folder))
+    curves = {"uniform": trace(pictures, uniform, np.arange(len(stages)), costs)}
+    tolerances = np.concatenate([[0.0], np.geomspace(0.01, 3, points)])
+    curves["oracle"] = trace(pictures, oracle, tolerances, costs)
+    for name, (weight, bias) in regressors.items():
+        gains = np.concatenate([1 - np.tanh(p.pooled[:, :-1] @ weight + bias).ravel() for p in pictures])
+        curves[name] = trace(pictures, thresholded(weight, bias), levels(pictures, gains, points), costs)
+    weight, bias = regressors["look-ahead"]
+    shares = np.linspace(1 / len(stages), 1, points)
+    curves["budget"] = trace(pictures, budgeted(weight, bias, program.stage_flops), shares, costs)
+    return curves
+
+
+def summary(curves: dict[str, Curve]) -> dict[str, float]:
+    """What the curves come to: savings at a loss of at most `LOSS`, and how the look-ahead rule compares."""
+    full = curves["uniform"].psnr[-1]
+    savings = {name: curve.saving(full) for name, curve in curves.items()}
+    shares = np.linspace(max(min(curves[n].body) for n in ("look-ahead", "paper")), 1, 50)
+    ahead = [curves["look-ahead"].at(s) - curves["paper"].at(s) for s in shares]
+    return {
+        "full_psnr": full,
+        **{f"saving_{name}": saving for name, saving in savings.items()},
+        **{f"paper_count_{name}": curves[name].saving(full, "paper") for name in ("oracle", "look-ahead", "paper")},
+        "of_the_oracles": savings["look-ahead"] / savings["oracle"] if savings["oracle"] else float("nan"),
+        "least_above_paper": float(np.min(ahead)),
+        "mean_above_paper": float(np.mean(ahead)),
+    }
+
+
+def draw(path: Path, all_curves: dict[str, dict[str, Curve]]) -> None:
+    """PSNR against the share of the body, a panel a folder."""
+    figure = Figure(figsize=(6 * len(all_curves), 4.2), dpi=75, layout="constrained")
+    for axes, (folder, curves) in zip(
+        np.atleast_1d(figure.subplots(1, len(all_curves))), all_curves.items(), strict=True
+    ):
+        for name, curve in curves.items():
+            order = np.argsort(curve.body)
+            axes.plot(100 * np.array(curve.body)[order], np.array(curve.psnr)[order], STYLES[name], ms=4, label=name)
+        full = curves["uniform"].psnr[-1]
+        axes.axhline(full - LOSS, color="grey", lw=0.7, ls="--")
+        axes.set(xlabel="FLOPs of the body, %", ylabel="PSNR Y (dB)", title=f"{folder}; dashed: {LOSS} dB lost")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def regressor_of(model: torch.nn.Module) -> tuple[np.ndarray, float]:
+    """Weight ``[C]`` and bias."""
+    linear = model.regressor[2]
+    return linear.weight[0].detach().numpy(), linear.bias.item()
+
+
+def read_regressor(path: Path) -> tuple[np.ndarray, float]:
+    """Another regressor for the same backbone: weights of a network, or a JSON with weight and bias."""
+    if path.suffix != ".json":
+        return regressor_of(load_model(path))
+    stored = json.loads(path.read_text())
+    return np.array(stored["weight"], dtype=np.float32), float(stored["bias"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-i", "--input", type=Path, nargs="+", required=True, help="folders of pictures")
+    parser.add_argument("-n", "--weights", type=Path, required=True, help="network whose regressor looks ahead")
+    parser.add_argument("--paper", type=Path, required=True, help="regressor of the paper's target on that backbone")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--points", type=int, default=24, help="of each curve (%(default)s)")
+    args = parser.parse_args()
+    network = APEForward(load_model(args.weights), 0.0)
+    regressors = {"look-ahead": regressor_of(network.model), "paper": read_regressor(args.paper)}
+    folders = {path.parent.name if path.name[1:].isdigit() else path.name: path for path in args.input}
+    curves = {name: measure(network, folder, regressors, args.points) for name, folder in folders.items()}
+    summaries = {name: summary(found) for name, found in curves.items()}
+    args.output.mkdir(parents=True, exist_ok=True)
+    stored = {name: {rule: vars(curve) for rule, curve in found.items()} for name, found in curves.items()}
+    text = json.dumps({"summary": summaries, "curves": stored}, indent=None, default=float)
+    (args.output / "curves.json").write_text(text + "\n")
+    draw(args.output / "curves.png", curves)
+    for field in next(iter(summaries.values())):
+        print(f"{field:24}", *(f"{name} {values[field]:8.3f}" for name, values in summaries.items()))
+
+
+if __name__ == "__main__":
+    main()
