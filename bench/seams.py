@@ -135,6 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-i", "--input", type=Path, required=True, help="folder of pictures")
     parser.add_argument("-n", "--weights", type=Path, required=True, help="weights with exits")
+    parser.add_argument("--show", type=Path, help="folder of the picture that is shown (the input)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--threshold", type=float, default=0.14, help="at which patches leave early (%(default)s)")
     args = parser.parse_args()
@@ -143,7 +144,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "seams.json").write_text(json.dumps(rows) + "\n")
     draw(args.output / "seams.png", rows)
-    show(network, args.input, args.threshold, args.output / "seams_shown.png")
+    show(network, args.show or args.input, args.threshold, args.output / "seams_shown.png")
     for row in rows:
         print(" ".join(f"{name} {value:<8.5g}" if name != "blend" else f"{value:8}" for name, value in row.items()))
 

@@ -1,0 +1,194 @@
+"""Makes docs/results.md: every table and picture of it, each beside the command that made it.
+
+    python bench/results.py -i DEV
+
+DEV holds `Set5/x4` and `Urban10/x4`, pairs <name>_HR and <name>_LR. Takes the weights that come with the package and
+the paper's regressor fitted to the same backbone (bench/paper_regressor.json).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ape_kernels.environment import describe_environment
+from ape_sr.weights import shipped_weights
+
+ROOT = Path(__file__).parent.parent
+PICTURES = Path("docs/results")
+SETS = ("Set5", "Urban10")
+THRESHOLDS = "0 0.06 0.08 0.1 0.12 0.14 0.17 0.2 0.3 1"
+BUDGETS = "0.5 0.7 0.9"
+RULES = {
+    "oracle": "oracle: knows every patch's PSNR at every exit",
+    "look-ahead": "threshold, look-ahead target (shipped)",
+    "paper": "threshold, the paper's target, same backbone",
+    "budget": "budget a picture, look-ahead target",
+    "uniform": "every patch at the same exit",
+}
+
+
+def run(command: str) -> None:
+    """Run from the repository's root, printing what it prints."""
+    print(f"$ {command}", flush=True)
+    words = shlex.split(command)
+    if words[0] == "ape-sr":
+        words[:1] = [sys.executable, "-m", "ape_sr"]
+    elif words[0] == "python":
+        words[0] = sys.executable
+    subprocess.run(words, check=True, cwd=ROOT)
+
+
+def shell(command: str) -> str:
+    """A block that shows the command."""
+    return f"    {command}\n"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def percent(text: str | float) -> str:
+    """A share as it stands in a table; empty for none."""
+    return f"{100 * float(text):.1f}%" if text != "" else ""
+
+
+def evaluated(name: str) -> str:
+    """The table of `ape-sr evaluate`."""
+    rows = csv.DictReader((ROOT / PICTURES / f"{name}.csv").read_text().splitlines())
+    header = [
+        name,
+        "PSNR Y",
+        "SSIM Y",
+        "PSNR RGB",
+        "FLOPs",
+        "body",
+        "uncollapsed",
+        "mean exit",
+        "seconds",
+        "patches per exit",
+    ]
+    shares = ("flops_share", "body_share", "paper_share")
+    return table(
+        header,
+        [
+            [
+                row["method"],
+                *(f"{float(row[key]):.{digits}f}" for key, digits in (("psnr_y", 3), ("ssim_y", 4), ("psnr_rgb", 3))),
+                *(percent(row[key]) for key in shares),
+                f"{float(row['mean_exit']):.2f}" if row["mean_exit"] else "",
+                f"{float(row['seconds']):.2f}",
+                row["patches_per_exit"],
+            ]
+            for row in rows
+        ],
+    )
+
+
+def compared() -> str:
+    """What the curves come to."""
+    summary = json.loads((ROOT / PICTURES / "curves.json").read_text())["summary"]
+    rows = [[text, *(percent(summary[name][f"saving_{rule}"]) for name in SETS)] for rule, text in RULES.items()]
+    counted = [("oracle", "oracle"), ("look-ahead", "look-ahead"), ("paper", "the paper's target")]
+    rows += [
+        [
+            f"{text}, whole network, tail not collapsed",
+            *(percent(summary[name][f"paper_count_{rule}"]) for name in SETS),
+        ]
+        for rule, text in counted
+    ]
+    rows.append(
+        ["look-ahead's saving as a share of the oracle's", *(percent(summary[n]["of_the_oracles"]) for n in SETS)]
+    )
+    for field, text in (("least_above_paper", "smallest"), ("mean_above_paper", "mean")):
+        values = [f"{summary[name][field]:+.3f} dB" for name in SETS]
+        rows.append([f"{text} lead of look-ahead over the paper's target at equal FLOPs", *values])
+    return table(["body FLOPs saved at a loss of at most 0.02 dB", *SETS], rows)
+
+
+def seams() -> str:
+    """The rows of bench/seams.py that leave early."""
+    rows = json.loads((ROOT / PICTURES / "seams.json").read_text())
+    threshold = max(row["threshold"] for row in rows)
+    found = {(row["overlap"], row["blend"]): row for row in rows if row["threshold"] == threshold}
+    overlaps = sorted({overlap for overlap, _ in found})
+    cells = [
+        [
+            str(overlap),
+            *(f"{found[overlap, blend]['excess']:.2f}" for blend in ("linear", "average")),
+            *(f"{found[overlap, blend]['psnr_y']:.3f}" for blend in ("linear", "average")),
+            f"{100 * (48 / (48 - overlap)) ** 2:.1f}%",
+            f"{100 * found[overlap, 'linear']['flops']:.1f}%",
+        ]
+        for overlap in overlaps
+    ]
+    header = ["overlap", "excess, linear", "average", "PSNR Y, linear", "average", "area computed", "FLOPs here"]
+    return table(header, cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-i", "--input", type=Path, required=True, help="folder with Set5/x4 and Urban10/x4")
+    parser.add_argument("--text-only", action="store_true", help="write the page anew from what was measured before")
+    args = parser.parse_args()
+    weights = shipped_weights(4).resolve().relative_to(ROOT)
+    names = {name: f"{args.input}/{name}/x4" for name in SETS}
+    commands = {
+        name: f"ape-sr evaluate -i {names[name]} --threshold {THRESHOLDS} --budget {BUDGETS} "
+        f"--csv {PICTURES}/{name}.csv --plot {PICTURES}/{name}.png"
+        for name in SETS
+    }
+    commands["map"] = f"ape-sr upscale -i assets/photo.png -o {PICTURES}/photo.png --threshold 0.14 --exit-map"
+    folders = " ".join(names.values())
+    commands["curves"] = (
+        f"python bench/curves.py -i {folders} -n {weights} --paper bench/paper_regressor.json -o {PICTURES}"
+    )
+    commands["seams"] = f"python bench/seams.py -i {names['Urban10']} -n {weights} --show assets -o {PICTURES}"
+    if not args.text_only:
+        (ROOT / PICTURES).mkdir(parents=True, exist_ok=True)
+        for command in commands.values():
+            run(command)
+        shrink(ROOT / PICTURES / "photo_exits.png")
+        (ROOT / PICTURES / "photo.png").unlink()
+        (ROOT / PICTURES / "machine.txt").write_text(machine() + "\n")
+    shown = {key: shell(command.replace(str(args.input), "DEV")) for key, command in commands.items()}
+    page = (Path(__file__).parent / "results_page.md").read_text()
+    parts = {
+        "machine": (ROOT / PICTURES / "machine.txt").read_text().strip(),
+        **{f"command_{key}": text for key, text in shown.items()},
+        **{f"table_{name}": evaluated(name) for name in SETS},
+        "table_curves": compared(),
+        "table_seams": seams(),
+    }
+    for key, text in parts.items():
+        page = page.replace("{" + key + "}", text.rstrip("\n"))
+    (ROOT / "docs" / "results.md").write_text(page)
+
+
+def machine() -> str:
+    """A line on what this ran on."""
+    isa = next((line for line in describe_environment().splitlines() if "cpu" in line), "").strip()
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; {isa}"
+
+
+def shrink(path: Path) -> None:
+    """A PNG as a WebP of at most 900 pixels."""
+    with Image.open(path) as image:
+        image.thumbnail((900, 900))
+        image.save(path.with_suffix(".webp"), quality=80)
+    path.unlink()
+
+
+if __name__ == "__main__":
+    main()
