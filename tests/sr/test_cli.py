@@ -17,6 +17,7 @@ from ape_kernels import APEForward
 from ape_sr.checkpoint import load_model, save_model
 from ape_sr.cli import main
 from ape_sr.data.images import read_image, to_image, to_tensor, write_image
+from ape_sr.models import NETWORKS
 from ape_sr.weights import shipped_weights
 
 
@@ -194,6 +195,30 @@ def test_train_then_upscale(tmp_path, photos, capsys):
     assert load_model(weights).exit_interval == 1
     assert run("upscale", "-i", photos / "a.png", "-o", tmp_path / "x.png", "-n", weights) == 0
     assert read_image(tmp_path / "x.png").shape == (120, 140, 3)
+
+
+@pytest.mark.parametrize("network", ["rcan", "vdsr", "ecbsr", "rrdb", "swinir"])
+def test_train_builds_every_network(tmp_path, photos, network):
+    size = ("-s", 4, "--blocks", 4, "--feats", 16, "--patch", 32, "--batch", 1, "--steps", 1)
+    extra = ("--groups", 2) if network == "rcan" else ()
+    assert (
+        run("train", "-i", photos, "-o", tmp_path, "--network", network, *size, *extra, "--target", "look-ahead") == 0
+    )
+    model = load_model(tmp_path / "model.safetensors")
+    assert type(model) is NETWORKS[network]
+    stages = APEForward(model).program.stages
+    assert len(stages) == (
+        1 if network in ("rcan", "vdsr") else 2
+    )  # two groups; four convolutions, two between the ends
+
+
+def test_train_with_an_exit_before_the_first_block(tmp_path, photos, capsys):
+    size = ("-s", 2, "--blocks", 2, "--feats", 8, "--patch", 32, "--batch", 2, "--steps", 2)
+    arguments = ("train", "-i", photos, "-o", tmp_path, *size, "--head-exit")
+    assert run(*arguments) == 2
+    assert "head_exit: expected with the target look-ahead, got paper" in capsys.readouterr().err
+    assert run(*arguments, "--target", "look-ahead") == 0
+    assert len(APEForward(load_model(tmp_path / "model.safetensors")).program.stages) == 2
 
 
 def test_shipped_weights_are_the_default(tmp_path, photos, capsys):
