@@ -177,9 +177,9 @@ def main() -> None:
 
 
 def machine() -> str:
-    """A line on what this ran on."""
-    isa = next((line for line in describe_environment().splitlines() if "cpu" in line), "").strip()
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; {isa}"
+    """What this ran on."""
+    found = dict(line.split(maxsplit=1) for line in describe_environment().splitlines() if line.startswith("cpu "))
+    return f"{found['cpu']}, {platform.machine()}, torch {torch.__version__}"
 
 
 def shrink(path: Path) -> None:

@@ -28,6 +28,7 @@ from ape_sr.metrics import LUMA, psnr_y
 
 OVERLAPS = range(9)
 SHOWN = 90  # pixels of the picture's cut-outs
+BRIGHTEST = 24  # grey levels of a difference shown white
 
 
 def lines(starts: Sequence[int], patch: int, scale: int, offset: int) -> list[int]:
@@ -83,7 +84,7 @@ def measure(network: APEForward, folder: Path, thresholds: Sequence[float]) -> l
 
 
 def show(network: APEForward, folder: Path, threshold: float, path: Path) -> None:
-    """The cut-out where most exits meet, for several overlaps, beside the whole image's and the HR picture; PNG."""
+    """The cut-out where most exits meet, for several overlaps, and below its difference from the whole image's; PNG."""
     network.threshold = threshold
     best, shown = -1.0, None
     for pair in find_pairs(folder):
@@ -103,12 +104,18 @@ def show(network: APEForward, folder: Path, threshold: float, path: Path) -> Non
     for overlap, blend in ((0, "linear"), (2, "average"), (2, "linear"), (8, "linear")):
         network.overlap, network.blend = overlap, blend
         panels[f"overlap {overlap}" + (f", {blend}" if overlap else "")] = to_image(network(to_tensor(lr)))
-    figure = Figure(figsize=(2.2 * len(panels), 2.5), dpi=75, layout="constrained")
+    figure = Figure(figsize=(2.2 * len(panels), 4.6), dpi=75, layout="constrained")
     top, left = max(0, y - SHOWN // 2), max(0, x - SHOWN // 2)
-    for axes, (name, image) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        axes.imshow(image[top : top + SHOWN, left : left + SHOWN], interpolation="nearest")
-        axes.set_title(name, fontsize=8)
-        axes.axis("off")
+    inside = (slice(top, top + SHOWN), slice(left, left + SHOWN))
+    whole = panels["whole image"][inside].astype(int)
+    for column, (name, image) in zip(figure.subplots(2, len(panels)).T, panels.items(), strict=True):
+        difference = np.abs(image[inside].astype(int) - whole).mean(axis=2)
+        column[0].imshow(image[inside], interpolation="nearest")
+        column[1].imshow(difference, cmap="gray", vmin=0, vmax=BRIGHTEST, interpolation="nearest")
+        column[0].set_title(name, fontsize=8)
+        for axes in column:
+            axes.axis("off")
+        column[1].set_visible(name not in ("HR", "whole image"))
     FigureCanvasAgg(figure).print_png(path)
 
 
