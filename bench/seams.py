@@ -28,6 +28,7 @@ from ape_sr.metrics import LUMA, psnr_y
 
 OVERLAPS = range(9)
 SHOWN = 90  # pixels of the picture's cut-outs
+SHOWN_PATCH = 24  # smaller than usual, so that a small photo has borders enough
 BRIGHTEST = 24  # grey levels of a difference shown white
 
 
@@ -85,7 +86,7 @@ def measure(network: APEForward, folder: Path, thresholds: Sequence[float]) -> l
 
 def show(network: APEForward, folder: Path, threshold: float, path: Path) -> None:
     """The cut-out where most exits meet, for several overlaps, and below its difference from the whole image's; PNG."""
-    network.threshold = threshold
+    network.threshold, network.patch_size = threshold, SHOWN_PATCH
     best, shown = -1.0, None
     for pair in find_pairs(folder):
         lr, hr = pair.read(network.scale)
@@ -95,8 +96,9 @@ def show(network: APEForward, folder: Path, threshold: float, path: Path) -> Non
         for row in range(grid.shape[0] - 1):
             for column in range(grid.shape[1] - 1):
                 spread = float(np.ptp(exits[row : row + 2, column : column + 2]))
-                if spread > best:
-                    corner = (grid.row_starts[row + 1], grid.column_starts[column + 1])
+                corner = (grid.row_starts[row + 1], grid.column_starts[column + 1])
+                regular = corner == ((row + 1) * SHOWN_PATCH, (column + 1) * SHOWN_PATCH)  # not moved back: no overlap
+                if regular and spread > best:
                     best, shown = spread, (lr, hr, [c * network.scale for c in corner])
     lr, hr, (y, x) = shown
     with torch.inference_mode():
