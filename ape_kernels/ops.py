@@ -101,8 +101,8 @@ def run_stage(
 
     features: float32 ``[P, C, h, w]``, the stage's source buffer. active: int64 ``[A]``, rows of `features`.
     exit_at: int64 ``[P]`` or None, as in `run_patches`. Returns features ``[A, C, h, w]`` and capacity
-    ``[A]``, of the patches that leave first and those that stay after, each in the order of `active`; ids
-    int64 ``[A]``, the rows of the input they belong to; n_left int64 ``[1]``, how many leave.
+    ``[A]``: the patches that leave stand first, in the order of `active`, those that stay after them, in reverse
+    order; ids int64 ``[A]``, the rows of the input they belong to; n_left int64 ``[1]``, how many leave.
     """
     _check_patches(features, "features")
     return _call("run_stage", backend, features, active, table, weights, stage, boundary, exit_at)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, pad, pixel_shuffle, prelu, relu
 
+from ape_kernels.backends.order import leaving_first
 from ape_kernels.collapse import FIRST, INTERIOR, LAST, ONLY
 from ape_kernels.modules import module
 from ape_kernels.program import INPUT, Activation, Interpolation
@@ -170,7 +171,7 @@ def _run_stage(
         leaves = exit_at[active] <= stage
     if stage == len(sections.stages) - 1:
         leaves = torch.ones_like(leaves)
-    order = torch.argsort(~leaves, stable=True)
+    order = leaving_first(leaves)
     return out[order], active[order], capacity[order], leaves.sum()[None]
 
 
