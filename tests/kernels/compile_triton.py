@@ -116,6 +116,7 @@ def figures(compiled: triton.compiler.CompiledKernel, arch: str) -> dict[str, ob
         "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
         "shared_bytes": compiled.metadata.shared,
         "matrix": sorted(set(re.findall(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync", compiled.asm["ptx"]))),
+        "non_coherent_loads": len(re.findall(r"ld\.global[\w.:]*\.nc", compiled.asm["ptx"])),
         "asynchronous_copies": len(re.findall(r"cp\.async\.c[ag]", compiled.asm["ptx"])),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ class Plan:
 
     channels: of the network's main 3x3 convolutions, padded. wide: power of two that holds any map's channels.
     stage_rows: the STAGE rows; first_row: where a patch starts; tail_row: the TAIL row.
+    workers: how many programs the device holds at once, by the constants a kernel was compiled with.
     """
 
     table: Tensor
@@ -58,6 +60,7 @@ class Plan:
     stage_rows: list[int]
     tail_row: int
     geometries: dict[tuple[int, int], Geometry] = field(default_factory=dict)
+    workers: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, table: Tensor, device: torch.device) -> Plan:

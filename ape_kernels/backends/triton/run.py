@@ -194,10 +194,14 @@ class _Call:
         """Programs that the device holds at once: its multiprocessors times what fits one of them."""
         if INTERPRETED:
             return INTERPRETED_WORKERS
-        one = torch.zeros(1, dtype=torch.int32, device=self.device)
-        arguments = self._persistent_arguments(self.scratch(0), one, *tensors)
-        compiled = run_patches_kernel.warmup(*arguments, grid=(1,), **self.constants(config))
-        return self.workers_by_device() * _resident(compiled, self.device)
+        constants = self.constants(config)
+        key = (self.weights.dtype, *constants.values())
+        if key not in self.network.workers:
+            queue = torch.zeros(1, dtype=torch.int32, device=self.device)
+            arguments = self._persistent_arguments(self.scratch(0), queue, *tensors)
+            compiled = run_patches_kernel.warmup(*arguments, grid=(1,), **constants)
+            self.network.workers[key] = self.workers_by_device() * _resident(compiled, self.device)
+        return self.network.workers[key]
 
     def seconds(self, config: Config, *tensors: Tensor) -> float:
         """Time of the persistent kernel at full depth with this configuration; infinity if it does not fit."""
