@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ape_kernels.adapters import NotRecognised
 from ape_kernels.backends import get_backend
+from ape_kernels.patches import fold_pixels
 from ape_kernels.program import PatchProgram
 
 PROBE_SIZE = (7, 6)  # every border class and an interior, and no side like another
@@ -25,7 +26,7 @@ def check_program(model: nn.Module, program: PatchProgram) -> None:
     """
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    size = [side + -side % program.multiple_of for side in PROBE_SIZE]
+    size = [side * program.fold + -side * program.fold % program.multiple_of for side in PROBE_SIZE]
     patch = torch.rand(1, program.in_channels, *size, generator=generator).to(parameter.device)
     with _evaluating(model):
         expected, exit_index = _picture(model(patch.to(parameter.dtype, copy=True)))  # some scale their input in place
@@ -33,7 +34,13 @@ def check_program(model: nn.Module, program: PatchProgram) -> None:
     oracle = get_backend("torch")
     packed = oracle.pack(program, parameter.device, torch.float32)
     sr, _, _ = oracle.run_patches(
-        patch, packed.table, packed.weights, 0.0, exit_at.to(patch.device), packed.upscale, packed.out_channels
+        fold_pixels(patch, program.fold),
+        packed.table,
+        packed.weights,
+        0.0,
+        exit_at.to(patch.device),
+        packed.upscale,
+        packed.out_channels,
     )
     if expected.shape != sr.shape:
         raise NotRecognised(f"model: its forward gives {list(expected.shape)} where its layers give {list(sr.shape)}")

@@ -65,5 +65,12 @@ def expect_number(value: object, path: str) -> float:
     return float(value)
 
 
+def expect_whole(value: object, path: str) -> int:
+    """A whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise refuse(path, "a whole number of at least 1", repr(value))
+    return value
+
+
 def _names(module: nn.Module) -> str:
     return ", ".join(type(child).__name__ for child in module.children())

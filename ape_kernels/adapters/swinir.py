@@ -43,23 +43,13 @@ from ape_kernels.adapters.parts import (
 )
 from ape_kernels.adapters.recognise import expect_conv, expect_only_children, expect_sequence, refuse
 from ape_kernels.collapse import CollapsedTail
+from ape_kernels.patches import reflect_to_multiple
 from ape_kernels.program import INPUT, Buffer, Module, PatchProgram, Reconstruct, Step
 
 OUTLINE = "conv_first, layers, norm and conv_after_body"
 PARTS = ("conv_first", "patch_embed", "patch_unembed", "pos_drop", "layers", "norm", "conv_after_body", "regressor")
 SHIFTED, HEAD, STREAM, NORMED = 1, 2, 3, 4  # buffers, after INPUT; from SHIFTED on of whole windows
 TAIL = NORMED + 1  # the tail's buffers begin here
-
-
-def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """``[N, C, h, w]`` reflected past its bottom and right until both sides are multiples; any size of at least 1."""
-
-    def index(size: int) -> Tensor:
-        period = max(1, 2 * (size - 1))
-        steps = torch.arange(size + -size % multiple, device=x.device) % period
-        return torch.where(steps < size, steps, period - steps)
-
-    return x[:, :, index(x.shape[2])[:, None], index(x.shape[3])]
 
 
 class _ToWindows(nn.Module):
