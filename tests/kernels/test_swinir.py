@@ -337,7 +337,7 @@ NEAR_MISSES = {
         edit("absolute_pos_embed", nn.Parameter(torch.zeros(1, 64, CHANNELS))),
         "model.absolute_pos_embed: expected none: it ties the network to one image size",
     ),
-    "folded-pixels": (edit("start_unshuffle", 2), "model.start_unshuffle: expected 1"),
+    "folded-pixels": (edit("start_unshuffle", 2), "model.conv_first: expected in_channels a multiple of 4"),
     "no-mean": (remove("mean"), "model.mean: expected a tensor"),
     "no-range": (edit("img_range", None), "model.img_range: expected a number, got NoneType"),
     "projecting-embedding": (edit("patch_embed.proj", conv()), "model.patch_embed.proj: expected no such submodule"),
