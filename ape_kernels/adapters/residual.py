@@ -88,12 +88,12 @@ def assemble(
     blocks: the children of ``model.body``. tail: linear modules after the global skip, run in order, which upscale
     by `upscale`. fold: as in `PatchProgram`.
     """
-    channels, colors, in_channels = head.out_channels, head.in_channels // fold**2, head.in_channels
+    channels, colors = head.out_channels, head.in_channels
     steps = [recognise(block, f"body.{i}", channels, STREAM if i else HEAD) for i, block in enumerate(blocks)]
     exit_step, interval, exit_threshold = exits(model, channels, len(blocks), STREAM)
     last_buffer = max(step.dst for block in steps for step in block)
     return PatchProgram(
-        buffers=(Buffer(in_channels), Buffer(in_channels), *(Buffer(channels) for _ in range(HEAD, last_buffer + 1))),
+        buffers=(Buffer(colors), Buffer(colors), *(Buffer(channels) for _ in range(HEAD, last_buffer + 1))),
         head=(
             *(() if shift is None else (conv_step(shift, INPUT, SHIFTED),)),
             conv_step(head, INPUT if shift is None else SHIFTED, HEAD),
@@ -101,7 +101,7 @@ def assemble(
         stages=stages(steps, interval, exit_step, first=HEAD, stream=STREAM),
         tail=(
             conv_step(closing, STREAM, HIDDEN, add=HEAD),
-            Reconstruct(HIDDEN, collapsed(tail, channels, colors, upscale), upscale),
+            Reconstruct(HIDDEN, collapsed(tail, channels, colors // fold**2, upscale), upscale),
         ),
         exit_threshold=exit_threshold,
         fold=fold,

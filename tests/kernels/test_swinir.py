@@ -1,6 +1,7 @@
 """SwinIR: every variant equals its own forward at every exit; near misses are refused by name."""
 
 import copy
+import gc
 import itertools
 
 import pytest
@@ -269,6 +270,17 @@ def test_copies_are_independent():
 def test_only_torch_has_the_groups():
     with pytest.raises(BackendUnavailable, match="has no kernels"):
         APEForward(network(), backend="cpu").forward_patches(test_patches(1, 8, 8))
+
+
+def test_an_exported_network_runs_here_and_says_why_not_elsewhere():
+    """Groups are known by number: an exported program does not hold them."""
+    fast, image = APEForward(network(), patch_size=16), test_patches(1, 20, 24)
+    exported = torch.export.export(fast, (image,)).module()
+    assert torch.equal(exported(image), fast(image))
+    del fast
+    gc.collect()
+    with pytest.raises(ValueError, match="table: expected modules of this process, got number"):
+        exported(image)
 
 
 def test_the_program_of_a_swinir():
