@@ -117,6 +117,8 @@ def patch_count(size: int, patch_size: int, overlap: int) -> int:
 
 def reflect_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """``[N, C, H, W]`` reflected past its bottom and right until both sides are multiples; any size of at least 1."""
+    if image.shape[2] % multiple == image.shape[3] % multiple == 0:
+        return image
 
     def index(size: int) -> Tensor:
         period = max(1, 2 * (size - 1))

@@ -45,6 +45,8 @@ def expect_conv(
     ):
         if expected != got:
             raise refuse(path, f"{name} {expected}", got)
+    if "weight" in vars(module):
+        raise refuse(path, "a weight that is a parameter", "one that a hook computes at every call (weight norm?)")
     return module
 
 

@@ -204,6 +204,10 @@ NEAR_MISSES = {
         edit("body.1.body.0", Doubling(16, 16, 3, padding=1)),
         "model.body.1.body.0: expected an nn.Conv2d 3x3, got Doubling",
     ),
+    "weight-by-a-hook": (
+        lambda m: nn.utils.spectral_norm(m.body[1].body[0]),
+        "model.body.1.body.0: expected a weight that is a parameter, got one that a hook computes",
+    ),
     "block-with-own-forward": (
         edit("body.1", ReluAfterSum()),
         "model: its forward does something else than its layers say",
