@@ -253,7 +253,10 @@ class APEForward(nn.Module):
 
 
 def _own_threshold(program: PatchProgram) -> float:
-    return 0.0 if program.exit_threshold is None else 1.0 - program.exit_threshold
+    own = program.exit_threshold
+    if own is not None and own < 0:
+        raise ValueError(f"model.exit_threshold: expected at least 0 where no threshold is given, got {own}")
+    return 0.0 if own is None else max(0.0, 1.0 - own)
 
 
 def _stamp(model: nn.Module) -> tuple[Any, ...]:

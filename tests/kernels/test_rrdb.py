@@ -51,11 +51,14 @@ class Block(nn.Module):
 
 
 class AuthorsRRDB(nn.Module):
-    """The authors' class: a forward with two modes, the last block always an exit."""
+    """The authors' class: a forward with two modes, the last block always an exit.
 
-    def __init__(self, test_only: bool) -> None:
+    Where the interval does not divide the blocks, test mode calls it by the number of the exit before.
+    """
+
+    def __init__(self, test_only: bool, blocks: int = 4) -> None:
         super().__init__()
-        ours = network(4, 2)
+        ours = network(blocks, 2)
         for name, child in ours.named_children():
             self.add_module(name, child)
         self.exit_interval, self.exit_threshold, self.test_only = 2, 0.5, test_only
@@ -66,12 +69,15 @@ class AuthorsRRDB(nn.Module):
             x = self.tail.lrelu(layer(interpolate(x, scale_factor=2, mode="nearest")))
         return self.tail.conv_last(self.tail.lrelu(self.tail.conv_hr(x)))
 
+    def is_exit(self, blocks):
+        return blocks % self.exit_interval == 0 or blocks == len(self.body) - 1
+
     def at_exits(self, x):
         skip, pictures, predictions = self.head(x), [], []
         feat = skip
         for i, block in enumerate(self.body[:-1], start=1):
             feat = block(feat)
-            if i % self.exit_interval == 0:
+            if self.is_exit(i):
                 pictures.append(self.picture(x, skip, feat))
                 predictions.append(self.regressor(feat))
         return pictures, predictions
@@ -84,7 +90,8 @@ class AuthorsRRDB(nn.Module):
         taken = first.argmax(1)
         left = first.any(1)
         sr = torch.stack(pictures)[torch.where(left, taken, len(pictures) - 1), torch.arange(len(x))]
-        return sr, torch.where(left, taken, -1).float(), predictions[-1]
+        numbers = torch.tensor([i // self.exit_interval - 1 for i in range(1, len(self.body)) if self.is_exit(i)])
+        return sr, torch.where(left, numbers[taken], -1).float(), predictions[-1]
 
 
 class BasicSR(nn.Module):
@@ -195,6 +202,14 @@ def test_the_authors_class(test_only, backend):
     got, got_index, _ = fast.forward_patches(patches)
     assert torch.equal(got_index, torch.where(exit_index < 0, 1, exit_index.long()))
     assert_pictures_close(got, sr)
+
+
+def test_the_authors_last_exit_goes_by_the_number_before():
+    """A network is recognised wherever the patch that it is tried on leaves."""
+    model, patches = AuthorsRRDB(test_only=True, blocks=5).eval(), test_patches(12)
+    assert {0.0, 1.0} <= set(model(patches)[1].tolist())
+    for model.exit_threshold in torch.linspace(0, 1, 16).tolist():
+        assert len(APEForward(model).program.stages) == 3
 
 
 @pytest.mark.parametrize(
