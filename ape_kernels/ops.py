@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 
 from ape_kernels.backends import choose_for_patches, get_backend
-from ape_kernels.patches import Blend, patch_count, patch_grid
+from ape_kernels.patches import Blend, fold_pixels, folded_geometry, patch_count, patch_grid
 
 _LIBRARY = torch.library.Library("ape_kernels", "DEF")
 _LOG = logging.getLogger("ape_kernels")
 
 _SCHEMAS = {
     "upscale": "(Tensor image, Tensor table, Tensor weights, float boundary, SymInt patch_size, SymInt overlap, "
-    "str blend, int upscale, int out_channels, str backend) -> (Tensor sr, Tensor exit_index, Tensor capacity)",
+    "str blend, int upscale, int out_channels, str backend, int fold=1) -> "
+    "(Tensor sr, Tensor exit_index, Tensor capacity)",
     "run_patches": "(Tensor patches, Tensor table, Tensor weights, float boundary, Tensor? exit_at, int upscale, "
     "int out_channels, str backend) -> (Tensor sr, Tensor exit_index, Tensor capacity)",
     "run_stage": "(Tensor features, Tensor active, Tensor table, Tensor weights, int stage, float boundary, "
@@ -50,20 +51,26 @@ def upscale(
     upscale: int,
     out_channels: int,
     backend: str,
+    fold: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Whole images: split, `run_patches`, merge.
+    """Whole images: fold, split, `run_patches`, merge.
 
-    image: float32 ``[B, C, H, W]``. Returns sr float32 ``[B, out_channels, s * H, s * W]`` and, on the patch
-    grid, exit_index int64 ``[B, R, K]`` and capacity float32 ``[B, R, K]``.
+    image: float32 ``[B, C, H, W]``. fold: squares of fold x fold pixels become the pixels that the program reads;
+    `upscale` counts from those, s = upscale / fold. Returns sr float32 ``[B, out_channels, s * H, s * W]`` and, on
+    the patch grid, exit_index int64 ``[B, R, K]`` and capacity float32 ``[B, R, K]``.
     """
     _check_patches(image, "image")
+    sr_height, sr_width = (side * upscale // fold for side in image.shape[2:])
+    image = fold_pixels(image, fold)
+    patch_size, overlap = folded_geometry(patch_size, overlap, fold)
     batch, _, height, width = image.shape
     grid = patch_grid(height, width, patch_size, overlap, upscale, blend)
     geometry = choose_for_patches(backend, image.device, image.dtype)
     patches = grid.split(image, geometry)
     sr, exit_index, capacity = run_patches(patches, table, weights, boundary, None, upscale, out_channels, backend)
     shape = (batch, *grid.shape)
-    return grid.merge(sr, batch, geometry), exit_index.view(shape), capacity.view(shape)
+    picture = grid.merge(sr, batch, geometry)[:, :, :sr_height, :sr_width].contiguous()
+    return picture, exit_index.view(shape), capacity.view(shape)
 
 
 def run_patches(
@@ -144,10 +151,12 @@ def _fake_upscale(
     upscale: int,
     out_channels: int,
     backend: str,
+    fold: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, height, width = image.shape
-    sr = image.new_empty(batch, out_channels, height * upscale, width * upscale)
-    grid = (batch, patch_count(height, patch_size, overlap), patch_count(width, patch_size, overlap))
+    sr = image.new_empty(batch, out_channels, height * upscale // fold, width * upscale // fold)
+    patch_size, overlap = folded_geometry(patch_size, overlap, fold)
+    grid = (batch, *(patch_count((side + fold - 1) // fold, patch_size, overlap) for side in (height, width)))
     return sr, image.new_empty(grid, dtype=torch.int64), image.new_empty(grid)
 
 
