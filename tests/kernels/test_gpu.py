@@ -9,7 +9,9 @@ from ape_kernels import APEForward
 from ape_kernels.backends import get_backend
 from ape_sr.models import EDSR
 
-pytestmark = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU: APE_TEST_DEVICE=cuda")
+if DEVICE.type != "cuda":
+    pytest.skip("needs a GPU: APE_TEST_DEVICE=cuda", allow_module_level=True)
+
 FUSED = [
     pytest.param(name, marks=pytest.mark.skipif(bool(get_backend(name).unavailable()), reason=f"{name} cannot run"))
     for name in ("triton", "cuda")
