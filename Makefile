@@ -31,9 +31,10 @@ clean:
 
 venv: .venv/installed
 
-.venv/requirements: requirements.txt
+.venv/requirements: requirements.txt requirements-no-deps.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -r requirements.txt
+	$(BIN)/python -m pip install --no-deps -r requirements-no-deps.txt
 	touch $@
 
 .venv/installed: .venv/requirements pyproject.toml setup.py $(SOURCES)

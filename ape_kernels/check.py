@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ape_kernels.adapters import NotRecognised
 from ape_kernels.backends import get_backend
+from ape_kernels.patches import fold_pixels
 from ape_kernels.program import PatchProgram
 
 PROBE_SIZE = (7, 6)  # every border class and an interior, and no side like another
@@ -25,40 +26,48 @@ def check_program(model: nn.Module, program: PatchProgram) -> None:
     """
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    size = [side + -side % program.multiple_of for side in PROBE_SIZE]
+    size = [side * program.fold + -side * program.fold % program.multiple_of for side in PROBE_SIZE]
     patch = torch.rand(1, program.in_channels, *size, generator=generator).to(parameter.device)
     with _evaluating(model):
-        expected, exit_index = _picture(model(patch.to(parameter.dtype, copy=True)))  # some scale their input in place
-    exit_at = torch.full((1,), len(program.stages) - 1) if exit_index is None else exit_index
+        output = model(patch.to(parameter.dtype, copy=True))  # some scale their input in place
+    expected, stages = _picture(output, len(program.stages) - 1)
     oracle = get_backend("torch")
     packed = oracle.pack(program, parameter.device, torch.float32)
-    sr, _, _ = oracle.run_patches(
-        patch, packed.table, packed.weights, 0.0, exit_at.to(patch.device), packed.upscale, packed.out_channels
+    size_of = (packed.upscale, packed.out_channels)
+    expected, errors = expected.float(), []
+    for stage in stages:
+        exit_at = torch.tensor([stage], device=patch.device)
+        folded = fold_pixels(patch, program.fold)
+        sr, _, _ = oracle.run_patches(folded, packed.table, packed.weights, 0.0, exit_at, *size_of)
+        if expected.shape != sr.shape:
+            raise NotRecognised(
+                f"model: its forward gives {list(expected.shape)} where its layers give {list(sr.shape)}"
+            )
+        error = (sr - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+        if error <= TOLERANCE[parameter.dtype]:
+            return
+        errors.append(float(error))
+    raise NotRecognised(
+        f"model: its forward does something else than its layers say: {errors[0]:.1e} of the range apart on a "
+        f"random {size[1]}x{size[0]} patch"
     )
-    if expected.shape != sr.shape:
-        raise NotRecognised(f"model: its forward gives {list(expected.shape)} where its layers give {list(sr.shape)}")
-    expected = expected.float()
-    error = (sr - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
-    if not error <= TOLERANCE[parameter.dtype]:
-        raise NotRecognised(
-            f"model: its forward does something else than its layers say: {error:.1e} of the range apart on a "
-            f"random {size[1]}x{size[0]} patch"
-        )
 
 
-def _picture(output: object) -> tuple[Tensor, Tensor | None]:
-    """The picture in what a network returns, and the exit it was taken at (None: full depth).
+def _picture(output: object, last: int) -> tuple[Tensor, tuple[int, ...]]:
+    """The picture in what a network returns, and the stages after which it may have been taken; `last`: full depth.
 
     Known: a picture; (pictures of all exits, predictions); (picture, exit index or -1, predictions).
     """
     match output:
         case Tensor():
-            return output, None
-        case ([*_, Tensor() as last] as pictures, [*_]):
-            return last, torch.tensor([len(pictures) - 1])  # blocks after the last exit are not in it
+            return output, (last,)
+        case ([*_, Tensor() as picture] as pictures, [*_]):
+            return picture, (len(pictures) - 1,)  # blocks after the last exit are not in it
         case (Tensor() as picture, Tensor() as exit_index, Tensor()):
-            index = exit_index.long().flatten()
-            return picture, torch.where(index < 0, torch.iinfo(torch.int64).max, index)
+            # where the interval does not divide the blocks, the APE authors' RRDB calls the last exit by the number
+            # of the one before
+            index = int(exit_index.flatten()[0])
+            return picture, (last,) if index < 0 else (index, last)
         case _:
             raise NotRecognised(f"model: expected its forward to return a picture, got {type(output).__name__}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from ape_kernels.adapters import to_program
 from ape_kernels.backends import BackendUnavailable, choose, get_backend
 from ape_kernels.check import check_program
 from ape_kernels.exits import all_exits, has_added_exits
-from ape_kernels.patches import Blend, check_blend, check_patch_size
+from ape_kernels.patches import Blend, check_blend, check_patch_size, fold_pixels, folded_geometry
 from ape_kernels.policy import check_budget, check_threshold, exit_boundary, threshold_from_gain
 from ape_kernels.program import PatchProgram
 from ape_kernels.report import Report, make_report
@@ -55,7 +56,8 @@ class APEForward(nn.Module):
     budget: share of the body's FLOPs at full depth that each image may take at most, from its first exit's to 1, spent
         where the predicted gain is highest; a threshold of None is then 0. Patches then depend on each other, and
         the host chooses who goes on.
-    patch_size, overlap: low-resolution pixels. blend: how overlaps are merged, "linear" or "average".
+    patch_size, overlap: low-resolution pixels; where a network folds squares of pixels into channels first
+        (RRDBNet at scales 1 and 2), rounded to whole squares. blend: how overlaps are merged, "linear" or "average".
     backend: "auto" or a name listed by ``python -m ape_kernels``; "auto" honours APE_BACKEND.
     dtype: of the matrix multiplications, float32, float16 or bfloat16; None takes the model's.
 
@@ -135,7 +137,7 @@ class APEForward(nn.Module):
     @property
     def scale(self) -> int:
         """Upscaling factor of the model."""
-        return self.program.upscale
+        return self.program.scale
 
     def forward(self, image: Tensor, return_report: bool = False) -> Tensor | tuple[Tensor, Report]:
         """Upscale whole images.
@@ -153,8 +155,10 @@ class APEForward(nn.Module):
         else:
             prepared = self._prepare()
             _check_pixels(image, "image", prepared.program, self._device)
-        packed, pixels, boundary = prepared.packed, image.detach().float(), exit_boundary(self._threshold)
-        geometry = (self.patch_size, self.overlap, self.blend, packed.upscale, packed.out_channels, prepared.backend)
+        packed, factor = prepared.packed, prepared.program.fold
+        pixels, boundary = image.detach().float(), exit_boundary(self._threshold)
+        geometry = (self.patch_size, self.overlap, self.blend)
+        geometry = (*geometry, packed.upscale, packed.out_channels, prepared.backend, factor)
         if self._budget is None:
             sr, exit_index, capacity = torch.ops.ape_kernels.upscale(
                 pixels, packed.table, packed.weights, boundary, *geometry
@@ -167,7 +171,8 @@ class APEForward(nn.Module):
         sr = sr.to(image.dtype)
         if not return_report:
             return sr
-        area = min(self.patch_size, image.shape[2]) * min(self.patch_size, image.shape[3])
+        patch_size, _ = folded_geometry(self.patch_size, self.overlap, factor)
+        area = math.prod(min(patch_size, -(-side // factor)) for side in image.shape[2:])
         return sr, make_report(prepared.program, exit_index, capacity, area)
 
     def forward_patches(self, patches: Tensor, exit_at: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,7 +194,7 @@ class APEForward(nn.Module):
         if self._budget is not None and exit_at is None:
             raise ValueError(f"budget: expected None for patches, which are no whole image, got {self._budget}")
         sr, exit_index, capacity = torch.ops.ape_kernels.run_patches(
-            patches.detach().float().contiguous(),
+            fold_pixels(patches.detach().float(), prepared.program.fold).contiguous(),
             packed.table,
             packed.weights,
             exit_boundary(self._threshold),
@@ -198,7 +203,8 @@ class APEForward(nn.Module):
             packed.out_channels,
             prepared.backend,
         )
-        return sr.to(patches.dtype), exit_index, capacity
+        height, width = (side * prepared.program.scale for side in patches.shape[2:])
+        return sr[:, :, :height, :width].to(patches.dtype), exit_index, capacity
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The wrapped model's own state dict."""
@@ -274,7 +280,10 @@ class APEForward(nn.Module):
 
 
 def _own_threshold(program: PatchProgram) -> float:
-    return 0.0 if program.exit_threshold is None else 1.0 - program.exit_threshold
+    own = program.exit_threshold
+    if own is not None and own < 0:
+        raise ValueError(f"model.exit_threshold: expected at least 0 where no threshold is given, got {own}")
+    return 0.0 if own is None else max(0.0, 1.0 - own)
 
 
 def _stamp(model: nn.Module) -> tuple[Any, ...]:

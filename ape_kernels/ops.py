@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,17 +22,18 @@ from torch import Tensor
 
 from ape_kernels.backends import choose_for_patches, get_backend
 from ape_kernels.budget import run_patches_within
-from ape_kernels.patches import Blend, patch_count, patch_grid
+from ape_kernels.patches import Blend, fold_pixels, folded_geometry, patch_count, patch_grid
 
 _LIBRARY = torch.library.Library("ape_kernels", "DEF")
 _LOG = logging.getLogger("ape_kernels")
 
 _SCHEMAS = {
     "upscale": "(Tensor image, Tensor table, Tensor weights, float boundary, SymInt patch_size, SymInt overlap, "
-    "str blend, int upscale, int out_channels, str backend) -> (Tensor sr, Tensor exit_index, Tensor capacity)",
+    "str blend, int upscale, int out_channels, str backend, int fold=1) -> "
+    "(Tensor sr, Tensor exit_index, Tensor capacity)",
     "upscale_within": "(Tensor image, Tensor table, Tensor weights, Tensor frame_table, Tensor frame_weights, "
     "int[] stage_flops, float boundary, float budget, SymInt patch_size, SymInt overlap, str blend, int upscale, "
-    "int out_channels, str backend) -> (Tensor sr, Tensor exit_index, Tensor capacity)",
+    "int out_channels, str backend, int fold=1) -> (Tensor sr, Tensor exit_index, Tensor capacity)",
     "run_patches": "(Tensor patches, Tensor table, Tensor weights, float boundary, Tensor? exit_at, int upscale, "
     "int out_channels, str backend) -> (Tensor sr, Tensor exit_index, Tensor capacity)",
     "run_stage": "(Tensor features, Tensor active, Tensor table, Tensor weights, int stage, float boundary, "
@@ -54,20 +56,17 @@ def upscale(
     upscale: int,
     out_channels: int,
     backend: str,
+    fold: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Whole images: split, `run_patches`, merge.
+    """Whole images: fold, split, `run_patches`, merge.
 
-    image: float32 ``[B, C, H, W]``. Returns sr float32 ``[B, out_channels, s * H, s * W]`` and, on the patch
-    grid, exit_index int64 ``[B, R, K]`` and capacity float32 ``[B, R, K]``.
+    image: float32 ``[B, C, H, W]``. fold: squares of fold x fold pixels become the pixels that the program reads;
+    `upscale` counts from those, s = upscale / fold. Returns sr float32 ``[B, out_channels, s * H, s * W]`` and, on
+    the patch grid, exit_index int64 ``[B, R, K]`` and capacity float32 ``[B, R, K]``.
     """
-    _check_patches(image, "image")
-    batch, _, height, width = image.shape
-    grid = patch_grid(height, width, patch_size, overlap, upscale, blend)
-    geometry = choose_for_patches(backend, image.device, image.dtype)
-    patches = grid.split(image, geometry)
-    sr, exit_index, capacity = run_patches(patches, table, weights, boundary, None, upscale, out_channels, backend)
-    shape = (batch, *grid.shape)
-    return grid.merge(sr, batch, geometry), exit_index.view(shape), capacity.view(shape)
+    settings = (table, weights, boundary, None, upscale, out_channels, backend)
+    geometry = (patch_size, overlap, blend, upscale, backend, fold)
+    return _in_patches(image, lambda patches, _: run_patches(patches, *settings), *geometry)
 
 
 def upscale_within(
@@ -85,23 +84,45 @@ def upscale_within(
     upscale: int,
     out_channels: int,
     backend: str,
+    fold: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `upscale`, each image on its own within a budget: split, `run_patches_within`, merge.
+    """As `upscale`, each image on its own within a budget (`run_patches_within`).
 
     frame_table, frame_weights, stage_flops, budget: see `ape_kernels.budget.run_patches_within`.
     """
+    settings = (table, weights, frame_table, frame_weights, stage_flops, boundary, budget, upscale, out_channels)
+
+    def run(patches: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            images = [run_patches_within(part, *settings, backend) for part in patches.split(count)]
+        sr, exit_index, capacity = (torch.cat(part) for part in zip(*images, strict=True))
+        return sr, exit_index, capacity
+
+    return _in_patches(image, run, patch_size, overlap, blend, upscale, backend, fold)
+
+
+def _in_patches(
+    image: Tensor,
+    run: Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]],
+    patch_size: int,
+    overlap: int,
+    blend: Blend,
+    upscale: int,
+    backend: str,
+    fold: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fold, split, `run` on all patches and how many an image has, merge; results as of `upscale`."""
     _check_patches(image, "image")
+    sr_height, sr_width = (side * upscale // fold for side in image.shape[2:])
+    image = fold_pixels(image, fold)
+    patch_size, overlap = folded_geometry(patch_size, overlap, fold)
     batch, _, height, width = image.shape
     grid = patch_grid(height, width, patch_size, overlap, upscale, blend)
     geometry = choose_for_patches(backend, image.device, image.dtype)
-    patches = grid.split(image, geometry)
-    settings = (table, weights, frame_table, frame_weights, stage_flops, boundary, budget, upscale, out_channels)
-    count = grid.shape[0] * grid.shape[1]
-    with torch.no_grad():
-        parts = [run_patches_within(patches[i : i + count], *settings, backend) for i in range(0, len(patches), count)]
-    sr, exit_index, capacity = (torch.cat(part) for part in zip(*parts, strict=True))
+    sr, exit_index, capacity = run(grid.split(image, geometry), grid.shape[0] * grid.shape[1])
     shape = (batch, *grid.shape)
-    return grid.merge(sr, batch, geometry), exit_index.view(shape), capacity.view(shape)
+    picture = grid.merge(sr, batch, geometry)[:, :, :sr_height, :sr_width].contiguous()
+    return picture, exit_index.view(shape), capacity.view(shape)
 
 
 def run_patches(
@@ -139,8 +160,8 @@ def run_stage(
 
     features: float32 ``[P, C, h, w]``, the stage's source buffer. active: int64 ``[A]``, rows of `features`.
     exit_at: int64 ``[P]`` or None, as in `run_patches`. Returns features ``[A, C, h, w]`` and capacity
-    ``[A]``, of the patches that leave first and those that stay after, each in the order of `active`; ids
-    int64 ``[A]``, the rows of the input they belong to; n_left int64 ``[1]``, how many leave.
+    ``[A]``: the patches that leave stand first, in the order of `active`, those that stay after them, in reverse
+    order; ids int64 ``[A]``, the rows of the input they belong to; n_left int64 ``[1]``, how many leave.
     """
     _check_patches(features, "features")
     return _call("run_stage", backend, features, active, table, weights, stage, boundary, exit_at)
@@ -182,10 +203,12 @@ def _fake_upscale(
     upscale: int,
     out_channels: int,
     backend: str,
+    fold: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, height, width = image.shape
-    sr = image.new_empty(batch, out_channels, height * upscale, width * upscale)
-    grid = (batch, patch_count(height, patch_size, overlap), patch_count(width, patch_size, overlap))
+    sr = image.new_empty(batch, out_channels, height * upscale // fold, width * upscale // fold)
+    patch_size, overlap = folded_geometry(patch_size, overlap, fold)
+    grid = (batch, *(patch_count((side + fold - 1) // fold, patch_size, overlap) for side in (height, width)))
     return sr, image.new_empty(grid, dtype=torch.int64), image.new_empty(grid)
 
 

@@ -115,6 +115,38 @@ def patch_count(size: int, patch_size: int, overlap: int) -> int:
     return 1 if size <= patch_size else (size - overlap - 1) // (patch_size - overlap) + 1
 
 
+def reflect_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """``[N, C, H, W]`` reflected past its bottom and right until both sides are multiples; any size of at least 1."""
+    if image.shape[2] % multiple == image.shape[3] % multiple == 0:
+        return image
+
+    def index(size: int) -> Tensor:
+        period = max(1, 2 * (size - 1))
+        steps = torch.arange(size + -size % multiple, device=image.device) % period
+        return torch.where(steps < size, steps, period - steps)
+
+    return image[:, :, index(image.shape[2])[:, None], index(image.shape[3])]
+
+
+def fold_pixels(image: Tensor, factor: int) -> Tensor:
+    """``[N, C, H, W]`` to ``[N, C * factor**2, H / factor, W / factor]``: squares of pixels into channels.
+
+    Channels in ``F.pixel_unshuffle`` order. Sides that the factor does not divide are reflected first: H / factor
+    and W / factor round up.
+    """
+    if factor == 1:
+        return image
+    return torch.nn.functional.pixel_unshuffle(reflect_to_multiple(image, factor), factor)
+
+
+def folded_geometry(patch_size: int, overlap: int, factor: int) -> tuple[int, int]:
+    """Patch size and overlap in squares of factor x factor pixels: the size rounded down, the overlap up."""
+    if factor == 1:
+        return patch_size, overlap
+    patch_size = max(1, patch_size // factor)
+    return patch_size, min(-(-overlap // factor), patch_size - 1)
+
+
 def check_patch_size(patch_size: int, overlap: int) -> None:
     """ValueError unless 0 <= overlap < patch_size."""
     if not isinstance(patch_size, int) or patch_size < 1:

@@ -185,10 +185,12 @@ class Stage:
 class PatchProgram:
     """A network as steps over patch-sized buffers.
 
-    buffers: each buffer's channels and resolution; buffer 0 is the low-resolution patch.
+    buffers: each buffer's channels and resolution; buffer 0 is the low-resolution patch, folded.
     head, stages, tail: run in this order; the tail ends in a `Reconstruct`.
     exit_threshold: the wrapped model's own prediction from which a patch leaves, or None.
-    multiple_of: what the wrapped model may need height and width divided by; the program takes any size.
+    fold: buffer 0 holds squares of fold x fold pixels as one pixel of fold**2 times the channels; whoever runs the
+    program has folded them (`patches.fold_pixels`). 1 for most.
+    multiple_of: what the wrapped model may need height and width divided by, in pixels; the program takes any size.
     """
 
     buffers: tuple[Buffer, ...]
@@ -196,6 +198,7 @@ class PatchProgram:
     stages: tuple[Stage, ...]
     tail: tuple[Step, ...]
     exit_threshold: float | None = None
+    fold: int = 1
     multiple_of: int = 1
 
     @property
@@ -207,8 +210,13 @@ class PatchProgram:
 
     @property
     def upscale(self) -> int:
-        """Upscaling factor."""
+        """Upscaling factor from buffer 0 to the picture."""
         return self.reconstruct.upscale * self.buffers[self.reconstruct.src].resolution
+
+    @property
+    def scale(self) -> int:
+        """Upscaling factor from the image to the picture."""
+        return self.upscale // self.fold
 
     @property
     def out_channels(self) -> int:
@@ -217,8 +225,8 @@ class PatchProgram:
 
     @property
     def in_channels(self) -> int:
-        """Channels of the low-resolution patch."""
-        return self.buffers[INPUT].channels
+        """Channels of the image, before it is folded."""
+        return self.buffers[INPUT].channels // self.fold**2
 
     def steps(self) -> Iterator[Step]:
         """All steps in program order."""

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+
+if os.environ.get("APE_TEST_DEVICE", "cpu") == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined; for test_triton.py
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the interpreter's products are tiny
+
 import pytest
 import torch
 from hypothesis import settings
@@ -10,6 +17,12 @@ from support import DEVICE
 from ape_kernels import to_program
 from ape_kernels.backends import ORDER, get_backend
 from ape_sr.models import EDSR
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from triton.runtime.interpreter import interpreter_builder
+
+    # without a check for integer overflow around each addition: almost twice as fast
+    interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
 
 settings.register_profile("ape", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("ape")
@@ -23,6 +36,8 @@ def backends() -> list[pytest.param]:
         backend = get_backend(name)
         if not hasattr(backend, "run_patches"):
             continue
+        if name == "triton" and DEVICE.type == "cpu":
+            continue  # too slow in the interpreter for all tests: test_triton.py has its own
         reason = backend.unavailable() or backend.supports(program, DEVICE, torch.float32)
         params.append(pytest.param(name, marks=[] if reason is None else pytest.mark.skip(reason=f"{name}: {reason}")))
     return params

@@ -75,6 +75,14 @@ def expect_leaky_relu(module: object, path: str) -> float:
     return module.negative_slope
 
 
+def expect_folded(module: object, path: str, factor: int) -> nn.Conv2d:
+    """A 3x3 head that reads squares of factor x factor pixels as channels (`patches.fold_pixels`)."""
+    conv = expect_conv(module, path, kernel=3)
+    if conv.in_channels % factor**2:
+        raise refuse(path, f"in_channels a multiple of {factor**2}, pixels folded into channels", conv.in_channels)
+    return conv
+
+
 def normalisation(model: nn.Module, colors: int) -> tuple[float, Tensor]:
     """img_range and the mean ``[colors]``, float64."""
     img_range = expect_number(getattr(model, "img_range", None), "img_range")

@@ -1,10 +1,13 @@
-"""RCAN (Zhang et al. 2018) in the layout of EDSR-PyTorch and of the APE authors, exits between groups.
+"""RCAN (Zhang et al. 2018) in the layout of EDSR-PyTorch, of the APE authors and of spandrel, exits between groups.
 
 EDSR's frame (`convert_frame`); a body entry is a residual group:
 
 group     body = [block, ..., block, conv 3x3], skip
 block     body = [conv, ReLU, conv, attention], skip; res_scale, which its forward leaves out, is 1
 attention avg_pool = AdaptiveAvgPool2d(1), conv_du = [conv 1x1, ReLU, conv 1x1, Sigmoid]
+
+spandrel's takes pixels from 0 to 1 and has a downscale_factor: its forward multiplies by rgb_range, and folds
+squares of downscale_factor pixels into channels first.
 """
 
 from __future__ import annotations
@@ -13,7 +16,13 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from ape_kernels.adapters.recognise import expect_number, expect_only_children, expect_sequence, refuse
+from ape_kernels.adapters.recognise import (
+    expect_number,
+    expect_only_children,
+    expect_sequence,
+    expect_whole,
+    refuse,
+)
 from ape_kernels.adapters.residual import (
     attention_block,
     attention_group,
@@ -31,7 +40,10 @@ def matches(model: nn.Module) -> bool:
 
 
 def convert(model: nn.Module) -> PatchProgram:
-    return convert_frame(model, _group)
+    if not hasattr(model, "downscale_factor"):
+        return convert_frame(model, _group)
+    rgb_range = expect_number(getattr(model, "rgb_range", None), "rgb_range")
+    return convert_frame(model, _group, rgb_range, expect_whole(model.downscale_factor, "downscale_factor"))
 
 
 def _body(module: nn.Module) -> Iterable[nn.Module]:

@@ -45,6 +45,8 @@ def expect_conv(
     ):
         if expected != got:
             raise refuse(path, f"{name} {expected}", got)
+    if "weight" in vars(module):
+        raise refuse(path, "a weight that is a parameter", "one that a hook computes at every call (weight norm?)")
     return module
 
 
@@ -63,6 +65,13 @@ def expect_number(value: object, path: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise refuse(path, "a number", type(value).__name__)
     return float(value)
+
+
+def expect_whole(value: object, path: str) -> int:
+    """A whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise refuse(path, "a whole number of at least 1", repr(value))
+    return value
 
 
 def _names(module: nn.Module) -> str:

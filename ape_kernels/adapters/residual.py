@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
 
-from ape_kernels.adapters.parts import collapsed, conv_step, exits, expect_upsampler, stages
+from ape_kernels.adapters.parts import affine, collapsed, conv_step, exits, expect_folded, expect_upsampler, stages
 from ape_kernels.adapters.recognise import expect_conv, expect_only_children, expect_sequence, refuse
 from ape_kernels.program import (
     INPUT,
@@ -38,22 +39,23 @@ def has_frame(model: nn.Module) -> bool:
     return all(hasattr(model, name) for name in ("head", "body", "tail"))
 
 
-def convert_frame(model: nn.Module, recognise: Recognise) -> PatchProgram:
+def convert_frame(model: nn.Module, recognise: Recognise, rgb_range: float = 1.0, fold: int = 1) -> PatchProgram:
     """The program of a network in the authors' frame, its blocks as `recognise` reads them.
 
-    sub_mean, add_mean   1x1 convs, both or neither
-    head                 [conv 3x3]
+    sub_mean, add_mean   1x1 convs, both or neither (or nn.Identity)
+    head                 [conv 3x3], with `fold` [PixelUnshuffle, conv 3x3]
     body                 [block, ..., block, conv 3x3]
     tail                 [Upsampler = [conv, PixelShuffle, ...], conv 3x3]
     regressor            [AdaptiveAvgPool2d(1), Flatten, Linear(C, 1), Tanh], with exit_interval and
                          exit_threshold; absent in a plain network, which then runs whole. With a true
                          head_exit there is an exit before the first block too
+
+    rgb_range: what the forward multiplies its input with before sub_mean, and divides by after add_mean.
     """
     expect_only_children(model, "", PARTS)
-    (head,) = expect_sequence(model.head, "head", 1)
-    head = expect_conv(head, "head.0", kernel=3)
-    channels, colors = head.out_channels, head.in_channels
-    shift = _mean_shift(model, colors)
+    head = _head(model.head, fold)
+    channels, colors = head.out_channels, head.in_channels // fold**2
+    shift = _mean_shift(model, colors, rgb_range, fold)
     blocks, closing = expect_chain(model.body, "body", channels)
     upsampler, last = expect_sequence(model.tail, "tail", 2)
     upscale = expect_upsampler(upsampler, "tail.0", channels)
@@ -67,6 +69,7 @@ def convert_frame(model: nn.Module, recognise: Recognise) -> PatchProgram:
         closing=closing,
         tail=(model.tail,) if shift is None else (model.tail, shift[1]),
         upscale=upscale,
+        fold=fold,
     )
 
 
@@ -80,12 +83,14 @@ def assemble(
     closing: nn.Conv2d,
     tail: Sequence[nn.Module],
     upscale: int,
+    fold: int = 1,
 ) -> PatchProgram:
     """The program of recognised parts; the exits are read off `model`.
 
     shift: 1x1 conv before the head, or None. It stays a step of its own: folded into the head it would
     be wrong at the borders, where the head pads with zeros after the shift.
-    blocks: the children of ``model.body``. tail: linear modules after the global skip, run in order.
+    blocks: the children of ``model.body``. tail: linear modules after the global skip, run in order, which upscale
+    by `upscale`. fold: as in `PatchProgram`.
     """
     channels, colors = head.out_channels, head.in_channels
     exit_step, interval, exit_threshold = exits(model, channels, len(blocks), STREAM)
@@ -104,9 +109,11 @@ def assemble(
         stages=(*before, *stages(steps, interval, exit_step, first=first, stream=STREAM)),
         tail=(
             conv_step(closing, STREAM, HIDDEN, add=HEAD),
-            Reconstruct(HIDDEN, collapsed(tail, channels, colors, upscale), upscale),
+            Reconstruct(HIDDEN, collapsed(tail, channels, colors // fold**2, upscale), upscale),
         ),
         exit_threshold=exit_threshold,
+        fold=fold,
+        multiple_of=fold,
     )
 
 
@@ -181,14 +188,37 @@ def _expect_convs(layers: Sequence[nn.Module], paths: Sequence[str], channels: i
     return conv1, conv2
 
 
-def _mean_shift(model: nn.Module, colors: int) -> tuple[nn.Conv2d, nn.Conv2d] | None:
-    """The convs that subtract and add the mean, or None."""
-    names = [name for name in ("sub_mean", "add_mean") if isinstance(getattr(model, name, None), nn.Module)]
-    if not names:
-        return None
-    if len(names) == 1:
-        raise refuse(names[0], "sub_mean and add_mean both, or neither", f"{names[0]} alone")
-    sub_mean, add_mean = (
-        expect_conv(getattr(model, name), name, kernel=1, in_channels=colors, out_channels=colors) for name in names
-    )
-    return sub_mean, add_mean
+def _head(head: object, fold: int) -> nn.Conv2d:
+    """The first convolution; where squares of pixels are folded into channels, it comes second."""
+    if fold == 1:
+        (conv,) = expect_sequence(head, "head", 1)
+        return expect_conv(conv, "head.0", kernel=3)
+    unshuffle, conv = expect_sequence(head, "head", 2)
+    if not isinstance(unshuffle, nn.PixelUnshuffle) or unshuffle.downscale_factor != fold:
+        raise refuse("head.0", f"an nn.PixelUnshuffle({fold})", unshuffle)
+    return expect_folded(conv, "head.1", fold)
+
+
+def _mean_shift(model: nn.Module, colors: int, rgb_range: float, fold: int) -> tuple[nn.Conv2d, nn.Conv2d] | None:
+    """The convs before the head, on folded pixels, and after the tail; None where there is nothing to do."""
+    given = {name: getattr(model, name, None) for name in ("sub_mean", "add_mean")}
+    shifts = {name: m for name, m in given.items() if isinstance(m, nn.Module) and not isinstance(m, nn.Identity)}
+    if len(shifts) == 1:
+        (name,) = shifts
+        raise refuse(name, "sub_mean and add_mean both, or neither", f"{name} alone")
+    for name, shift in shifts.items():
+        expect_conv(shift, name, kernel=1, in_channels=colors, out_channels=colors)
+    if rgb_range == 1 and (fold == 1 or not shifts):
+        return tuple(shifts.values()) or None
+    sub_mean, add_mean = shifts.values() or (affine(1, torch.zeros(colors)),) * 2
+    return _pointwise(sub_mean, before=rgb_range, fold=fold), _pointwise(add_mean, after=1 / rgb_range)
+
+
+def _pointwise(conv: nn.Conv2d, *, before: float = 1.0, after: float = 1.0, fold: int = 1) -> nn.Conv2d:
+    """``after * conv(before * x)`` of a 1x1 convolution, on squares of fold x fold pixels alike, in float64."""
+    weight = conv.weight.detach().double().cpu()[:, :, 0, 0] * before * after
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach().double().cpu() * after
+    made = affine(1, bias.repeat_interleave(fold**2))
+    with torch.no_grad():
+        made.weight.copy_(torch.kron(weight, torch.eye(fold**2, dtype=weight.dtype))[:, :, None, None])
+    return made

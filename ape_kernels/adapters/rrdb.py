@@ -2,13 +2,13 @@
 
 the APE authors'   head [conv], body [RRDB, ..., RRDB, conv], tail (conv_up1, conv_up2, conv_hr, conv_last, lrelu),
                    regressor as for EDSR or none; the last block is always an exit
-BasicSR's          conv_first, body [RRDB, ...], conv_body, conv_up1, conv_up2, conv_hr, conv_last, lrelu; scale 4
+BasicSR's          conv_first, body [RRDB, ...], conv_body, conv_up1, conv_up2, conv_hr, conv_last, lrelu; scale 4,
+                   or 2 or 1 where squares of 2x2 or 4x4 pixels are folded into channels first
 the first ESRGAN's model [conv, shortcut around sub [RRDB, ..., RRDB, conv], (Upsample nearest, conv, LeakyReLU) once
-                   a doubling, conv, LeakyReLU, conv]
+                   a doubling, conv, LeakyReLU, conv]; shuffle_factor, the squares that are folded, or none
 
 An RRDB is rdb1, rdb2, rdb3 (RDB1 ... in the last layout), each with conv1 to conv5 and LeakyReLUs between. Both
-residuals are scaled by 0.2. BasicSR's scales 2 and 1 fold pixels into channels first: the body then runs at less
-than the patch's resolution, which a program cannot say.
+residuals are scaled by 0.2.
 """
 
 from __future__ import annotations
@@ -23,13 +23,20 @@ from ape_kernels.adapters.parts import (
     Activated,
     conv_step,
     exits,
+    expect_folded,
     expect_leaky_relu,
     leaky_conv_step,
     nearest_tail,
     one_kernel,
     stages,
 )
-from ape_kernels.adapters.recognise import expect_conv, expect_only_children, expect_sequence, refuse
+from ape_kernels.adapters.recognise import (
+    expect_conv,
+    expect_only_children,
+    expect_sequence,
+    expect_whole,
+    refuse,
+)
 from ape_kernels.program import INPUT, Buffer, Conv, PatchProgram, Step
 
 OUTLINE = "head, body and tail.conv_up1, or conv_first, body and conv_up1, or model.1.sub with RRDBs"
@@ -49,6 +56,7 @@ class _Parts:
     doublings: Sequence[Activated]
     high: Activated
     last: nn.Conv2d
+    fold: int = 1
 
 
 def matches(model: nn.Module) -> bool:
@@ -84,6 +92,8 @@ def convert(model: nn.Module) -> PatchProgram:
         stages=stages(steps, interval, exit_step, first=HEAD, stream=STREAM, exit_at_end=True),
         tail=(conv_step(parts.closing, STREAM, FIRST, add=HEAD), *tail),
         exit_threshold=exit_threshold,
+        fold=parts.fold,
+        multiple_of=parts.fold,
     )
 
 
@@ -98,15 +108,12 @@ def _authors_layout(model: nn.Module) -> _Parts:
 
 
 def _basicsr_layout(model: nn.Module) -> _Parts:
-    scale = getattr(model, "scale", 4)
-    if scale in (1, 2):
-        raise refuse("scale", "4 (below it pixels are folded into channels first, which has no step)", scale)
+    factor = {1: 4, 2: 2}.get(getattr(model, "scale", 4), 1)
     expect_only_children(model, "", ("conv_first", "body", "conv_body", *UPSAMPLING))
     blocks = expect_sequence(model.body, "body")
     closing = getattr(model, "conv_body", None)
-    return _parts(
-        expect_conv(model.conv_first, "conv_first", kernel=3), blocks, "body.", closing, "conv_body", model, ""
-    )
+    head = expect_folded(model.conv_first, "conv_first", factor)
+    return _parts(head, blocks, "body.", closing, "conv_body", model, "", factor)
 
 
 def _parts(
@@ -117,6 +124,7 @@ def _parts(
     closing_path: str,
     tail: nn.Module,
     tail_path: str,
+    factor: int = 1,
 ) -> _Parts:
     """The parts of the two layouts that name the tail's layers alike."""
     channels = head.out_channels
@@ -132,6 +140,7 @@ def _parts(
         [Activated(conv_up1, slope, 2), Activated(conv_up2, slope, 2)],
         Activated(conv_hr, slope),
         expect_conv(getattr(tail, "conv_last", None), f"{tail_path}conv_last", kernel=3, in_channels=channels),
+        factor,
     )
 
 
@@ -148,11 +157,9 @@ def _is_first(model: nn.Module) -> bool:
 
 def _first_layout(model: nn.Module) -> _Parts:
     expect_only_children(model, "", ("model",))
-    factor = getattr(model, "shuffle_factor", None)
-    if factor not in (None, 1):
-        raise refuse("shuffle_factor", "none (folding pixels into channels first has no step)", factor)
+    factor = expect_whole(getattr(model, "shuffle_factor", None) or 1, "shuffle_factor")
     head, body, *rest = expect_sequence(model.model, "model")
-    head = expect_conv(head, "model.0", kernel=3)
+    head = expect_folded(head, "model.0", factor)
     size = dict(kernel=3, in_channels=head.out_channels, out_channels=head.out_channels)
     expect_only_children(body, "model.1.", ("sub",))
     *blocks, closing = expect_sequence(body.sub, "model.1.sub")
@@ -161,9 +168,9 @@ def _first_layout(model: nn.Module) -> _Parts:
     doublings = []
     for i in range(2, 2 + len(rest) - 3, 3):
         upsample, conv, act = model.model[i], model.model[i + 1], model.model[i + 2]
-        factor = _nearest_factor(upsample, f"model.{i}")
+        upscale = _nearest_factor(upsample, f"model.{i}")
         conv = expect_conv(conv, f"model.{i + 1}", **size)
-        doublings.append(Activated(conv, expect_leaky_relu(act, f"model.{i + 2}"), factor))
+        doublings.append(Activated(conv, expect_leaky_relu(act, f"model.{i + 2}"), upscale))
     high, act, last = rest[-3:]
     end = 2 + len(rest)
     return _Parts(
@@ -173,6 +180,7 @@ def _first_layout(model: nn.Module) -> _Parts:
         doublings,
         Activated(expect_conv(high, f"model.{end - 3}", **size), expect_leaky_relu(act, f"model.{end - 2}")),
         expect_conv(last, f"model.{end - 1}", kernel=3, in_channels=head.out_channels),
+        factor,
     )
 
 

@@ -14,6 +14,8 @@ pixelshuffledirect     upsample [conv, PixelShuffle]
 nearest+conv           conv_before_upsample, conv_up1, ... (each after nearest upsampling), conv_hr, conv_last
 none                   conv_last, its output added to x
 
+start_unshuffle        squares of pixels folded into channels before conv_first (spandrel); 1 or absent elsewhere
+
 A group runs as the module it is: one `Module` step, hence on the torch backend alone. Attention takes whole windows:
 a patch is first reflected past its bottom and right to a multiple of them, and its picture cut at the end.
 """
@@ -33,6 +35,7 @@ from ape_kernels.adapters.parts import (
     collapsed,
     conv_step,
     exits,
+    expect_folded,
     expect_leaky_relu,
     expect_upsampler,
     leaky_conv_step,
@@ -41,25 +44,21 @@ from ape_kernels.adapters.parts import (
     one_kernel,
     stages,
 )
-from ape_kernels.adapters.recognise import expect_conv, expect_only_children, expect_sequence, refuse
+from ape_kernels.adapters.recognise import (
+    expect_conv,
+    expect_only_children,
+    expect_sequence,
+    expect_whole,
+    refuse,
+)
 from ape_kernels.collapse import CollapsedTail
+from ape_kernels.patches import reflect_to_multiple
 from ape_kernels.program import INPUT, Buffer, Module, PatchProgram, Reconstruct, Step
 
 OUTLINE = "conv_first, layers, norm and conv_after_body"
 PARTS = ("conv_first", "patch_embed", "patch_unembed", "pos_drop", "layers", "norm", "conv_after_body", "regressor")
 SHIFTED, HEAD, STREAM, NORMED = 1, 2, 3, 4  # buffers, after INPUT; from SHIFTED on of whole windows
 TAIL = NORMED + 1  # the tail's buffers begin here
-
-
-def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """``[N, C, h, w]`` reflected past its bottom and right until both sides are multiples; any size of at least 1."""
-
-    def index(size: int) -> Tensor:
-        period = max(1, 2 * (size - 1))
-        steps = torch.arange(size + -size % multiple, device=x.device) % period
-        return torch.where(steps < size, steps, period - steps)
-
-    return x[:, :, index(x.shape[2])[:, None], index(x.shape[3])]
 
 
 class _ToWindows(nn.Module):
@@ -102,10 +101,9 @@ def matches(model: nn.Module) -> bool:
 def convert(model: nn.Module) -> PatchProgram:
     if hasattr(model, "absolute_pos_embed"):
         raise refuse("absolute_pos_embed", "none: it ties the network to one image size", "a position embedding")
-    if getattr(model, "start_unshuffle", 1) != 1:
-        raise refuse("start_unshuffle", "1 (folding pixels into channels first has no step)", model.start_unshuffle)
-    head = expect_conv(model.conv_first, "conv_first", kernel=3)
-    channels, colors = head.out_channels, head.in_channels
+    factor = expect_whole(getattr(model, "start_unshuffle", 1), "start_unshuffle")
+    head = expect_folded(model.conv_first, "conv_first", factor)
+    channels, colors = head.out_channels, head.in_channels // factor**2
     img_range, mean = normalisation(model, colors)
     embed, first = _embed(model, channels)
     layers = model.layers
@@ -115,14 +113,16 @@ def convert(model: nn.Module) -> PatchProgram:
     exit_step, interval, exit_threshold = exits(model, channels, len(layers), STREAM, nn.AdaptiveAvgPool1d)
     tail = _Tail(model, channels, colors, img_range, mean)
     windows = math.lcm(*(block.window_size for layer in layers for block in layer.residual_group.blocks))
-    prepare = _ToWindows(windows, img_range, mean, head.weight.device)
+    prepare = _ToWindows(windows, img_range, mean.repeat_interleave(factor**2), head.weight.device)
+    folded = Buffer(head.in_channels)
     return PatchProgram(
-        buffers=(Buffer(colors), Buffer(colors), *[Buffer(channels)] * (NORMED - SHIFTED), *tail.buffers),
+        buffers=(folded, folded, *[Buffer(channels)] * (NORMED - SHIFTED), *tail.buffers),
         head=(Module(INPUT, SHIFTED, prepare), conv_step(head, SHIFTED, HEAD), *embed),
         stages=stages(groups, interval, exit_step, first=first, stream=STREAM),
         tail=(Module(STREAM, NORMED, _norm(model.norm, "norm", channels)), *tail.steps),
         exit_threshold=exit_threshold,
-        multiple_of=windows,
+        fold=factor,
+        multiple_of=windows * factor,
     )
 
 
@@ -188,8 +188,12 @@ class _Tail:
             self._pixel_shuffle()
         elif hasattr(model, "upsample"):
             self._direct()
-        else:
+        elif getattr(model, "start_unshuffle", 1) == 1:
             self._residual()
+        else:
+            raise refuse(
+                "start_unshuffle", "1 without an upsampler: folded pixels are no picture", model.start_unshuffle
+            )
 
     def _after_body(self) -> list[Step]:
         """``conv_after_body + skip`` from NORMED to STREAM."""

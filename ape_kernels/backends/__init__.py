@@ -18,7 +18,7 @@ from torch import Tensor
 from ape_kernels.program import PatchProgram
 from ape_kernels.table import PackedProgram
 
-ORDER = ("cpu", "cuda", "torch")  # of preference; each serves some devices only
+ORDER = ("cpu", "cuda", "torch", "triton")  # of preference; triton goes before torch once it has run on a GPU
 
 
 class BackendUnavailable(RuntimeError):

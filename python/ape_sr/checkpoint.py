@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ape_sr.errors import UserError
@@ -24,7 +24,8 @@ def save_model(path: Path, model: nn.Module) -> None:
     metadata = {"format": FORMAT, "network": model_name(model), "config": json.dumps(model.config)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        # not save_file, which keeps others from reading the file whatever the umask
+        temporary.write_bytes(save(tensors, metadata=metadata))
 
 
 def load_model(path: Path, *, exit_interval: int | None = None, res_scale: float | None = None) -> nn.Module:

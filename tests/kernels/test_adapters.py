@@ -80,6 +80,16 @@ def test_blocks_after_the_last_exit_belong_to_full_depth(test_only, backend):
     assert_pictures_close(sr, picture_at_exit(model, patches, 0))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_keeps_grey_levels(dtype):
+    """A tail that brings nothing but its bias and the mean, in the published range: levels, not their rounding."""
+    model = spread_network(exit_interval=None, rgb_range=255.0)
+    model.tail[1].weight.zero_()
+    patches = 255 * test_patches(2, 6, 6)
+    sr = APEForward(model, backend="torch", dtype=dtype).forward_patches(patches)[0]
+    assert_pictures_close(sr, model(patches))
+
+
 def test_the_program_of_an_edsr():
     program = to_program(spread_network(blocks=4, exit_interval=2))
     assert [len(stage.steps) for stage in program.stages] == [5, 5]
@@ -193,6 +203,10 @@ NEAR_MISSES = {
     "conv-with-own-forward": (
         edit("body.1.body.0", Doubling(16, 16, 3, padding=1)),
         "model.body.1.body.0: expected an nn.Conv2d 3x3, got Doubling",
+    ),
+    "weight-by-a-hook": (
+        lambda m: nn.utils.spectral_norm(m.body[1].body[0]),
+        "model.body.1.body.0: expected a weight that is a parameter, got one that a hook computes",
     ),
     "block-with-own-forward": (
         edit("body.1", ReluAfterSum()),

@@ -129,7 +129,8 @@ def test_run_stage_chained_equals_run_patches(backend):
         )
         assert features.shape[0] == order.shape[0] == len(active)
         ids, left = ids[order], int(n_left)
-        assert torch.equal(ids[:left], ids[:left].sort().values), "patches that leave keep their order"
+        assert torch.equal(order[:left], order[:left].sort().values), "patches that leave keep their order"
+        assert torch.equal(order[left:], order[left:].sort(descending=True).values), "those that stay are reversed"
         done[ids[:left]] = features[:left]
         exit_index[ids[:left]] = stage
         features, ids = features[left:], ids[left:]
@@ -146,10 +147,10 @@ def test_run_stage_takes_any_subset_of_rows(backend):
         features, torch.tensor(active), packed.table, packed.weights, 0, math.inf, None, backend
     )
     out, ids, _, n_left = run([4, 1])
-    assert ids.tolist() == [4, 1]
+    assert ids.tolist() == [1, 4], "those that stay are in reverse order"
     assert int(n_left) == 0
-    everything = run([0, 1, 2, 3, 4, 5])[0]
-    assert_pictures_close(out, everything[[4, 1]], 1e-6)
+    everything, all_ids = run([0, 1, 2, 3, 4, 5])[:2]
+    assert_pictures_close(out, everything[all_ids.argsort()][[1, 4]], 1e-6)
 
 
 class TestNativeBitwise:

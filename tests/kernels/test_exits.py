@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from support import assert_pictures_close, spread_network, test_patches
+from support import DEVICE, assert_pictures_close, spread_network, test_patches
 from test_basicsr import Network, ResidualBlockNoBN, ResidualGroup
 from test_compact import Compact
 from test_ecbsr import BackboneECBSR
@@ -13,9 +13,12 @@ from test_rrdb import FirstESRGAN
 from test_swinir import BasicSR as SwinIR
 from test_vdsr import PlainVDSR
 from torch import nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import conv2d, mse_loss
 
 from ape_kernels import APEForward, add_exits, all_exits, to_program
+from ape_kernels.backends import get_backend
+from ape_kernels.collapse import CollapsedTail
+from ape_kernels.program import INPUT, Buffer, Conv, Exit, PatchProgram, Reconstruct, Stage
 
 PUBLIC = {
     "EDSR-PyTorch": lambda: spread_network(2, 4, 8, None),
@@ -111,3 +114,24 @@ def test_bad_intervals_are_named_where_regressors_pool_over_tokens():
 def test_a_network_with_exits_is_refused():
     with pytest.raises(ValueError, match="model: expected a plain network, got one with exits"):
         add_exits(spread_network())
+
+
+def test_an_exit_reads_the_buffer_it_names(backend):
+    """Networks pool what a stage leaves in; a program may say otherwise."""
+    patches, generator = test_patches(5, 6, 7), torch.Generator().manual_seed(4)
+    head, middle, last, closing = (
+        torch.randn(o, i, 3, 3, generator=generator).to(DEVICE) / 4 for i, o in ((3, 4), (4, 4), (4, 4), (4, 3))
+    )
+    weight, bias = torch.randn(4, generator=generator).to(DEVICE), torch.zeros(1, device=DEVICE)
+    program = PatchProgram(
+        buffers=(Buffer(3), Buffer(4), Buffer(4)),
+        head=(Conv(INPUT, 1, head),),
+        stages=(Stage(1, 1, (Conv(1, 2, middle), Conv(2, 1, last), Exit(2, weight, bias))),),
+        tail=(Reconstruct(1, CollapsedTail(closing[None, None], torch.zeros(1, 1, 3, device=DEVICE)), 1),),
+    )
+    runner = get_backend(backend)
+    packed = runner.pack(program, DEVICE, torch.float32)
+    _, _, capacity = runner.run_patches(patches, packed.table, packed.weights, 2.0, None, 1, 3)
+    features = conv2d(conv2d(patches, head, padding=1), middle, padding=1)
+    torch.testing.assert_close(capacity, 1 - torch.tanh(features.mean(dim=(2, 3)) @ weight), atol=1e-4, rtol=0)
+    assert capacity.std() > 0.01

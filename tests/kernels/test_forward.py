@@ -82,6 +82,16 @@ class TestThreshold:
         model.exit_threshold = 0.7
         assert APEForward(model).threshold == pytest.approx(0.3)
 
+    def test_own_exit_threshold_that_no_prediction_reaches(self, model):
+        model.exit_threshold = 1.5
+        assert APEForward(model).threshold == 0
+
+    def test_own_exit_threshold_below_any_that_can_be_said(self, model):
+        model.exit_threshold = -0.5
+        with pytest.raises(ValueError, match=r"model.exit_threshold: expected at least 0 .*, got -0.5"):
+            APEForward(model)
+        assert APEForward(model, 0.3).threshold == 0.3
+
     def test_plain_network_has_zero(self):
         assert APEForward(spread_network(exit_interval=None)).threshold == 0
 

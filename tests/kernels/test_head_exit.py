@@ -3,7 +3,7 @@
 import pytest
 import torch
 from families import assert_equals_its_forward, assert_leaves_as_predicted, randomise, spread_regressor
-from support import test_patches
+from support import DEVICE, test_patches
 
 from ape_kernels import APEForward, to_program
 from ape_kernels.program import Conv
@@ -17,7 +17,7 @@ NETWORKS = {
 
 @pytest.fixture(params=NETWORKS)
 def model(request):
-    model = randomise(NETWORKS[request.param](), 1.5)
+    model = randomise(NETWORKS[request.param](), 1.5).to(DEVICE)
     patches = test_patches(64, seed=2)
     spread_regressor(model, model.exit_features(patches)[1], patches)
     return model
@@ -43,7 +43,7 @@ def test_leaves_as_predicted(model, backend):
 def test_stage_0_alone(model, backend):
     prepared = APEForward(model, backend=backend)._prepare()
     features = model.exit_features(test_patches(5))[0].contiguous()
-    active = torch.tensor([3, 0, 4])
+    active = torch.tensor([3, 0, 4], device=DEVICE)
     packed = prepared.packed
     out, ids, capacity, n_left = torch.ops.ape_kernels.run_stage(
         features, active, packed.table, packed.weights, 0, 0.0, None, backend

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from support import spread_network, test_patches
+from test_rrdb import BasicSR as RRDBNet
 from torch.library import opcheck
 
-from ape_kernels import APEForward, PatchGrid
+from ape_kernels import APEForward, PatchGrid, add_exits
 
 OPS = torch.ops.ape_kernels
 
@@ -40,6 +41,12 @@ def test_run_stage(backend, packed):
 
 def test_upscale(backend, packed):
     arguments = (test_patches(2, 9, 12), packed.table, packed.weights, 0.5, 5, 2, "linear", 4, 3, backend)
+    opcheck(OPS.upscale.default, arguments)
+
+
+def test_upscale_of_squares(backend):
+    packed = APEForward(add_exits(RRDBNet(scale=2), 1), backend=backend)._prepare().packed
+    arguments = (test_patches(2, 9, 12), packed.table, packed.weights, 0.5, 6, 2, "linear", 4, 3, backend, 2)
     opcheck(OPS.upscale.default, arguments)
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import assert_pictures_close, spread_network, test_patches
+from support import DEVICE, assert_pictures_close, spread_network, test_patches
+from test_rrdb import BasicSR as RRDBNet
 from torch.library import opcheck
 
-from ape_kernels import APEForward, PatchGrid, all_exits
+from ape_kernels import APEForward, PatchGrid, add_exits, all_exits
 from ape_kernels.policy import Budget, check_budget
 
 PATCH, OVERLAP = 8, 2
@@ -25,7 +26,7 @@ def model():
 def photo():
     """Patches of differing contrast beside each other, [1, 3, 62, 50]."""
     contrast = torch.rand(1, 3, 8, 7, generator=torch.Generator().manual_seed(3)).repeat_interleave(8, 2)
-    return test_patches(1, 62, 50) * contrast.repeat_interleave(8, 3)[:, :, :62, :50]
+    return test_patches(1, 62, 50) * contrast.repeat_interleave(8, 3)[:, :, :62, :50].to(DEVICE)
 
 
 def within(model, backend, budget, **options) -> APEForward:
@@ -147,7 +148,7 @@ def test_operation(model, photo, backend):
 
 
 def test_compiles_to_one_operation(model, photo):
-    fast = within(model, "cpu", 0.5)
+    fast = within(model, "auto", 0.5)
     compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(photo), fast(photo))
 
@@ -174,3 +175,16 @@ def test_never_more_than_the_budget_and_no_stage_left_that_fits(costs, patches, 
                 waiting[patch] = (stage + 1, float(torch.rand(1, generator=generator)))
     assert spent <= share * patches * sum(costs) * (1 + 1e-8)
     assert all(spent + costs[stage] > share * patches * sum(costs) for stage, _ in waiting.values())
+
+
+def test_a_network_that_folds_pixels_keeps_its_budget():
+    model = add_exits(RRDBNet(scale=2).eval().requires_grad_(False), every=1)
+    model.regressor.requires_grad_(False)[2].weight.copy_(torch.randn(1, 8, generator=torch.Generator().manual_seed(0)))
+    picture = test_patches(1, 27, 30)
+    fast = APEForward(model, budget=0.6, patch_size=12)
+    sr, report = fast(picture, return_report=True)
+    assert sr.shape == (1, 3, 54, 60) and report.body_share <= 0.6
+    fast.budget = 1.0
+    full = fast(picture)
+    fast.budget = None
+    assert_pictures_close(full, fast(picture), 1e-5)

@@ -290,6 +290,11 @@ NEAR_MISSES = {
         edit("exit_interval", 8),
         "model.exit_interval: expected a whole number from 1 to 4, got 8",
     ),
+    "folding-without-unshuffle": (edit("downscale_factor", 2), "model.head: expected 2 layers, got 1"),
+    "range-without-scaling": (
+        lambda m: setattr(m, "downscale_factor", 1) or setattr(m, "rgb_range", 255),
+        "model: its forward does something else than its layers say",
+    ),
     "attention-after-skip": (edit(BLOCK, Shifting()), "model: its forward does something else than its layers say"),
 }
 

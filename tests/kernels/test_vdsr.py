@@ -229,3 +229,16 @@ def test_near_misses_are_refused_by_name(case):
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         VDSR(**options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_keeps_the_pixels_it_adds_to(dtype):
+    """The convolutions bring nothing here: what is left is the image upsampled, the mean taken off and put back."""
+    model = network(2, 3, None)
+    model.body[-1][0].weight.zero_()
+    for shift in (model.sub_mean, model.add_mean):
+        shift.weight.copy_(torch.eye(3)[:, :, None, None])
+        shift.bias.mul_(255)
+    patches = 255 * test_patches(2, 6, 6)
+    sr = APEForward(model, backend="torch", dtype=dtype).forward_patches(patches)[0]
+    assert_pictures_close(sr, model(patches))

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,6 +17,17 @@ def test_weights_come_back_with_their_network(tmp_path):
     assert loaded.config == model.config
     assert not loaded.training
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o007, 0o660)], ids=oct)
+def test_files_follow_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        save_model(tmp_path / "model.safetensors", EDSR(2, 1, 4, 1))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == mode
 
 
 def test_foreign_and_damaged_files_are_refused(tmp_path):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ape_kernels.backends.order import leaving_first
 from ape_kernels.native import core, missing
 from ape_kernels.program import ChannelAttention, Conv, Exit, Module, PatchProgram, Reconstruct, Step
 from ape_kernels.table import PackedProgram
@@ -106,7 +107,7 @@ def run_stage(
         boundary,
         torch.get_num_threads(),
     )
-    order = torch.argsort(~leaves, stable=True)
+    order = leaving_first(leaves)
     return out[order], active[order], capacity[order], leaves.sum()[None]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from ape_kernels.backends.torch.patches import merge, split
@@ -37,19 +39,25 @@ def supports_patches(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def pack(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> PackedProgram:
-    return pack_program(program, _layout, dtype=dtype, device=device)
+    return pack_program(program, partial(_layout, dtype), dtype=dtype, device=device)
 
 
-def _layout(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+def _layout(dtype: torch.dtype, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights as PyTorch stores them, flattened."""
     match step:
         case Conv():
             bias = step.weight.new_zeros(len(step.weight)) if step.bias is None else step.bias
-            return step.weight.flatten(), bias
+            return step.weight.flatten(), _in_two(bias, dtype)
         case Exit():
             return step.weight, step.bias
         case ChannelAttention():
             biases = torch.cat([step.squeeze_bias, step.expand_bias])
             return torch.cat([step.squeeze.flatten(), step.expand.flatten()]), biases
         case Reconstruct():
-            return step.tail.kernel.flatten(), step.tail.bias.flatten()
+            return step.tail.kernel.flatten(), _in_two(step.tail.bias.flatten(), dtype)
+
+
+def _in_two(bias: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The bias rounded to `dtype`, then what that leaves of it: bfloat16 alone moves grey levels."""
+    rounded = bias.to(dtype).to(bias.dtype)
+    return torch.cat([rounded, bias - rounded])

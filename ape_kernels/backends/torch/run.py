@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, pad, pixel_shuffle, prelu, relu
 
+from ape_kernels.backends.order import leaving_first
 from ape_kernels.collapse import FIRST, INTERIOR, LAST, ONLY
 from ape_kernels.modules import module
 from ape_kernels.program import INPUT, Activation, Interpolation
@@ -127,7 +128,7 @@ def run_all_exits(patches: Tensor, table: Tensor, weights: Tensor) -> tuple[list
     for stage in sections.stages:
         _run_steps(stage.steps, buffers, weights)
         if stage.exit is not None:
-            predictions.append(_predict(stage.exit, buffers[stage.dst], weights)[:, None])
+            predictions.append(_predict(stage.exit, buffers, weights)[:, None])
             leaving = {**buffers, sections.stages[-1].dst: buffers[stage.dst]}
             pictures.append(_run_steps(sections.tail, leaving, weights))
     return pictures, predictions
@@ -180,14 +181,14 @@ def _run_stage(
     capacity = capacity[active]
     leaves = torch.zeros(len(active), dtype=torch.bool, device=features.device)
     if part.exit is not None:
-        prediction = _predict(part.exit, out, weights)
+        prediction = _predict(part.exit, buffers, weights)
         capacity = 1 - prediction
         leaves = prediction >= boundary
     if exit_at is not None:
         leaves = exit_at[active] <= stage
     if stage == len(sections.stages) - 1:
         leaves = torch.ones_like(leaves)
-    order = torch.argsort(~leaves, stable=True)
+    order = leaving_first(leaves)
     return out[order], active[order], capacity[order], leaves.sum()[None]
 
 
@@ -228,8 +229,11 @@ def _conv(row: Row, src: Tensor, buffers: dict[int, Tensor], weights: Tensor) ->
     kernel = row[Column.KERNEL]
     shape = (row[Column.OUT_CHANNELS], row[Column.IN_CHANNELS], kernel, kernel)
     weight = _take(weights, row[Column.WEIGHT], shape)
-    bias = _take(weights, row[Column.BIAS], shape[:1])
-    out = conv2d(src.to(weights.dtype), weight, bias, padding=kernel // 2).to(src.dtype)
+    if kernel == 1:  # carries pixels or the residual stream, and costs little: operands as they are
+        out = conv2d(src, weight.to(src.dtype), _bias(row, shape[:1], src.dtype, weights))
+    else:
+        bias = _take(weights, row[Column.BIAS], shape[:1])
+        out = conv2d(src.to(weights.dtype), weight, bias, padding=kernel // 2).to(src.dtype)
     if row[Column.ACTIVATION] == Activation.RELU:
         out = relu(out)
     elif row[Column.ACTIVATION] == Activation.PRELU:
@@ -259,8 +263,8 @@ def _upsample(row: Row, src: Tensor) -> Tensor:
     return interpolate(src, scale_factor=factor, mode="bicubic", align_corners=False)
 
 
-def _predict(row: Row, features: Tensor, weights: Tensor) -> Tensor:
-    channels = row[Column.IN_CHANNELS]
+def _predict(row: Row, buffers: dict[int, Tensor], weights: Tensor) -> Tensor:
+    features, channels = buffers[row[Column.SRC]], row[Column.IN_CHANNELS]
     weight = _take(weights, row[Column.WEIGHT], (channels,)).to(features.dtype)
     bias = _take(weights, row[Column.BIAS], (1,)).to(features.dtype)
     return torch.tanh(features.mean(dim=(2, 3)) @ weight + bias)
@@ -275,7 +279,7 @@ def _reconstruct(row: Row, features: Tensor, buffers: dict[int, Tensor], weights
     classes = 4 if row[Column.MODE] else 1
     shape = (classes, classes, phases, channels, size, size)
     kernels = _take(weights, row[Column.WEIGHT], shape).to(features.dtype)
-    biases = _take(weights, row[Column.BIAS], shape[:3]).to(features.dtype)
+    biases = _bias(row, shape[:3], features.dtype, weights)
     count, _, height, width = features.shape
     padded = pad(features.to(weights.dtype).to(features.dtype), (size // 2,) * 4)
     out = features.new_empty(count, phases, height, width)
@@ -296,6 +300,12 @@ def _border_classes(size: int, classes: int) -> list[tuple[int, int, int]]:
         return [(ONLY, 0, 1)]
     kinds = [(FIRST, 0, 1), (INTERIOR, 1, size - 1), (LAST, size - 1, size)]
     return [(kind, begin, end) for kind, begin, end in kinds if begin < end]
+
+
+def _bias(row: Row, shape: tuple[int, ...], dtype: torch.dtype, weights: Tensor) -> Tensor:
+    """A bias to the precision of `dtype`, put together again from its two parts."""
+    rounded, rest = _take(weights, row[Column.BIAS], (2, *shape)).to(dtype)
+    return rounded + rest
 
 
 def _take(weights: Tensor, offset: int, shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,15 @@
+"""The order in which `run_stage` hands its patches on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def leaving_first(leaves: Tensor) -> Tensor:
+    """Positions of the patches that leave, ascending, then of those that stay, descending: int64 ``[A]``.
+
+    leaves: bool ``[A]``. Filling from both ends, a kernel knows each patch's place from how many before it left.
+    """
+    position = torch.arange(len(leaves), device=leaves.device)
+    return torch.argsort(torch.where(leaves, position, 2 * len(leaves) - position))

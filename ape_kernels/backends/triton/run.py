@@ -1,0 +1,234 @@
+"""Launches: allocates, chooses the configuration and how patches are spread, never waits for the device."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ape_kernels.backends.triton.config import INTERPRETED, Config, choose
+from ape_kernels.backends.triton.plan import Geometry, Plan, plan
+from ape_kernels.backends.triton.spread import begin_kernel, exit_kernel, row_kernel
+from ape_kernels.backends.triton.worker import run_patches_kernel, run_stage_kernel
+from ape_kernels.table import Column, Opcode
+
+# A patch spread over the chip costs a launch a row, a patch on one worker leaves the other workers idle: with fewer
+# patches than this share of the workers, spreading is faster (by arithmetic; bench/test_gpu_switch.py measures it).
+SPREAD_BELOW = 0.5
+INTERPRETED_WORKERS = 2
+ANY_BM = 64  # pixels of a tile of the convolutions that are not the main one: small, their addresses cost registers
+MAX_REGISTERS = 255  # a thread's: without it ptxas may aim for two programs a multiprocessor, and spill
+STEP_ELEMENTS = 4096 if INTERPRETED else 2048  # pixels times channels a program of the memory-bound steps holds at once
+
+
+def run_patches(
+    patches: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    boundary: float,
+    exit_at: Tensor | None,
+    upscale: int,
+    out_channels: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    count, _, height, width = patches.shape
+    patches = patches.contiguous()
+    sr = patches.new_empty(count, out_channels, height * upscale, width * upscale)
+    exit_index = torch.empty(count, dtype=torch.int64, device=patches.device)
+    capacity = patches.new_empty(count)
+    if not count:
+        return sr, exit_index, capacity
+    with torch.cuda.device_of(patches):
+        call = _Call(plan(table, patches.device), weights, height, width, boundary, exit_at)
+        config = call.config(lambda c: call.seconds(c, patches, sr, exit_index, capacity))
+        workers = call.workers(config, patches, sr, exit_index, capacity)
+        if count < SPREAD_BELOW * workers:
+            call.spread(config, patches, sr, exit_index, capacity)
+        else:
+            call.persistent(config, min(workers, count), patches, sr, exit_index, capacity)
+    return sr, exit_index, capacity
+
+
+def run_stage(
+    features: Tensor,
+    active: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    stage: int,
+    boundary: float,
+    exit_at: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    network = plan(table, features.device)
+    if not 0 <= stage < len(network.stage_rows):
+        raise ValueError(f"stage: expected 0 to {len(network.stage_rows) - 1}, got {stage}")
+    count = len(active)
+    _, channels, height, width = features.shape
+    features, active = features.contiguous(), active.contiguous()
+    out = features.new_empty(count, *features.shape[1:])
+    ids, capacity = torch.empty_like(active), features.new_empty(count)
+    n_left = active.new_zeros(1)
+    if not count:
+        return out, ids, capacity, n_left
+    row = network.stage_rows[stage]
+    resolution = network.buffer(network.rows[row][Column.SRC])[Column.UPSCALE]
+    with torch.cuda.device_of(features):
+        call = _Call(network, weights, height // resolution, width // resolution, boundary, exit_at)
+        config = call.config(lambda _: math.inf)
+        workers = min(call.workers_by_device(), count)
+        zeros = torch.zeros(1 + count, dtype=torch.int32, device=features.device)
+        run_stage_kernel[(workers,)](
+            features, active, out, ids, capacity, n_left, call.exit_at, network.table, call.geometry.buffers, weights,
+            call.scratch(workers), zeros[:1], zeros[1:], count, call.height, call.width, channels,
+            channels * height * width, call.geometry.space_size, stage, row,
+            int(stage == len(network.stage_rows) - 1), boundary, **call.constants(config),
+        )  # fmt: skip
+    return out, ids, capacity, n_left
+
+
+class _Call:
+    """One call of an operation: the program, the patch size and what decides the exits."""
+
+    def __init__(
+        self, network: Plan, weights: Tensor, height: int, width: int, boundary: float, exit_at: Tensor | None
+    ) -> None:
+        self.network, self.weights, self.boundary = network, weights, boundary
+        self.height, self.width = height, width
+        self.forced = exit_at is not None
+        self.exit_at = network.table if exit_at is None else exit_at  # any tensor: it is not read
+        self.geometry: Geometry = network.geometry(height, width)
+        self.device = weights.device
+
+    def config(self, seconds: Any) -> Config:
+        return choose(self.network.channels, self.weights.dtype, _capability(self.device), seconds)
+
+    def scratch(self, spaces: int) -> Tensor:
+        """Zeroed feature maps. bfloat16 has too few bits for a residual stream: its maps are float32."""
+        dtype = torch.float16 if self.weights.dtype == torch.float16 else torch.float32
+        return torch.zeros(spaces * self.geometry.space_size, dtype=dtype, device=self.device)
+
+    def constants(self, config: Config) -> dict[str, Any]:
+        """The constexpr arguments of the kernels that run rows."""
+        allow_tf32 = torch.get_float32_matmul_precision() != "highest"
+        return {
+            "FORCED": self.forced,
+            "HAS_ATTENTION": self.network.has(Opcode.ATTENTION),
+            "HAS_UPSAMPLE": self.network.has(Opcode.UPSAMPLE),
+            **self.step_constants(),
+            "CHANNELS": self.network.channels,
+            "UNIT": self.network.unit,
+            "BM": config.bm,
+            "BN": config.bn,
+            "BK": config.bk,
+            "STAGES": config.stages,
+            "CACHE": config.cache,
+            "SWAP": config.swap,
+            "ANY_BM": ANY_BM if config.bm > ANY_BM and not INTERPRETED else config.bm,
+            "PRECISION": "tf32" if allow_tf32 else "ieee",
+            "num_warps": config.warps,
+            "maxnreg": MAX_REGISTERS,
+        }
+
+    def step_constants(self) -> dict[str, int]:
+        return {"PIXELS": max(1, STEP_ELEMENTS // self.network.wide), "WIDE": self.network.wide}
+
+    def _persistent_arguments(
+        self, scratch: Tensor, queue: Tensor, patches: Tensor, sr: Tensor, exit_index: Tensor, capacity: Tensor
+    ) -> tuple[Any, ...]:
+        count, channels = patches.shape[:2]
+        return (
+            patches, sr, exit_index, capacity, self.exit_at, self.network.table, self.geometry.buffers, self.weights,
+            scratch, queue, count, self.height, self.width, channels, sr[0].numel(), self.geometry.space_size,
+            self.network.first_row, self.network.tail_row, self.boundary,
+        )  # fmt: skip
+
+    def persistent(self, config: Config, workers: int, *tensors: Tensor) -> None:
+        """One launch, patches from a queue."""
+        queue = torch.zeros(1, dtype=torch.int32, device=self.device)
+        arguments = self._persistent_arguments(self.scratch(workers), queue, *tensors)
+        run_patches_kernel[(workers,)](*arguments, **self.constants(config))
+
+    def spread(self, config: Config, patches: Tensor, sr: Tensor, exit_index: Tensor, capacity: Tensor) -> None:
+        """A launch a row, a space of scratch memory a patch."""
+        network, count = self.network, len(patches)
+        buffers, space_size = self.geometry.buffers, self.geometry.space_size
+        scratch, constants = self.scratch(count), self.constants(config)
+        forced, steps = constants.pop("FORCED"), self.step_constants()
+        begin_kernel[(count,)](
+            patches, exit_index, capacity, buffers, scratch, self.height, self.width, patches.shape[1], space_size,
+            **steps,
+        )  # fmt: skip
+        ends = [row - 1 for row in (*network.stage_rows[1:], network.tail_row)]  # last row of each stage
+        for row in range(network.first_row, len(network.rows)):
+            programs = self._programs(row, config)
+            if programs:
+                row_kernel[(programs, count)](
+                    sr, exit_index, network.table, buffers, self.weights, scratch, row, self.height, self.width,
+                    sr[0].numel(), space_size, IN_TAIL=row > network.tail_row, **constants,
+                )  # fmt: skip
+            if row in ends:
+                stage = ends.index(row)
+                exit_kernel[(count,)](
+                    exit_index, capacity, self.exit_at, network.table, buffers, self.weights, scratch, row, stage,
+                    int(stage == len(ends) - 1), self.height, self.width, space_size, self.boundary,
+                    FORCED=forced, **steps,
+                )  # fmt: skip
+
+    def _programs(self, row: int, config: Config) -> int:
+        """How many programs a patch share a row: one a tile; one in all for a step without tiles, none for no step."""
+        columns = self.network.rows[row]
+        if columns[Column.OPCODE] not in (Opcode.CONV, Opcode.RECONSTRUCT):
+            return int(columns[Column.OPCODE] in (Opcode.ATTENTION, Opcode.UPSAMPLE))
+        resolution = self.network.buffer(columns[Column.SRC])[Column.UPSCALE]
+        tiles = triton.cdiv(self.height * self.width * resolution**2, config.bm)
+        return tiles * triton.cdiv(columns[Column.OUT_CHANNELS], config.bn)
+
+    def workers_by_device(self) -> int:
+        return (
+            INTERPRETED_WORKERS if INTERPRETED else torch.cuda.get_device_properties(self.device).multi_processor_count
+        )
+
+    def workers(self, config: Config, *tensors: Tensor) -> int:
+        """Programs that the device holds at once: its multiprocessors times what fits one of them."""
+        if INTERPRETED:
+            return INTERPRETED_WORKERS
+        constants = self.constants(config)
+        key = (self.weights.dtype, *constants.values())
+        if key not in self.network.workers:
+            queue = torch.zeros(1, dtype=torch.int32, device=self.device)
+            arguments = self._persistent_arguments(self.scratch(0), queue, *tensors)
+            compiled = run_patches_kernel.warmup(*arguments, grid=(1,), **constants)
+            self.network.workers[key] = self.workers_by_device() * _resident(compiled, self.device)
+        return self.network.workers[key]
+
+    def seconds(self, config: Config, *tensors: Tensor) -> float:
+        """Time of the persistent kernel at full depth with this configuration; infinity if it does not fit."""
+        try:
+            workers = min(self.workers(config, *tensors), len(tensors[0]))
+            return triton.testing.do_bench(lambda: self.persistent(config, workers, *tensors))
+        except (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError):
+            return math.inf
+
+
+def _resident(compiled: Any, device: torch.device) -> int:
+    """How many programs of a compiled kernel fit a multiprocessor, by threads, registers and shared memory."""
+    compiled[(1, 1, 1)]  # loads it: only then its registers are known
+    properties = torch.cuda.get_device_properties(device)
+    threads = compiled.metadata.num_warps * 32
+    registers = -(-compiled.n_regs // 8) * 8 * threads
+    shared = compiled.metadata.shared + 1024  # what the driver keeps for a block
+    return max(
+        1,
+        min(
+            properties.max_threads_per_multi_processor // threads,
+            properties.regs_per_multiprocessor // registers,
+            properties.shared_memory_per_multiprocessor // shared,
+        ),
+    )
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return (0, 0) if device.type == "cpu" else torch.cuda.get_device_capability(device)
