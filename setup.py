@@ -21,9 +21,12 @@ from setuptools.command.build_ext import build_ext
 
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 # Only files that hold one instruction set's kernels are compiled for it: the choice is made at run time.
+AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma"
 ISA_FLAGS = {
     "_avx2": "-mavx2 -mfma",
-    "_avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma",
+    "_avx512": AVX512,
+    "_avx512bf16": f"{AVX512} -mavx512bf16",
+    "_amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
 }
 DEBUG = os.environ.get("DEBUG") == "1"
 BUILD = Path("build/native")  # kept between installs, so that only what changed is compiled again
