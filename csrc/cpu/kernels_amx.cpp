@@ -38,9 +38,12 @@ class TileConfig {
   ~TileConfig() { _tile_release(); }
 };
 
-// Up to 16 pixels in a line.
+// Up to 16 pixels in a line, and where the epilogue takes and puts the first one's output channels.
 struct Run {
   int y, x, count;
+  const float* add;
+  float* pixels;
+  bf16* half;
 };
 
 // A block whose accumulators wait: in their tiles, then in the scratch.
@@ -61,6 +64,9 @@ class Lines {
     total_ = per_line_ * (down_ ? 1 : area.height);
     const FeatureMap& map = args.sources[0];
     stride_ = int(down_ ? map.half_row : CHUNK) * int(sizeof(bf16));
+    add_step_ = down_ ? args.add.row : args.add.pixel;
+    pixel_step_ = down_ ? args.dst.row : args.dst.pixel;
+    half_step_ = down_ ? args.dst.half_row : CHUNK;
     int64_t steps = args.group_size / (CHUNK / 2 * LANES);
     slice_ = int((RUNS * TILE + steps - 2) / (steps > 1 ? steps - 1 : 1));
   }
@@ -78,8 +84,7 @@ class Lines {
       }
       for (block.group = 0; block.group < a_.groups; block.group++) {
         products(block, start);
-        waiting_ = block;
-        waiting_.exists = true;
+        wait(block);
       }
     }
 // tile instructions take literal register numbers
@@ -100,7 +105,23 @@ class Lines {
     const int within = number < total_ ? number : total_ - 1;
     const int line = within / per_line_, at = within % per_line_ * TILE;
     const int count = number < total_ ? (line_ - at < TILE ? line_ - at : TILE) : 0;
-    return {area_.y + (down_ ? at : line), area_.x + (down_ ? 0 : at), count};
+    return {area_.y + (down_ ? at : line), area_.x + (down_ ? 0 : at), count, nullptr, nullptr, nullptr};
+  }
+
+  void wait(const Block<RUNS>& block) {
+    waiting_ = block;
+    waiting_.exists = true;
+    const int channel = block.group * LANES;
+    const FeatureMap &dst = a_.dst, &add = a_.add;
+    for (Run& run : waiting_.runs) {
+      if (add.pixels) run.add = add.pixels + run.y * add.row + run.x * add.pixel + channel;
+      if (dst.pixels) run.pixels = dst.pixels + run.y * dst.row + run.x * dst.pixel + channel;
+      if (dst.half)
+        run.half =
+            dst.half + channel / CHUNK * dst.half_plane + run.y * dst.half_row + run.x * CHUNK + channel % CHUNK;
+    }
+    bias_ = S::load(a_.bias + channel);
+    if (a_.slope) slope_ = S::load(a_.slope + channel);
   }
 
   // Starts the block and carries on with the epilogue of the one that waits.
@@ -155,18 +176,23 @@ class Lines {
   // The next `count` pixels of the block that waits.
   APE_INLINE void finish(int count) {
     if (!waiting_.exists) return;
-    using S = Simd<16>;
-    const int end = next_ + count < RUNS * TILE ? next_ + count : RUNS * TILE;
-    const int channel = waiting_.group * LANES;
-    const S::Vector bias = S::load(a_.bias + channel);
-    for (; next_ < end; next_++) {
+    for (const int end = next_ + count < RUNS * TILE ? next_ + count : RUNS * TILE; next_ < end;) {
       const Run& run = waiting_.runs[next_ / TILE];
-      const int i = next_ % TILE;
-      if (i >= run.count) continue;
-      S::finish(a_, run.y + (down_ ? i : 0), run.x + (down_ ? 0 : i), channel,
-                S::load(scratch_ + next_ * LANES) + bias);
+      const int from = next_ % TILE, left = TILE - from < end - next_ ? TILE - from : end - next_;
+      const int to = from + left < run.count ? from + left : run.count;
+      const float* sums = scratch_ + next_ / TILE * TILE * LANES;
+      for (int i = from; i < to; i++) {
+        const S::Vector sum = S::load(sums + i * LANES) + bias_;
+        S::Vector v = (sum < 0 ? sum * slope_ : sum) * a_.scale;
+        if (run.add) v += S::load(run.add + i * add_step_);
+        if (run.pixels) S::store(run.pixels + i * pixel_step_, v);
+        if (run.half) S::store_half(run.half + i * half_step_, v);
+      }
+      next_ += left;
     }
   }
+
+  using S = Simd<16>;
 
   const ConvArgs& a_;
   const Area area_;
@@ -175,6 +201,8 @@ class Lines {
   int line_, per_line_, total_, stride_, slice_;
   int next_ = 0;  // pixel of `waiting_` that its epilogue has come to
   Block<RUNS> waiting_;
+  S::Vector bias_, slope_ = S::Vector{} + 1.0f;  // of the block that waits; no activation is a slope of 1
+  int64_t add_step_, pixel_step_, half_step_;    // from one pixel of a run to the next
 };
 
 void pairs(const ConvArgs& args, const Area& area, float* scratch) {
