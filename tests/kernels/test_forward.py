@@ -247,7 +247,8 @@ def test_bad_exit_at(model):
 class TestChoiceOfBackend:
     def test_a_named_backend_that_cannot_run_says_why_and_who_can(self, model):
         with pytest.raises(
-            BackendUnavailable, match=r"cpu cannot run: computes in torch.float32 and torch.bfloat16, not torch.float16; able: torch"
+            BackendUnavailable,
+            match=r"cpu cannot run: computes in torch.float32 and torch.bfloat16, not torch.float16; able: torch",
         ):
             APEForward(model, backend="cpu", dtype=torch.float16)(image(5, 5))
 
