@@ -13,6 +13,7 @@ Nothing here is differentiable; a call detaches.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from typing import Any
 
@@ -24,6 +25,7 @@ from ape_kernels.patches import Blend, patch_count, patch_grid
 
 _LIBRARY = torch.library.Library("ape_kernels", "DEF")
 _LOG = logging.getLogger("ape_kernels")
+CHUNK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 30}  # of upscaled patches that `upscale` holds at once
 
 _SCHEMAS = {
     "upscale": "(Tensor image, Tensor table, Tensor weights, float boundary, SymInt patch_size, SymInt overlap, "
@@ -51,7 +53,7 @@ def upscale(
     out_channels: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Whole images: split, `run_patches`, merge.
+    """Whole images: split, `run_patches`, merge; large ones band by band, which bounds memory beyond the picture.
 
     image: float32 ``[B, C, H, W]``. Returns sr float32 ``[B, out_channels, s * H, s * W]`` and, on the patch
     grid, exit_index int64 ``[B, R, K]`` and capacity float32 ``[B, R, K]``.
@@ -60,10 +62,30 @@ def upscale(
     batch, _, height, width = image.shape
     grid = patch_grid(height, width, patch_size, overlap, upscale, blend)
     geometry = choose_for_patches(backend, image.device, image.dtype)
-    patches = grid.split(image, geometry)
-    sr, exit_index, capacity = run_patches(patches, table, weights, boundary, None, upscale, out_channels, backend)
-    shape = (batch, *grid.shape)
-    return grid.merge(sr, batch, geometry), exit_index.view(shape), capacity.view(shape)
+    rows, columns = grid.shape
+    patch_bytes = math.prod(grid.patch_shape) * upscale**2 * out_channels * image.element_size()
+    chunk = max(CHUNK_BYTES.get(image.device.type, 1 << 30), 4 * torch.get_num_threads() * patch_bytes)  # no idle cores
+    step = max(1, chunk // (columns * patch_bytes))
+    if step >= batch * rows:
+        patches = grid.split(image, geometry)
+        sr, exit_index, capacity = run_patches(patches, table, weights, boundary, None, upscale, out_channels, backend)
+        shape = (batch, *grid.shape)
+        return grid.merge(sr, batch, geometry), exit_index.view(shape), capacity.view(shape)
+
+    picture = image.new_empty(batch, out_channels, height * upscale, width * upscale)
+    exit_index = torch.empty(batch, rows, columns, dtype=torch.int64, device=image.device)
+    capacity = image.new_empty(batch, rows, columns)
+    for i in range(batch):
+        kept = picture.new_empty(0, out_channels, *(side * upscale for side in grid.patch_shape))
+        for band in grid.bands(step):
+            patches = grid.split(image[i : i + 1], geometry, band.new_rows)
+            new, index, known = run_patches(patches, table, weights, boundary, None, upscale, out_channels, backend)
+            exit_index[i, band.new_rows] = index.view(-1, columns)
+            capacity[i, band.new_rows] = known.view(-1, columns)
+            kept = torch.cat([kept, new])
+            picture[i : i + 1, :, band.pixels] = grid.merge(kept, 1, geometry, band)
+            kept = kept[len(kept) - band.keep_rows * columns :].clone()
+    return picture, exit_index, capacity
 
 
 def run_patches(

@@ -1,8 +1,8 @@
 """Rows measured in turns, in one process, with a raw loop beside every sample.
 
-The machine's speed changes from second to second, so only ratios of samples that were taken side by side mean anything. Code
-with AMX tile loads may run several times slower for seconds to minutes, whatever it computes: the raw
-loop shows it, and samples taken then are dropped.
+The machine's speed changes from second to second, so only ratios of samples that were taken side by side mean
+anything. Code with AMX tile loads may run several times slower for seconds to minutes, whatever it computes:
+the raw loop shows it, and samples taken then are dropped.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def raw_loop(isa: str) -> tuple[Callable[[], float] | None, str]:
 def measure(rows: dict[str, Callable[[], object]], rounds: int, isa: str | None) -> dict[str, Samples]:
     """`rounds` samples of every row, taken in turns after one call to warm up.
 
-    isa: the raw loop's, None for none. Samples in a slow phase are dropped and taken again, at most `rounds` more times.
+    isa: the raw loop's, None for none. Samples in a slow phase are dropped and taken again, at most
+    `rounds` more times; a row without a fast sample keeps what it has.
     """
     speed = raw_loop(isa)[0] if isa else None
     taken: dict[str, Samples] = {name: Samples() for name in rows}

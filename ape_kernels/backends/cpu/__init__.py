@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ape_kernels.native import core, missing
 from ape_kernels.backends.cpu.winograd import transform
+from ape_kernels.native import core, missing
 from ape_kernels.program import ChannelAttention, Conv, Exit, Module, PatchProgram, Reconstruct, Step
 from ape_kernels.table import Column, Opcode, PackedProgram
 from ape_kernels.table import pack as pack_program
