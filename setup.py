@@ -4,6 +4,7 @@ APE_BUILD_CUDA  0: never; 1: fail without nvcc
 APE_CUDA_ARCH   such as "90;120", instead of ARCHITECTURES
 CXX, MAX_JOBS   the compiler and how many run at once
 DEBUG=1         no optimisation, debug symbols on host and device
+APE_SANITIZE    such as "address,undefined": what the compiler is to check at run time (make asan)
 """
 
 import os
@@ -29,7 +30,10 @@ ISA_FLAGS = {
     "_amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
 }
 DEBUG = os.environ.get("DEBUG") == "1"
-BUILD = Path("build/native")  # kept between installs, so that only what changed is compiled again
+SANITIZE = os.environ.get("APE_SANITIZE", "")
+BUILD = Path(
+    "build/sanitized" if SANITIZE else "build/native"
+)  # kept between installs, so that only what changed is compiled again
 
 
 def find_compiler() -> str:
@@ -73,6 +77,9 @@ def ninja_file(compiler: str, nvcc: str | None, output: str) -> str:
 
     includes = [f"-isystem {shlex.quote(path)}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
     optimise = "-O0 -g" if DEBUG else "-O3"
+    if SANITIZE:
+        optimise = f"-O1 -g -fno-omit-frame-pointer -fsanitize={SANITIZE} -fno-sanitize-recover=all"
+        compiler = f"{compiler} -fsanitize={SANITIZE}"
     host = f"{optimise} -fPIC -fvisibility=hidden -ffp-contract=fast -pthread -Wall -Wextra"
     defines = "-DAPE_DEBUG=1" if DEBUG else ""
     link = f"{compiler} -shared -pthread $in -o $out"

@@ -1,5 +1,5 @@
-// What the arithmetic units alone reach: loops of the instructions that the convolutions are made of, on data in L1. Compiled
-// by interleave.py for the instruction set it is asked for.
+// What the arithmetic units alone reach: loops of the instructions that the convolutions are made of, on data in L1.
+// Compiled by interleave.py for the instruction set it is asked for.
 #include <immintrin.h>
 
 #include <cstdint>

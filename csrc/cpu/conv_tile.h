@@ -1,8 +1,8 @@
 // Direct convolution, and the tile of sums in registers that Winograd's products use as well.
 //
 // A tile is PIXELS pixels x VECTORS vectors of output channels, kept in registers over all taps and
-// input channels: per input channel VECTORS weight loads and PIXELS broadcasts feed PIXELS * VECTORS multiply-adds. With two
-// loads and two multiply-adds a cycle, 12 x 2 (AVX-512) needs 7 cycles of loads to 12 of arithmetic.
+// input channels: per input channel VECTORS weight loads and PIXELS broadcasts feed PIXELS * VECTORS multiply-adds.
+// With two loads and two multiply-adds a cycle, 12 x 2 (AVX-512) needs 7 cycles of loads to 12 of arithmetic.
 #pragma once
 
 #include "simd.h"
@@ -79,8 +79,8 @@ struct Conv {
     }
   }
 
-  // PIXELS pixels from (y, x) on, to the right or down. Taps in rows (columns, going down) outside the map would multiply
-  // zeros and are left out.
+  // PIXELS pixels from (y, x) on, to the right or down. Taps in rows (columns, going down) outside the map would
+  // multiply zeros and are left out.
   template <int PIXELS, int VECTORS>
   static void tile(const ConvArgs& a, int y, int x, bool down, int group) {
     const int radius = a.kernel / 2;
@@ -107,8 +107,10 @@ struct Conv {
 #pragma GCC unroll 16
     for (int i = 0; i < PIXELS; i++)
 #pragma GCC unroll 16
-      for (int j = 0; j < VECTORS; j++)
-        S::finish(a, down ? y + i : y, down ? x : x + i, group * LANES + j * Traits::WIDTH, sum[i][j]);
+      for (int j = 0; j < VECTORS; j++) {
+        const int channel = group * LANES + j * Traits::WIDTH;
+        S::finish(a, typename S::Cursor(a, down ? y + i : y, down ? x : x + i, channel), 0, channel, sum[i][j]);
+      }
   }
 
   template <int PIXELS>

@@ -16,14 +16,14 @@ constexpr int CHUNK = 32;
 // Feature maps a convolution can read at once: a dense block of RRDB has five.
 constexpr int MAX_SOURCES = 5;
 
-// A feature map of one patch, as floats, as bf16 (rounded from the floats, what bf16 convolutions read), or both. Pointers
-// are to pixel (0, 0) and null for what nothing reads. Around the map, and in the channels that pad it, is zero:
-// a border as wide as the convolutions read, right and below of it up to 3 pixels more, so that the
-// 4x4 tiles of Winograd cover the map.
+// A feature map of one patch, as floats, as bf16 (rounded from the floats, what bf16 convolutions read), or both.
+// Pointers are to pixel (0, 0) and null for what nothing reads. Around the map, and in the channels that pad it, is
+// zero: a border as wide as the convolutions read, right and below of it up to 3 pixels more, so that the 4x4 tiles of
+// Winograd cover the map.
 struct FeatureMap {
-  float* pixels;        // [height][width][channels padded to LANES]
-  int64_t row, pixel;   // strides in floats
-  bf16* half;           // [channels / CHUNK, rounded up][height][width][CHUNK]
+  float* pixels;       // [height][width][channels padded to LANES]
+  int64_t row, pixel;  // strides in floats
+  bf16* half;          // [channels / CHUNK, rounded up][height][width][CHUNK]
   int64_t half_row, half_plane;
   int channels, height, width;
 };
@@ -82,10 +82,10 @@ extern const Kernels amx_kernels;
 // A Winograd block: this many tiles at least, a multiple of every instruction set's tiles in registers.
 constexpr int BLOCK_TILES = 12;
 
-// Tiles transformed at once. A block's transformed input, 36 * tiles * in_channels floats, is read once for every 32 output
-// channels and shall stay in L2 beside what is read once a block, the weights. While all weights
-// fit L2 (64 channels: 590 KB) the smallest block is best (110 KB); 256 channels have 9.4 MB of weights, which come from
-// L3: 24 tiles (0.9 MB) halve that.
+// Tiles transformed at once. A block's transformed input, 36 * tiles * in_channels floats, is read once for every 32
+// output channels and shall stay in L2 beside what is read once a block, the weights. While all weights fit L2 (64
+// channels: 590 KB) the smallest block is best (110 KB); 256 channels have 9.4 MB of weights, which come from L3: 24
+// tiles (0.9 MB) halve that.
 inline int winograd_tiles(int in_channels) { return in_channels <= 96 ? BLOCK_TILES : 2 * BLOCK_TILES; }
 
 // Floats from one tile's transformed pixel to the next: whole vectors may be written past the last channel.

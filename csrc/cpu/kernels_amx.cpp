@@ -1,10 +1,10 @@
 // bf16 convolution on AMX tiles.
 //
-// An A tile is 16 pixels in a line x one chunk of 32 input channels, a B tile that chunk x 16 output channels, an accumulator
-// 16 pixels x 16 output channels in fp32. A block is RUNS (6) such lines of pixels, so that one B tile serves six
-// products. Registers: accumulators 0 to 5, A in 6, B in 7. A step (chunk, tap) is 7 tile loads (8
-// cycles each, L1) against 6 products (16 cycles each). All taps of a chunk follow each other: 6 lines with
-// their surroundings are 4 rows x 50 pixels x 64 bytes, 13 KB of L1, however many channels there are.
+// An A tile is 16 pixels in a line x one chunk of 32 input channels, a B tile that chunk x 16 output channels, an
+// accumulator 16 pixels x 16 output channels in fp32. A block is RUNS (6) such lines of pixels, so that one B tile
+// serves six products. Registers: accumulators 0 to 5, A in 6, B in 7. A step (chunk, tap) is 7 tile loads (8 cycles
+// each, L1) against 6 products (16 cycles each). All taps of a chunk follow each other: 6 lines with their surroundings
+// are 4 rows x 50 pixels x 64 bytes, 13 KB of L1, however many channels there are.
 //
 // Accumulators cannot be read: they are stored and read back. Each is stored in the first step of the NEXT block,
 // just before it is zeroed again, and the finished block's epilogue is spread over that block's steps, so
@@ -117,8 +117,7 @@ class Lines {
       if (add.pixels) run.add = add.pixels + run.y * add.row + run.x * add.pixel + channel;
       if (dst.pixels) run.pixels = dst.pixels + run.y * dst.row + run.x * dst.pixel + channel;
       if (dst.half)
-        run.half =
-            dst.half + channel / CHUNK * dst.half_plane + run.y * dst.half_row + run.x * CHUNK + channel % CHUNK;
+        run.half = dst.half + channel / CHUNK * dst.half_plane + run.y * dst.half_row + run.x * CHUNK + channel % CHUNK;
     }
     bias_ = S::load(a_.bias + channel);
     if (a_.slope) slope_ = S::load(a_.slope + channel);

@@ -1,8 +1,8 @@
 // Vectors of floats, one source for every instruction set.
 //
-// This header and those built on it are included by one .cpp file an instruction set, each compiled for it; everything is
-// in an unnamed namespace and uses no library templates, so that no code compiled for a newer CPU can be linked
-// into a path that runs on an older one.
+// This header and those built on it are included by one .cpp file an instruction set, each compiled for it; everything
+// is in an unnamed namespace and uses no library templates, so that no code compiled for a newer CPU can be linked into
+// a path that runs on an older one.
 #pragma once
 
 #ifdef __AVX512BF16__
@@ -52,14 +52,28 @@ struct Simd {
     *reinterpret_cast<UnalignedHalf*>(p) = __builtin_convertvector(rounded, Half);
   }
 
-  // What ends every convolution: activation, scale, addition, and the result as floats, bf16, or both.
-  static APE_INLINE void finish(const ConvArgs& a, int y, int x, int channel, Vector v) {
+  // Where one pixel's output channels, from `channel` on, are added from and stored to.
+  struct Cursor {
+    const float* add;
+    float* pixels;
+    bf16* half;
+
+    Cursor(const ConvArgs& a, int y, int x, int channel)
+        : add(a.add.pixels ? a.add.pixels + y * a.add.row + x * a.add.pixel + channel : nullptr),
+          pixels(a.dst.pixels ? a.dst.pixels + y * a.dst.row + x * a.dst.pixel + channel : nullptr),
+          half(a.dst.half
+                   ? a.dst.half + channel / CHUNK * a.dst.half_plane + y * a.dst.half_row + x * CHUNK + channel % CHUNK
+                   : nullptr) {}
+  };
+
+  // What ends every convolution: activation, scale, addition, and the result as floats, bf16, or both. The pixel is
+  // `right` pixels right of the cursor.
+  static APE_INLINE void finish(const ConvArgs& a, const Cursor& to, int right, int channel, Vector v) {
     if (a.slope) v = v < 0 ? v * load(a.slope + channel) : v;
     v = v * a.scale;
-    if (a.add.pixels) v += load(a.add.pixels + y * a.add.row + x * a.add.pixel + channel);
-    if (a.dst.pixels) store(a.dst.pixels + y * a.dst.row + x * a.dst.pixel + channel, v);
-    if (a.dst.half)
-      store_half(a.dst.half + channel / CHUNK * a.dst.half_plane + y * a.dst.half_row + x * CHUNK + channel % CHUNK, v);
+    if (to.add) v += load(to.add + right * a.add.pixel);
+    if (to.pixels) store(to.pixels + right * a.dst.pixel, v);
+    if (to.half) store_half(to.half + right * CHUNK, v);
   }
 };
 

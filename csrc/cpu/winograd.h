@@ -1,7 +1,6 @@
 // Winograd convolution (Lavin and Gray 2016): F(4x4, 3x3) with 2.25 multiplications a pixel and channel
-// pair instead of 9, F(2x2, 5x5) with 9 instead of 25. Both read 6x6 pixels a tile and use the points 0, 1, -1, 1/2, -2 and
-// infinity: they halve the rounding error of the customary 2 and -2, and all constants of the
-// transforms are exact.
+// pair instead of 9, F(2x2, 5x5) with 9 instead of 25. Both read 6x6 pixels a tile and use the points 0, 1, -1, 1/2, -2
+// and infinity: they halve the rounding error of the customary 2 and -2, and all constants of the transforms are exact.
 //
 //   V = B' d B (36 values a tile and input channel),  M = sum over input channels of U V,  out = A' M A
 //
@@ -52,20 +51,22 @@ struct Winograd {
   static void input_tile(const FeatureMap& map, const float* src, float* to, int64_t plane) {
     for (int c = 0; c < map.channels; c += Traits::WIDTH) {
       Vector z[6][6];
+      const float* column = src + c;
 #pragma GCC unroll 6
-      for (int x = 0; x < 6; x++) {
+      for (int x = 0; x < 6; x++, column += map.pixel) {
         Vector d[6];
 #pragma GCC unroll 6
-        for (int y = 0; y < 6; y++) d[y] = S::load(src + y * map.row + x * map.pixel + c);
+        for (int y = 0; y < 6; y++) d[y] = S::load(column + y * map.row);
         input_axis(d);
 #pragma GCC unroll 6
         for (int y = 0; y < 6; y++) z[y][x] = d[y];
       }
+      float* out = to + c;
 #pragma GCC unroll 6
       for (int y = 0; y < 6; y++) {
         input_axis(z[y]);
 #pragma GCC unroll 6
-        for (int x = 0; x < 6; x++) S::store(to + (y * 6 + x) * plane + c, z[y][x]);
+        for (int x = 0; x < 6; x++, out += plane) S::store(out, z[y][x]);
       }
     }
   }
@@ -75,10 +76,10 @@ struct Winograd {
   static APE_INLINE void output_tile(const ConvArgs& a, const float* from, int64_t plane, int y0, int x0, int channel) {
     Vector z[OUT][6];
 #pragma GCC unroll 6
-    for (int x = 0; x < 6; x++) {
+    for (int x = 0; x < 6; x++, from += plane) {
       Vector m[6], out[OUT];
 #pragma GCC unroll 6
-      for (int y = 0; y < 6; y++) m[y] = S::load(from + (y * 6 + x) * plane);
+      for (int y = 0; y < 6; y++) m[y] = S::load(from + y * 6 * plane);
       output_axis<OUT>(m, out);
 #pragma GCC unroll 4
       for (int y = 0; y < OUT; y++) z[y][x] = out[y];
@@ -90,9 +91,10 @@ struct Winograd {
       if (y0 + y >= a.dst.height) break;
       Vector out[OUT];
       output_axis<OUT>(z[y], out);
+      const typename S::Cursor to(a, y0 + y, x0, channel);
 #pragma GCC unroll 4
       for (int x = 0; x < OUT; x++)
-        if (x < width) S::finish(a, y0 + y, x0 + x, channel, out[x] + bias);
+        if (x < width) S::finish(a, to, x, channel, out[x] + bias);
     }
   }
 

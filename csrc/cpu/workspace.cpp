@@ -205,8 +205,8 @@ void Workspace::bicubic(const Instruction& in) {
   }
 }
 
-// The phases of all pixels, then their shuffle. With border classes the outermost ring has kernels of its own: a line of
-// pixels each edge, a pixel each corner, written over what the interior's kernel left there.
+// The phases of all pixels, then their shuffle. With border classes the outermost ring has kernels of its own: a line
+// of pixels each edge, a pixel each corner, written over what the interior's kernel left there.
 void Workspace::reconstruct(const Step& step, float* pixels) {
   const Instruction& in = step.in;
   const Layout interior = layout(in), edges = interior == WINOGRAD ? DIRECT : interior;

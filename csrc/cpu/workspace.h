@@ -46,8 +46,8 @@ class Workspace {
   Memory<float> floats_;  // the buffers, the phases and the scratch
   Memory<bf16> halves_;
   std::vector<FeatureMap> buffers_;
-  FeatureMap phases_;  // what the reconstruction shuffles, [height][width][O * s * s]
-  float* scratch_;     // of the kernels
+  FeatureMap phases_;            // what the reconstruction shuffles, [height][width][O * s * s]
+  float* scratch_;               // of the kernels
   std::vector<float> no_slope_;  // zeros: a ReLU is a PReLU of slope 0
 };
 
