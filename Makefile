@@ -1,9 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find csrc -type f)
-FORMATTED = $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+FORMATTED = $(shell find csrc bench -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test bench lint format clean venv
+.PHONY: demo test bench asan lint format clean venv
 
 demo: venv
 	$(BIN)/ape-sr upscale -i assets/photo.png -o results -s 4 --exit-map
@@ -13,6 +13,14 @@ test: venv
 
 bench: venv
 	$(BIN)/python -m pytest bench --benchmark-only
+
+# The native core under AddressSanitizer and UndefinedBehaviorSanitizer, without CUDA, in a package of its own.
+ASAN_TESTS ?= test_native test_backends test_ops test_patches test_cpu_bf16 test_rcan test_rrdb test_vdsr test_compact
+asan: venv
+	APE_SANITIZE=address,undefined APE_BUILD_CUDA=0 $(BIN)/python setup.py -q build --build-lib build/asan
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan \
+	$(BIN)/pytest -q $(ASAN_TESTS:%=tests/kernels/%.py)
 
 lint: venv
 	$(BIN)/ruff check

@@ -4,6 +4,7 @@ APE_BUILD_CUDA  0: never; 1: fail without nvcc
 APE_CUDA_ARCH   such as "90;120", instead of ARCHITECTURES
 CXX, MAX_JOBS   the compiler and how many run at once
 DEBUG=1         no optimisation, debug symbols on host and device
+APE_SANITIZE    such as "address,undefined": what the compiler is to check at run time (make asan)
 """
 
 import os
@@ -21,12 +22,18 @@ from setuptools.command.build_ext import build_ext
 
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 # Only files that hold one instruction set's kernels are compiled for it: the choice is made at run time.
+AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma"
 ISA_FLAGS = {
     "_avx2": "-mavx2 -mfma",
-    "_avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma",
+    "_avx512": AVX512,
+    "_avx512bf16": f"{AVX512} -mavx512bf16",
+    "_amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
 }
 DEBUG = os.environ.get("DEBUG") == "1"
-BUILD = Path("build/native")  # kept between installs, so that only what changed is compiled again
+SANITIZE = os.environ.get("APE_SANITIZE", "")
+BUILD = Path(
+    "build/sanitized" if SANITIZE else "build/native"
+)  # kept between installs, so that only what changed is compiled again
 
 
 def find_compiler() -> str:
@@ -70,6 +77,9 @@ def ninja_file(compiler: str, nvcc: str | None, output: str) -> str:
 
     includes = [f"-isystem {shlex.quote(path)}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
     optimise = "-O0 -g" if DEBUG else "-O3"
+    if SANITIZE:
+        optimise = f"-O1 -g -fno-omit-frame-pointer -fsanitize={SANITIZE} -fno-sanitize-recover=all"
+        compiler = f"{compiler} -fsanitize={SANITIZE}"
     host = f"{optimise} -fPIC -fvisibility=hidden -ffp-contract=fast -pthread -Wall -Wextra"
     defines = "-DAPE_DEBUG=1" if DEBUG else ""
     link = f"{compiler} -shared -pthread $in -o $out"

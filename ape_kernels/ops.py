@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ape_kernels.backends import choose_for_patches, get_backend
+from ape_kernels.backends import get_backend
 from ape_kernels.budget import run_patches_within
-from ape_kernels.patches import Blend, fold_pixels, folded_geometry, patch_count, patch_grid
+from ape_kernels.image import Cut, upscale_in_patches
+from ape_kernels.patches import Blend, folded_geometry, patch_count
 
 _LIBRARY = torch.library.Library("ape_kernels", "DEF")
 _LOG = logging.getLogger("ape_kernels")
@@ -58,15 +58,16 @@ def upscale(
     backend: str,
     fold: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Whole images: fold, split, `run_patches`, merge.
+    """Whole images: fold, split, `run_patches`, merge; large ones band by band, which bounds memory beyond the picture.
 
     image: float32 ``[B, C, H, W]``. fold: squares of fold x fold pixels become the pixels that the program reads;
     `upscale` counts from those, s = upscale / fold. Returns sr float32 ``[B, out_channels, s * H, s * W]`` and, on
     the patch grid, exit_index int64 ``[B, R, K]`` and capacity float32 ``[B, R, K]``.
     """
     settings = (table, weights, boundary, None, upscale, out_channels, backend)
-    geometry = (patch_size, overlap, blend, upscale, backend, fold)
-    return _in_patches(image, lambda patches, _: run_patches(patches, *settings), *geometry)
+    cut = Cut(patch_size, overlap, blend, upscale, out_channels, backend, fold)
+    _check_patches(image, "image")
+    return upscale_in_patches(image, cut, lambda patches, _: run_patches(patches, *settings), in_bands=True)
 
 
 def upscale_within(
@@ -98,31 +99,9 @@ def upscale_within(
         sr, exit_index, capacity = (torch.cat(part) for part in zip(*images, strict=True))
         return sr, exit_index, capacity
 
-    return _in_patches(image, run, patch_size, overlap, blend, upscale, backend, fold)
-
-
-def _in_patches(
-    image: Tensor,
-    run: Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]],
-    patch_size: int,
-    overlap: int,
-    blend: Blend,
-    upscale: int,
-    backend: str,
-    fold: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Fold, split, `run` on all patches and how many an image has, merge; results as of `upscale`."""
     _check_patches(image, "image")
-    sr_height, sr_width = (side * upscale // fold for side in image.shape[2:])
-    image = fold_pixels(image, fold)
-    patch_size, overlap = folded_geometry(patch_size, overlap, fold)
-    batch, _, height, width = image.shape
-    grid = patch_grid(height, width, patch_size, overlap, upscale, blend)
-    geometry = choose_for_patches(backend, image.device, image.dtype)
-    sr, exit_index, capacity = run(grid.split(image, geometry), grid.shape[0] * grid.shape[1])
-    shape = (batch, *grid.shape)
-    picture = grid.merge(sr, batch, geometry)[:, :, :sr_height, :sr_width].contiguous()
-    return picture, exit_index.view(shape), capacity.view(shape)
+    cut = Cut(patch_size, overlap, blend, upscale, out_channels, backend, fold)
+    return upscale_in_patches(image, cut, run, in_bands=False)
 
 
 def run_patches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -12,6 +13,7 @@ from torch import Tensor
 
 Blend = Literal["linear", "average"]
 BLENDS = ("linear", "average")
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,20 @@ class AxisBlend:
 
     index: Tensor
     weight: Tensor
+
+
+@dataclass(frozen=True)
+class Band:
+    """Some rows of patches, and the picture rows that are complete once they are there.
+
+    new_rows: of patches, to be computed. kept_rows: how many patch rows right before these reach into the band.
+    keep_rows: how many, of all these, the next band will need. pixels: rows of the merged picture.
+    """
+
+    new_rows: slice
+    kept_rows: int
+    keep_rows: int
+    pixels: slice
 
 
 @dataclass(frozen=True)
@@ -83,21 +99,42 @@ class PatchGrid:
         """How columns of the merged image are put together."""
         return _axis_blend(self.column_starts, self.patch_shape[1], self.width, self.scale, self.blend)
 
-    def split(self, image: Tensor, backend: str = "torch") -> Tensor:
-        """Image ``[B, C, height, width]`` to patches ``[B * rows * columns, C, h, w]``, batch-major, then row-major."""
-        self._check_image(image)
-        rows, columns = (_int32(starts, image.device) for starts in (self.row_starts, self.column_starts))
-        return torch.ops.ape_kernels.split(image.contiguous(), rows, columns, *self.patch_shape, backend)
+    def bands(self, step: int) -> Iterator[Band]:
+        """The grid in bands of `step` rows of patches, at least 1; together they give every picture row once."""
+        starts, size, begin, kept = self.row_starts, self.patch_shape[0], 0, 0
+        for first in range(0, len(starts), step):
+            stop = min(first + step, len(starts))
+            end = self.height if stop == len(starts) else starts[stop]
+            keep = sum(start + size > end for start in starts[:stop]) if end < self.height else 0
+            yield Band(slice(first, stop), kept, keep, slice(begin * self.scale, end * self.scale))
+            begin, kept = end, keep
 
-    def merge(self, patches: Tensor, batch: int = 1, backend: str = "torch") -> Tensor:
-        """Patches ``[B * rows * columns, C, s * h, s * w]`` to images ``[B, C, s * height, s * width]``, s = scale."""
-        count = batch * self.shape[0] * self.shape[1]
+    def split(self, image: Tensor, backend: str = "torch", rows: slice = ALL) -> Tensor:
+        """Image ``[B, C, height, width]`` to patches ``[B * rows * columns, C, h, w]``, batch-major, then row-major.
+
+        rows: of the patches, all or some.
+        """
+        self._check_image(image)
+        starts = (_int32(s, image.device) for s in (self.row_starts[rows], self.column_starts))
+        return torch.ops.ape_kernels.split(image.contiguous(), *starts, *self.patch_shape, backend)
+
+    def merge(self, patches: Tensor, batch: int = 1, backend: str = "torch", band: Band | None = None) -> Tensor:
+        """Patches ``[B * rows * columns, C, s * h, s * w]`` to images ``[B, C, s * height, s * width]``, s = scale.
+
+        band: of the picture, made of its kept and new rows of patches, instead of the whole.
+        """
+        count = self.shape[0] if band is None else band.kept_rows + band.new_rows.stop - band.new_rows.start
         size = tuple(side * self.scale for side in self.patch_shape)
-        if patches.ndim != 4 or len(patches) != count or tuple(patches.shape[2:]) != size:
-            raise ValueError(f"patches: expected [{count}, C, {size[0]}, {size[1]}], got {list(patches.shape)}")
+        expected = batch * count * self.shape[1]
+        if patches.ndim != 4 or len(patches) != expected or tuple(patches.shape[2:]) != size:
+            raise ValueError(f"patches: expected [{expected}, C, {size[0]}, {size[1]}], got {list(patches.shape)}")
         rows, columns = self.row_blend, self.column_blend
-        tables = (t.to(patches.device) for t in (rows.index, rows.weight, columns.index, columns.weight))
-        return torch.ops.ape_kernels.merge(patches.contiguous(), *tables, batch, self.shape[0], backend)
+        index, weight = rows.index, rows.weight
+        if band is not None:
+            index, weight = index[:, :, band.pixels].clone(), weight[:, band.pixels].contiguous()
+            index[:, 0] = (index[:, 0] - (band.new_rows.start - band.kept_rows)).clamp_(0, count - 1)  # unused: any row
+        tables = (t.to(patches.device) for t in (index, weight, columns.index, columns.weight))
+        return torch.ops.ape_kernels.merge(patches.contiguous(), *tables, batch, count, backend)
 
     def _check_image(self, image: Tensor) -> None:
         if image.ndim != 4 or tuple(image.shape[2:]) != (self.height, self.width):

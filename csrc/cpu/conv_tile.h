@@ -1,97 +1,143 @@
-// Direct convolution, one source for every instruction set.
+// Direct convolution, and the tile of sums in registers that Winograd's products use as well.
 //
-// Included by one .cpp file an instruction set, each compiled for it; everything here is in an
-// unnamed namespace and uses no library templates, so that no code compiled for a newer CPU can be
-// linked into a path that runs on an older one.
-//
-// A tile is PIXELS pixels of a row x VECTORS vectors of output channels, kept in registers over all
-// taps and input channels: per input channel VECTORS weight loads and PIXELS broadcasts feed
-// PIXELS * VECTORS multiply-adds.
+// A tile is PIXELS pixels x VECTORS vectors of output channels, kept in registers over all taps and
+// input channels: per input channel VECTORS weight loads and PIXELS broadcasts feed PIXELS * VECTORS multiply-adds.
+// With two loads and two multiply-adds a cycle, 12 x 2 (AVX-512) needs 7 cycles of loads to 12 of arithmetic.
 #pragma once
 
-#include "kernels.h"
+#include "simd.h"
 
 namespace ape::cpu {
 namespace {
 
-// Traits: WIDTH floats a vector, VECTORS vectors a tile (at most), PIXELS pixels a tile (at most).
+// One input channel of a pixel, and its weights, as floats.
 template <class Traits>
+struct Floats {
+  using S = Simd<Traits::WIDTH>;
+  using Vector = typename S::Vector;
+  using Word = float;
+
+  static int planes(const FeatureMap&) { return 1; }
+  static int words(const FeatureMap& map) { return map.channels; }
+  static const float* at(const FeatureMap& map, int, int y, int x) { return map.pixels + y * map.row + x * map.pixel; }
+  static int64_t stride(const FeatureMap& map, bool down) { return down ? map.row : map.pixel; }
+  static APE_INLINE Vector multiply_add(Vector sum, float value, Vector weight) { return sum + value * weight; }
+};
+
+// Two input channels of a pixel, and their weights, as bf16 in 32 bits; products are summed in fp32.
+template <class Traits>
+struct Pairs {
+  using S = Simd<Traits::WIDTH>;
+  using Vector = typename S::Vector;
+  typedef uint32_t Word __attribute__((may_alias));
+
+  static int planes(const FeatureMap& map) { return (map.channels + CHUNK - 1) / CHUNK; }
+  static int words(const FeatureMap&) { return CHUNK / 2; }
+  static const Word* at(const FeatureMap& map, int plane, int y, int x) {
+    return reinterpret_cast<const Word*>(map.half + plane * map.half_plane + y * map.half_row + x * CHUNK);
+  }
+  static int64_t stride(const FeatureMap& map, bool down) { return (down ? map.half_row : CHUNK) / 2; }
+  static APE_INLINE Vector multiply_add(Vector sum, uint32_t value, Vector weight) {
+#ifdef __AVX512BF16__
+    if constexpr (Traits::WIDTH == 16)
+      return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(value)), (__m512bh)weight);
+#endif
+    using Bits = typename S::Bits;
+    const Bits pair = Bits{} + value, weights = (Bits)weight;
+    sum += (Vector)(pair << 16) * (Vector)(weights << 16);
+    return sum + (Vector)(pair & 0xffff0000u) * (Vector)(weights & 0xffff0000u);
+  }
+};
+
+// Traits: WIDTH floats a vector, VECTORS vectors a tile (at most), PIXELS pixels a tile (at most).
+template <class Traits, template <class> class Element>
 struct Conv {
-  typedef float Vector __attribute__((vector_size(Traits::WIDTH * sizeof(float))));
-  typedef float Unaligned
-      __attribute__((vector_size(Traits::WIDTH * sizeof(float)), aligned(sizeof(float)), may_alias));
-  static constexpr int PER_GROUP = LANES / Traits::WIDTH;  // vectors in a group of output channels
-  static_assert(LANES % Traits::WIDTH == 0 && Traits::VECTORS % PER_GROUP == 0, "tiles cover whole groups");
+  using S = Simd<Traits::WIDTH>;
+  using E = Element<Traits>;
+  using Vector = typename S::Vector;
+  using Word = typename E::Word;
+  static_assert(Traits::VECTORS % S::PER_GROUP == 0, "tiles cover whole groups");
 
-  static Vector load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
-  static void store(float* p, Vector v) { *reinterpret_cast<Unaligned*>(p) = v; }
-
+  // sum[i][j] += src[i * stride + c] * weight[c] of vector j, over `words` input words c.
+  // weight: [words][LANES]; the next group's are `group_size` further.
   template <int PIXELS, int VECTORS>
-  static void tile(const ConvArgs& a, int y, int x, int group) {
+  static APE_INLINE void accumulate(Vector (&sum)[PIXELS][VECTORS], const Word* src, int64_t stride, int words,
+                                    const float* weight, int64_t group_size) {
+#pragma GCC unroll 2
+    for (int c = 0; c < words; c++) {
+      Vector w[VECTORS];
+#pragma GCC unroll 16
+      for (int j = 0; j < VECTORS; j++)
+        w[j] = S::load(weight + j / S::PER_GROUP * group_size + j % S::PER_GROUP * Traits::WIDTH);
+      weight += LANES;
+#pragma GCC unroll 16
+      for (int i = 0; i < PIXELS; i++) {
+        const auto value = src[i * stride + c];
+#pragma GCC unroll 16
+        for (int j = 0; j < VECTORS; j++) sum[i][j] = E::multiply_add(sum[i][j], value, w[j]);
+      }
+    }
+  }
+
+  // PIXELS pixels from (y, x) on, to the right or down. Taps in rows (columns, going down) outside the map would
+  // multiply zeros and are left out.
+  template <int PIXELS, int VECTORS>
+  static void tile(const ConvArgs& a, int y, int x, bool down, int group) {
     const int radius = a.kernel / 2;
-    const int64_t group_stride = int64_t(a.kernel) * a.kernel * a.in_channels * LANES;
-    const float* weight = a.weight + group * group_stride;
+    const float* weight = a.weight + group * a.group_size;
     Vector sum[PIXELS][VECTORS];
 #pragma GCC unroll 16
     for (int j = 0; j < VECTORS; j++) {
-      const Vector bias = load(a.bias + group * LANES + j * Traits::WIDTH);
+      const Vector bias = S::load(a.bias + group * LANES + j * Traits::WIDTH);
 #pragma GCC unroll 16
       for (int i = 0; i < PIXELS; i++) sum[i][j] = bias;
     }
-    for (int ky = 0; ky < a.kernel; ky++) {
-      for (int kx = 0; kx < a.kernel; kx++) {
-        for (int s = 0; s < a.source_count; s++) {
-          const ConvArgs::Source& source = a.sources[s];
-          const float* src = source.pixels + (y + ky - radius) * source.row + (x + kx - radius) * source.pixel;
-          for (int c = 0; c < source.channels; c++) {
-            Vector w[VECTORS];
-#pragma GCC unroll 16
-            for (int j = 0; j < VECTORS; j++)
-              w[j] = load(weight + j / PER_GROUP * group_stride + j % PER_GROUP * Traits::WIDTH);
-            weight += LANES;
-#pragma GCC unroll 16
-            for (int i = 0; i < PIXELS; i++) {
-              const float value = src[i * source.pixel + c];
-#pragma GCC unroll 16
-              for (int j = 0; j < VECTORS; j++) sum[i][j] += value * w[j];
-            }
+    for (int s = 0; s < a.source_count; s++) {
+      const FeatureMap& map = a.sources[s];
+      const int words = E::words(map);
+      for (int plane = 0; plane < E::planes(map); plane++) {
+        for (int ky = y - radius; ky <= y + radius; ky++) {
+          for (int kx = x - radius; kx <= x + radius; kx++, weight += words * LANES) {
+            if (down ? kx < 0 || kx >= map.width : ky < 0 || ky >= map.height) continue;
+            accumulate(sum, E::at(map, plane, ky, kx), E::stride(map, down), words, weight, a.group_size);
           }
         }
       }
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < PIXELS; i++) {
+    for (int i = 0; i < PIXELS; i++)
 #pragma GCC unroll 16
       for (int j = 0; j < VECTORS; j++) {
         const int channel = group * LANES + j * Traits::WIDTH;
-        Vector v = sum[i][j];
-        if (a.slope) v = v < 0 ? v * load(a.slope + channel) : v;
-        v = v * a.scale;
-        if (a.add) v += load(a.add + y * a.add_row + (x + i) * a.add_pixel + channel);
-        store(a.dst + y * a.dst_row + (x + i) * a.dst_pixel + channel, v);
+        S::finish(a, typename S::Cursor(a, down ? y + i : y, down ? x : x + i, channel), 0, channel, sum[i][j]);
       }
-    }
   }
 
-  // All output channels of PIXELS pixels from x on.
   template <int PIXELS>
-  static void column(const ConvArgs& a, int y, int x, int first_group, int groups) {
-    if (groups * PER_GROUP == Traits::VECTORS)
-      tile<PIXELS, Traits::VECTORS>(a, y, x, first_group);
+  static void groups(const ConvArgs& a, int y, int x, bool down, int group, int count) {
+    if (count * S::PER_GROUP == Traits::VECTORS)
+      tile<PIXELS, Traits::VECTORS>(a, y, x, down, group);
     else
-      tile<PIXELS, PER_GROUP>(a, y, x, first_group);
+      tile<PIXELS, S::PER_GROUP>(a, y, x, down, group);
   }
 
-  static void span(const ConvArgs& a, int y, int begin, int end) {
-    constexpr int GROUPS = Traits::VECTORS / PER_GROUP;
-    constexpr int HALF = Traits::PIXELS > 3 ? Traits::PIXELS / 3 : 1;
-    for (int group = 0; group < a.groups;) {
-      const int groups = a.groups - group >= GROUPS ? GROUPS : 1;
-      int x = begin;
-      for (; x + Traits::PIXELS <= end; x += Traits::PIXELS) column<Traits::PIXELS>(a, y, x, group, groups);
-      for (; x + HALF <= end; x += HALF) column<HALF>(a, y, x, group, groups);
-      for (; x < end; x++) column<1>(a, y, x, group, groups);
-      group += groups;
+  // Line by line, along the longer side where the area is one pixel wide.
+  static void area(const ConvArgs& a, const Area& area) {
+    constexpr int GROUPS = Traits::VECTORS / S::PER_GROUP;
+    constexpr int PIXELS = Traits::PIXELS, SOME = PIXELS > 3 ? PIXELS / 3 : 1;
+    const bool down = area.width == 1;
+    const int lines = down ? 1 : area.height, length = down ? area.height : area.width;
+    for (int line = 0; line < lines; line++) {
+      for (int group = 0; group < a.groups;) {
+        const int count = a.groups - group >= GROUPS ? GROUPS : 1;
+        const auto y = [&](int i) { return area.y + (down ? i : line); };
+        const auto x = [&](int i) { return area.x + (down ? 0 : i); };
+        int i = 0;
+        for (; i + PIXELS <= length; i += PIXELS) groups<PIXELS>(a, y(i), x(i), down, group, count);
+        for (; i + SOME <= length; i += SOME) groups<SOME>(a, y(i), x(i), down, group, count);
+        for (; i < length; i++) groups<1>(a, y(i), x(i), down, group, count);
+        group += count;
+      }
     }
   }
 };

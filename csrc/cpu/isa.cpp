@@ -3,6 +3,14 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace ape::cpu {
 namespace {
 
@@ -12,12 +20,38 @@ struct Candidate {
   bool runs;
 };
 
+#ifdef __x86_64__
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+// Bits of CPUID leaf 7 that compilers know by differing names.
+bool has_avx512bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+}
+
+// The CPU's answer, and the kernel's: tile registers must be asked for, once a process.
+bool has_amx() {
+#ifdef __linux__
+  constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!has_avx512bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const bool bf16_and_tiles = (d >> 22 & 1) && (d >> 24 & 1);
+  return bf16_and_tiles && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 const std::vector<Candidate>& candidates() {
   static const std::vector<Candidate> all = {
 #ifdef __x86_64__
-      {"avx512", &avx512_kernels,
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq")},
+      {"amx", &amx_kernels, has_amx()},
+      {"avx512bf16", &avx512bf16_kernels, has_avx512bf16()},
+      {"avx512", &avx512_kernels, has_avx512()},
       {"avx2", &avx2_kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
 #endif
       {"portable", &portable_kernels, true},

@@ -8,7 +8,8 @@
 
 namespace ape::cpu {
 
-// Names of the instruction sets that this build has kernels for and this CPU can run, best first.
+// Names of the instruction sets that this build has kernels for and this CPU can run, best first: amx and
+// avx512bf16 differ from avx512 in their bf16 convolutions alone.
 std::vector<std::string> isas();
 
 // The one in use: the environment variable APE_CPU_ISA, else the best.

@@ -1,4 +1,4 @@
-#include "conv_tile.h"
+#include "kernel_set.h"
 
 namespace ape::cpu {
 namespace {
@@ -10,6 +10,6 @@ struct Avx2 {
 
 }  // namespace
 
-const Kernels avx2_kernels = {Conv<Avx2>::span};
+const Kernels avx2_kernels = kernel_set<Avx2>();
 
 }  // namespace ape::cpu

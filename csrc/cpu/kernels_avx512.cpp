@@ -1,15 +1,8 @@
-#include "conv_tile.h"
+#include "avx512.h"
+#include "kernel_set.h"
 
 namespace ape::cpu {
-namespace {
 
-// 12 x 2 sums, 2 weights and the broadcast from memory: 26 of 32 registers.
-struct Avx512 {
-  static constexpr int WIDTH = 16, VECTORS = 2, PIXELS = 12;
-};
-
-}  // namespace
-
-const Kernels avx512_kernels = {Conv<Avx512>::span};
+const Kernels avx512_kernels = kernel_set<Avx512>();
 
 }  // namespace ape::cpu

@@ -1,4 +1,4 @@
-#include "conv_tile.h"
+#include "kernel_set.h"
 
 namespace ape::cpu {
 namespace {
@@ -11,6 +11,6 @@ struct Portable {
 
 }  // namespace
 
-const Kernels portable_kernels = {Conv<Portable>::span};
+const Kernels portable_kernels = kernel_set<Portable>();
 
 }  // namespace ape::cpu

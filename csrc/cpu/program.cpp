@@ -5,6 +5,17 @@
 #include <string>
 
 namespace ape::cpu {
+
+int64_t group_size(const Step& step, Layout layout, const std::vector<BufferSpec>& buffers) {
+  const Instruction& in = step.in;
+  const int64_t taps = int64_t(in.kernel) * in.kernel;
+  if (layout == DIRECT) return taps * in.in_channels * LANES;
+  if (layout == WINOGRAD) return int64_t(36) * in.in_channels * LANES;
+  int64_t chunks = 0;
+  for (int32_t source : step.sources) chunks += (buffers[source].channels + CHUNK - 1) / CHUNK;
+  return taps * chunks * CHUNK / 2 * LANES;
+}
+
 namespace {
 
 // Checks one row against the buffers and the weights.
@@ -33,9 +44,17 @@ struct Checker {
     require(in.bias >= 0 && in.bias + bias <= weight_count, "bias outside the weight buffer");
   }
 
+  // What CONV and RECONSTRUCT have in common.
+  void kernel(const Instruction& in) const {
+    require(in.kernel == 1 || in.kernel == 3 || in.kernel == 5, "kernel: expected 1, 3 or 5");
+    require(layout(in) >= DIRECT && layout(in) <= PAIRS, "unknown layout of the weights");
+    require(layout(in) != WINOGRAD || in.kernel != 1, "kernel: Winograd has 3 and 5");
+  }
+
   void conv(const Step& step) const {
     const Instruction& in = step.in;
-    require(in.kernel == 1 || in.kernel == 3 || in.kernel == 5, "kernel: expected 1, 3 or 5");
+    kernel(in);
+    require(!has_border_classes(in), "a convolution has no border classes");
     require(in.activation >= NO_ACTIVATION && in.activation <= PRELU, "unknown activation");
     require(step.sources.size() <= MAX_SOURCES, "more sources than a convolution reads");
     const int resolution = buffer(in.dst).resolution;
@@ -49,7 +68,7 @@ struct Checker {
     fits(in.dst, in.out_channels, resolution);
     if (in.add != NO_BUFFER) fits(in.add, in.out_channels, resolution);
     const int64_t out = padded(in.out_channels);
-    weights(in, out * in.kernel * in.kernel * in.in_channels, out);
+    weights(in, out / LANES * group_size(step, layout(in), program.buffers), out);
     if (in.activation == PRELU)
       require(in.slope >= 0 && in.slope + out <= weight_count, "slopes outside the weight buffer");
   }
@@ -75,16 +94,20 @@ struct Checker {
     weights(in, in.in_channels, 1);
   }
 
-  void reconstruct(const Instruction& in) const {
-    require(in.kernel == 1 || in.kernel == 3 || in.kernel == 5, "kernel: expected 1, 3 or 5");
-    require(in.mode == 0 || in.mode == 1, "unknown mode");
+  void reconstruct(const Step& step) const {
+    const Instruction& in = step.in;
+    kernel(in);
     require(in.upscale >= 1 && in.out_channels % (in.upscale * in.upscale) == 0, "channels do not shuffle");
     const int resolution = buffer(in.src).resolution;
     fits(in.src, in.in_channels, resolution);
     if (in.add != NO_BUFFER) fits(in.add, in.out_channels / (in.upscale * in.upscale), resolution * in.upscale);
-    const int64_t phases = padded(in.out_channels);
-    const int64_t variants = in.mode ? BORDER_CLASSES * BORDER_CLASSES : 1;
-    weights(in, variants * phases * in.kernel * in.kernel * in.in_channels, variants * phases);
+    const int64_t phases = padded(in.out_channels), groups = phases / LANES;
+    const int64_t variants = has_border_classes(in) ? BORDER_CLASSES * BORDER_CLASSES : 1;
+    const Layout edges = layout(in) == WINOGRAD ? DIRECT : layout(in);
+    int64_t weight_words = groups * variants * group_size(step, edges, program.buffers);
+    if (layout(in) == WINOGRAD)
+      weight_words = groups * group_size(step, WINOGRAD, program.buffers) + (has_border_classes(in) ? weight_words : 0);
+    weights(in, weight_words, variants * phases);
   }
 };
 
@@ -103,7 +126,7 @@ Program::Program(const int32_t* table, int64_t rows, int64_t weight_count) {
       case BUFFER:
         check.require(in.src == int32_t(buffers.size()), "buffers come first, in order");
         check.require(in.in_channels >= 1 && in.upscale >= 1, "a buffer has channels and a resolution");
-        buffers.push_back({in.in_channels, in.upscale});
+        buffers.push_back({in.in_channels, in.upscale, false, false});
         break;
       case STAGE:
         check.require(!in_tail, "a stage after the tail");
@@ -139,8 +162,8 @@ Program::Program(const int32_t* table, int64_t rows, int64_t weight_count) {
         break;
       case RECONSTRUCT:
         check.require(in_tail && row == rows - 1, "the reconstruction ends the tail");
-        check.reconstruct(in);
         section.push_back({in, {in.src}});
+        check.reconstruct(section.back());
         break;
       default:
         check.require(false, "unknown opcode");
@@ -148,6 +171,26 @@ Program::Program(const int32_t* table, int64_t rows, int64_t weight_count) {
     border = std::max(border, in.kernel / 2);
   }
   check.require(!tail.empty() && reconstruct().opcode == RECONSTRUCT, "the reconstruction ends the tail");
+  buffers[0].floats = true;  // filled with floats
+  for (const Step& step : head) note_reads(step);
+  for (const Stage& stage : stages) {
+    buffers[stage.src].floats = buffers[stage.dst].floats = true;  // what run_stage takes and gives
+    for (const Step& step : stage.steps) note_reads(step);
+    if (stage.has_exit) buffers[stage.exit.src].floats = true;
+  }
+  for (const Step& step : tail) note_reads(step);
+}
+
+// Which form of its buffers a step reads; steps that are no convolutions also write floats.
+void Program::note_reads(const Step& step) {
+  const Instruction& in = step.in;
+  if (in.opcode != UPSAMPLE && in.add != NO_BUFFER) buffers[in.add].floats = true;
+  if (in.opcode == CONV || in.opcode == RECONSTRUCT) {
+    for (int32_t source : step.sources) (layout(in) == PAIRS ? buffers[source].half : buffers[source].floats) = true;
+    if (layout(in) == WINOGRAD) widest = std::max(widest, in.in_channels);
+  } else {
+    buffers[in.src].floats = buffers[in.dst].floats = true;
+  }
 }
 
 }  // namespace ape::cpu

@@ -14,7 +14,12 @@ inline int64_t padded(int64_t channels) { return (channels + LANES - 1) / LANES 
 // A feature map: `channels` at `resolution` times the patch's height and width.
 struct BufferSpec {
   int channels, resolution;
+  bool floats, half;  // read as floats, as bf16
 };
+
+// How the weights of a CONV or RECONSTRUCT are laid out; the mode column holds it above the border classes' bit.
+inline Layout layout(const Instruction& in) { return Layout(in.mode >> 1); }
+inline bool has_border_classes(const Instruction& in) { return in.mode & 1; }
 
 struct Step {
   Instruction in;
@@ -34,6 +39,7 @@ struct Program {
   std::vector<Stage> stages;
   std::vector<Step> tail;  // ends in the RECONSTRUCT
   int border = 0;          // widest zero border a convolution reads
+  int widest = 1;          // most input channels of a Winograd convolution
 
   // table: [rows][16]; weight_count: elements in the weight buffer.
   // Throws std::invalid_argument for a table that is malformed or points outside buffers or weights:
@@ -44,6 +50,12 @@ struct Program {
   // Upscaling factor of the whole program.
   int upscale() const { return reconstruct().upscale * buffers[reconstruct().src].resolution; }
   int out_channels() const { return reconstruct().out_channels / (reconstruct().upscale * reconstruct().upscale); }
+
+ private:
+  void note_reads(const Step& step);
 };
+
+// 32-bit words of weights for LANES output channels of a CONV or RECONSTRUCT laid out as `layout`.
+int64_t group_size(const Step& step, Layout layout, const std::vector<BufferSpec>& buffers);
 
 }  // namespace ape::cpu

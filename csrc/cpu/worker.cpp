@@ -59,7 +59,7 @@ void run_patches(const Program& program, const RunArgs& args) {
     int64_t stage = -1;
     while (!decision.leaves) decision = run_steps(program, ++stage, space, args.boundary, exit_at, decision.capacity);
     for (size_t i = 0; i + 1 < program.tail.size(); i++) space.run(program.tail[i]);
-    space.reconstruct(program.reconstruct(), args.sr + patch * sr_size);
+    space.reconstruct(program.tail.back(), args.sr + patch * sr_size);
     args.exit_index[patch] = stage;
     args.capacity[patch] = decision.capacity;
   });

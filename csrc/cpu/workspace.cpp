@@ -8,10 +8,19 @@
 namespace ape::cpu {
 namespace {
 
-BorderClass border_class(int position, int size) {
-  if (size == 1) return ONLY;
-  return position == 0 ? FIRST : position == size - 1 ? LAST : INTERIOR;
+// One border class along an axis and the pixels that have it.
+struct Segment {
+  BorderClass kind;
+  int begin, size;
+};
+
+std::vector<Segment> segments(int size) {
+  if (size == 1) return {{ONLY, 0, 1}};
+  return {{FIRST, 0, 1}, {INTERIOR, 1, size - 2}, {LAST, size - 1, 1}};
 }
+
+// Pixels that pad an axis so that Winograd's tiles cover it.
+int tiled(int size) { return (size + 3) / 4 * 4; }
 
 // Four taps of cubic interpolation (a = -0.75, as PyTorch has it) for the output pixels of an axis.
 struct CubicTaps {
@@ -36,50 +45,64 @@ struct CubicTaps {
 }  // namespace
 
 Workspace::Workspace(const Program& program, const Kernels& kernels, const float* weights, int height, int width)
-    : kernels_(kernels), weights_(weights) {
-  int64_t total = 0, channels = 0;
+    : program_(&program), kernels_(&kernels), weights_(weights) {
+  const int border = program.border;
+  int64_t float_count = 0, half_count = 0, widest = 0, longest_row = 0;
+  std::vector<int64_t> float_start, half_start;  // of the buffers' origins
   for (const BufferSpec& spec : program.buffers) {
-    Buffer buffer{nullptr, 0, padded(spec.channels), spec.channels, height * spec.resolution, width * spec.resolution};
-    buffer.row = (buffer.width + 2 * program.border) * buffer.pixel;
-    buffers_.push_back(buffer);
-    total += (buffer.height + 2 * program.border) * buffer.row;
-    channels = std::max(channels, buffer.pixel);
+    FeatureMap map{};
+    map.channels = spec.channels;
+    map.height = height * spec.resolution;
+    map.width = width * spec.resolution;
+    const int64_t rows = tiled(map.height) + 2 * border, columns = tiled(map.width) + 2 * border;
+    map.pixel = padded(spec.channels);
+    map.row = columns * map.pixel;
+    map.half_row = columns * CHUNK;
+    map.half_plane = rows * map.half_row;
+    float_start.push_back(float_count + border * (map.row + map.pixel));
+    half_start.push_back(half_count + border * (map.half_row + CHUNK));
+    if (spec.floats) float_count += rows * map.row;
+    if (spec.half) half_count += (spec.channels + CHUNK - 1) / CHUNK * map.half_plane;
+    widest = std::max(widest, map.pixel);
+    longest_row = std::max(longest_row, map.half_row);
+    buffers_.push_back(map);
   }
   const Instruction& last = program.reconstruct();
-  const int64_t phases = buffers_[last.src].width * padded(last.out_channels);
-  memory_ = static_cast<float*>(::operator new((total + phases) * sizeof(float), std::align_val_t(64)));
-  std::fill_n(memory_, total, 0.0f);
-  phase_row_ = memory_ + total;
-  float* next = memory_;
-  for (Buffer& buffer : buffers_) {
-    buffer.origin = next + program.border * (buffer.row + buffer.pixel);
-    next += (buffer.height + 2 * program.border) * buffer.row;
+  phases_ = buffers_[last.src];
+  phases_.channels = last.out_channels;
+  phases_.pixel = padded(last.out_channels);
+  phases_.row = phases_.width * phases_.pixel;
+  const int64_t phase_count = phases_.height * phases_.row;
+  const int64_t scratch_count = std::max(winograd_scratch(program.widest), PAIRS_SCRATCH);
+  floats_ = allocate<float>(float_count + phase_count + scratch_count);
+  // 16 pixels to the right or downward may be read from any pixel of a map on
+  const int64_t overrun = 15 * longest_row;
+  halves_ = allocate<bf16>(half_count + overrun);
+  std::fill_n(floats_.get(), float_count, 0.0f);
+  std::fill_n(halves_.get(), half_count + overrun, bf16(0));
+  for (size_t i = 0; i < buffers_.size(); i++) {
+    if (program.buffers[i].floats) buffers_[i].pixels = floats_.get() + float_start[i];
+    if (program.buffers[i].half) buffers_[i].half = halves_.get() + half_start[i];
   }
-  no_slope_.assign(channels, 0.0f);
+  phases_.pixels = floats_.get() + float_count;
+  phases_.half = nullptr;
+  scratch_ = phases_.pixels + phase_count;
+  no_slope_.assign(widest, 0.0f);
 }
 
-Workspace::Workspace(Workspace&& other) noexcept
-    : kernels_(other.kernels_),
-      weights_(other.weights_),
-      memory_(std::exchange(other.memory_, nullptr)),
-      phase_row_(other.phase_row_),
-      buffers_(std::move(other.buffers_)),
-      no_slope_(std::move(other.no_slope_)) {}
-
-Workspace::~Workspace() { ::operator delete(memory_, std::align_val_t(64)); }
-
 void Workspace::load(int buffer, const float* planes) {
-  const Buffer& b = buffers_[buffer];
+  const FeatureMap& b = buffers_[buffer];
   for (int c = 0; c < b.channels; c++)
     for (int y = 0; y < b.height; y++)
-      for (int x = 0; x < b.width; x++) b.origin[y * b.row + x * b.pixel + c] = *planes++;
+      for (int x = 0; x < b.width; x++) b.pixels[y * b.row + x * b.pixel + c] = *planes++;
+  round(buffer);
 }
 
 void Workspace::save(int buffer, float* planes) const {
-  const Buffer& b = buffers_[buffer];
+  const FeatureMap& b = buffers_[buffer];
   for (int c = 0; c < b.channels; c++)
     for (int y = 0; y < b.height; y++)
-      for (int x = 0; x < b.width; x++) *planes++ = b.origin[y * b.row + x * b.pixel + c];
+      for (int x = 0; x < b.width; x++) *planes++ = b.pixels[y * b.row + x * b.pixel + c];
 }
 
 void Workspace::run(const Step& step) {
@@ -87,47 +110,54 @@ void Workspace::run(const Step& step) {
     case CONV:
       return conv(step);
     case ATTENTION:
-      return attention(step.in);
+      attention(step.in);
+      break;
     default:
-      return step.in.mode == NEAREST ? nearest(step.in) : bicubic(step.in);
+      step.in.mode == NEAREST ? nearest(step.in) : bicubic(step.in);
   }
+  round(step.in.dst);
 }
 
-ConvArgs Workspace::conv_args(const Instruction& in, const std::vector<int32_t>& sources) const {
+// Brings the bf16 form of a buffer, if it has one, up to what was written as floats.
+void Workspace::round(int buffer) const {
+  if (buffers_[buffer].half != nullptr) kernels_->round(buffers_[buffer]);
+}
+
+ConvArgs Workspace::conv_args(const Step& step, Layout layout) const {
+  const Instruction& in = step.in;
   ConvArgs args{};
-  for (int32_t source : sources) {
-    const Buffer& b = buffers_[source];
-    args.sources[args.source_count++] = {b.origin, b.row, b.pixel, b.channels};
-  }
+  for (int32_t source : step.sources) args.sources[args.source_count++] = buffers_[source];
   args.in_channels = in.in_channels;
   args.weight = weights_ + in.weight;
   args.bias = weights_ + in.bias;
   args.groups = int(padded(in.out_channels) / LANES);
+  args.group_size = group_size(step, layout, program_->buffers);
   args.kernel = in.kernel;
   args.scale = 1.0f;
   return args;
 }
 
+void Workspace::run_conv(const ConvArgs& args, Layout layout, const Area& area) {
+  if (layout == WINOGRAD)
+    kernels_->winograd(args, scratch_);
+  else if (layout == PAIRS)
+    kernels_->pairs(args, area, scratch_);
+  else
+    kernels_->direct(args, area);
+}
+
 void Workspace::conv(const Step& step) {
   const Instruction& in = step.in;
-  ConvArgs args = conv_args(in, step.sources);
-  const Buffer& dst = buffers_[in.dst];
-  args.dst = dst.origin;
-  args.dst_row = dst.row;
-  args.dst_pixel = dst.pixel;
-  if (in.add != NO_BUFFER) {
-    const Buffer& add = buffers_[in.add];
-    args.add = add.origin;
-    args.add_row = add.row;
-    args.add_pixel = add.pixel;
-  }
+  ConvArgs args = conv_args(step, layout(in));
+  args.dst = buffers_[in.dst];
+  if (in.add != NO_BUFFER) args.add = buffers_[in.add];
   if (in.activation != NO_ACTIVATION) args.slope = in.activation == RELU ? no_slope_.data() : weights_ + in.slope;
   args.scale = in.scale();
-  for (int y = 0; y < dst.height; y++) kernels_.conv_span(args, y, 0, dst.width);
+  run_conv(args, layout(in), {0, 0, args.dst.height, args.dst.width});
 }
 
 void Workspace::attention(const Instruction& in) {
-  const Buffer& src = buffers_[in.src];
+  const FeatureMap& src = buffers_[in.src];
   const std::vector<double> mean = channel_means(src);
   const float* squeeze = weights_ + in.weight;  // [hidden][channels]
   const float* expand = squeeze + int64_t(in.hidden) * in.in_channels;
@@ -144,40 +174,27 @@ void Workspace::attention(const Instruction& in) {
     for (int h = 0; h < in.hidden; h++) sum += expand[c * in.hidden + h] * squeezed[h];
     gate[c] = float(in.scale() / (1.0 + std::exp(-sum)));
   }
-  const Buffer& dst = buffers_[in.dst];
-  const Buffer* add = in.add == NO_BUFFER ? nullptr : &buffers_[in.add];
-  for (int y = 0; y < src.height; y++) {
-    for (int x = 0; x < src.width; x++) {
-      const float* from = src.origin + y * src.row + x * src.pixel;
-      float* to = dst.origin + y * dst.row + x * dst.pixel;
-      if (add == nullptr) {
-        for (int64_t c = 0; c < src.pixel; c++) to[c] = from[c] * gate[c];
-      } else {
-        const float* plus = add->origin + y * add->row + x * add->pixel;
-        for (int64_t c = 0; c < src.pixel; c++) to[c] = from[c] * gate[c] + plus[c];
-      }
-    }
-  }
+  kernels_->gate(src, gate.data(), in.add == NO_BUFFER ? FeatureMap{} : buffers_[in.add], buffers_[in.dst]);
 }
 
 void Workspace::nearest(const Instruction& in) {
-  const Buffer &src = buffers_[in.src], &dst = buffers_[in.dst];
+  const FeatureMap &src = buffers_[in.src], &dst = buffers_[in.dst];
   for (int y = 0; y < dst.height; y++)
     for (int x = 0; x < dst.width; x++)
-      std::copy_n(src.origin + y / in.upscale * src.row + x / in.upscale * src.pixel, src.pixel,
-                  dst.origin + y * dst.row + x * dst.pixel);
+      std::copy_n(src.pixels + y / in.upscale * src.row + x / in.upscale * src.pixel, src.pixel,
+                  dst.pixels + y * dst.row + x * dst.pixel);
 }
 
 void Workspace::bicubic(const Instruction& in) {
-  const Buffer &src = buffers_[in.src], &dst = buffers_[in.dst];
+  const FeatureMap &src = buffers_[in.src], &dst = buffers_[in.dst];
   const CubicTaps rows(src.height, in.upscale), columns(src.width, in.upscale);
   for (int y = 0; y < dst.height; y++) {
     for (int x = 0; x < dst.width; x++) {
-      float* to = dst.origin + y * dst.row + x * dst.pixel;
+      float* to = dst.pixels + y * dst.row + x * dst.pixel;
       for (int c = 0; c < src.channels; c++) {
         float sum = 0.0f;
         for (int i = 0; i < 4; i++) {
-          const float* line = src.origin + rows.index[y * 4 + i] * src.row + c;
+          const float* line = src.pixels + rows.index[y * 4 + i] * src.row + c;
           float across = 0.0f;
           for (int j = 0; j < 4; j++) across += columns.weight[x * 4 + j] * line[columns.index[x * 4 + j] * src.pixel];
           sum += rows.weight[y * 4 + i] * across;
@@ -188,69 +205,66 @@ void Workspace::bicubic(const Instruction& in) {
   }
 }
 
-// A row of phases is computed in one, two or three spans (the border classes of its columns pick the
-// kernel; a reconstruction without classes is one span), then shuffled out.
-void Workspace::reconstruct(const Instruction& in, float* pixels) {
-  const Buffer& src = buffers_[in.src];
-  ConvArgs args = conv_args(in, {in.src});
-  args.dst = phase_row_;
-  args.dst_pixel = padded(in.out_channels);
-  const int64_t kernel_size = args.groups * LANES * int64_t(in.kernel) * in.kernel * in.in_channels;
-  const auto span = [&](int y, int row_class, int column_class, int begin, int end) {
-    const int variant = row_class * BORDER_CLASSES + column_class;
-    args.weight = weights_ + in.weight + variant * kernel_size;
-    args.bias = weights_ + in.bias + variant * args.groups * LANES;
-    kernels_.conv_span(args, y, begin, end);
-  };
-  for (int y = 0; y < src.height; y++) {
-    const BorderClass row_class = border_class(y, src.height);
-    if (in.mode == 0) {
-      span(y, INTERIOR, INTERIOR, 0, src.width);
-    } else if (src.width == 1) {
-      span(y, row_class, ONLY, 0, 1);
-    } else {
-      span(y, row_class, FIRST, 0, 1);
-      span(y, row_class, INTERIOR, 1, src.width - 1);
-      span(y, row_class, LAST, src.width - 1, src.width);
+// The phases of all pixels, then their shuffle. With border classes the outermost ring has kernels of its own: a line
+// of pixels each edge, a pixel each corner, written over what the interior's kernel left there.
+void Workspace::reconstruct(const Step& step, float* pixels) {
+  const Instruction& in = step.in;
+  const Layout interior = layout(in), edges = interior == WINOGRAD ? DIRECT : interior;
+  ConvArgs args = conv_args(step, interior);
+  args.dst = phases_;
+  run_conv(args, interior, {0, 0, phases_.height, phases_.width});
+  if (has_border_classes(in)) {
+    const float *weight = args.weight, *bias = args.bias;
+    if (interior == WINOGRAD) weight += args.groups * args.group_size;  // the classes' kernels follow
+    args.group_size = group_size(step, edges, program_->buffers);
+    for (const Segment& rows : segments(phases_.height)) {
+      for (const Segment& columns : segments(phases_.width)) {
+        if (rows.kind == INTERIOR && columns.kind == INTERIOR) continue;
+        const int variant = rows.kind * BORDER_CLASSES + columns.kind;
+        args.weight = weight + variant * args.groups * args.group_size;
+        args.bias = bias + variant * args.groups * LANES;
+        run_conv(args, edges, {rows.begin, columns.begin, rows.size, columns.size});
+      }
     }
-    shuffle(in, y, pixels);
+  }
+  switch (in.upscale) {
+    case 2:
+      return shuffle<2>(in, pixels);
+    case 3:
+      return shuffle<3>(in, pixels);
+    case 4:
+      return shuffle<4>(in, pixels);
+    default:
+      return shuffle<0>(in, pixels);
   }
 }
 
-// Phases of row y, [width][O * s * s], to the s picture rows they make.
-void Workspace::shuffle(const Instruction& in, int y, float* pixels) const {
-  const int s = in.upscale, height = buffers_[in.src].height, width = buffers_[in.src].width;
-  const int64_t stride = padded(in.out_channels);
-  const int64_t picture_row = int64_t(s) * width;
+// Phases, [height][width][O * s * s], to the picture [O][s * height][s * width]. S: s where it is known in
+// advance, else 0.
+template <int S>
+void Workspace::shuffle(const Instruction& in, float* pixels) const {
+  const int s = S ? S : in.upscale;
+  const int64_t picture_row = int64_t(s) * phases_.width, rows = int64_t(s) * phases_.height;
   for (int plane = 0; plane < in.out_channels / (s * s); plane++) {
-    for (int dy = 0; dy < s; dy++) {
-      float* const out = pixels + (plane * int64_t(s) * height + int64_t(s) * y + dy) * picture_row;
-      const float* phase = phase_row_ + (plane * s + dy) * s;
-      for (int x = 0; x < width; x++, phase += stride)
+    for (int64_t row = 0; row < rows; row++) {
+      float* const out = pixels + (plane * rows + row) * picture_row;
+      const float* phase = phases_.pixels + row / s * phases_.row + (plane * s + row % s) * s;
+      for (int x = 0; x < phases_.width; x++, phase += phases_.pixel)
         for (int dx = 0; dx < s; dx++) out[x * s + dx] = phase[dx];
       if (in.add != NO_BUFFER) {
-        const Buffer& add = buffers_[in.add];
-        const float* from = add.origin + (int64_t(s) * y + dy) * add.row + plane;
+        const FeatureMap& add = buffers_[in.add];
+        const float* from = add.pixels + row * add.row + plane;
         for (int64_t x = 0; x < picture_row; x++) out[x] += from[x * add.pixel];
       }
     }
   }
 }
 
-// Rows are summed in float, their sums in double.
-std::vector<double> Workspace::channel_means(const Buffer& b) const {
-  std::vector<double> total(b.channels, 0.0);
-  std::vector<float> row(b.channels);
-  for (int y = 0; y < b.height; y++) {
-    std::fill(row.begin(), row.end(), 0.0f);
-    for (int x = 0; x < b.width; x++) {
-      const float* pixel = b.origin + y * b.row + x * b.pixel;
-      for (int c = 0; c < b.channels; c++) row[c] += pixel[c];
-    }
-    for (int c = 0; c < b.channels; c++) total[c] += row[c];
-  }
-  for (double& value : total) value /= double(b.height) * b.width;
-  return total;
+std::vector<double> Workspace::channel_means(const FeatureMap& map) const {
+  std::vector<double> means(map.pixel);
+  kernels_->channel_sums(map, means.data());
+  for (double& value : means) value /= double(map.height) * map.width;
+  return means;
 }
 
 float Workspace::predict(const Instruction& in) const {

@@ -5,26 +5,16 @@
 #include <vector>
 
 #include "kernels.h"
+#include "memory.h"
 #include "program.h"
 
 namespace ape::cpu {
 
-// A feature map in memory: [rows + 2 * border][pixels + 2 * border][channels padded to LANES].
-// The border and the padding channels are zero and stay zero.
-struct Buffer {
-  float* origin;  // pixel (0, 0), inside the border
-  int64_t row, pixel;
-  int channels, height, width;
-};
-
-// What one worker owns, about 0.7 MB a 64-channel buffer of 48x48 pixels, whatever the image size.
+// What one worker owns, whatever the image size: 64 channels of 48x48 pixels are 0.64 MB as floats, 0.32 MB as bf16.
 class Workspace {
  public:
   // height, width: of the low-resolution patch.
   Workspace(const Program& program, const Kernels& kernels, const float* weights, int height, int width);
-  Workspace(Workspace&& other) noexcept;
-  Workspace& operator=(Workspace&&) = delete;
-  ~Workspace();
 
   // planes: [channels, height, width] of the buffer.
   void load(int buffer, const float* planes);
@@ -33,7 +23,7 @@ class Workspace {
   // Any step but the reconstruction.
   void run(const Step& step);
   // pixels: [O, s * height, s * width]
-  void reconstruct(const Instruction& in, float* pixels);
+  void reconstruct(const Step& step, float* pixels);
   // tanh(weight . mean + bias)
   float predict(const Instruction& in) const;
 
@@ -43,15 +33,21 @@ class Workspace {
   void nearest(const Instruction& in);
   void bicubic(const Instruction& in);
 
-  ConvArgs conv_args(const Instruction& in, const std::vector<int32_t>& sources) const;
-  std::vector<double> channel_means(const Buffer& buffer) const;
-  void shuffle(const Instruction& in, int y, float* pixels) const;
+  ConvArgs conv_args(const Step& step, Layout layout) const;
+  void run_conv(const ConvArgs& args, Layout layout, const Area& area);
+  template <int S>
+  void shuffle(const Instruction& in, float* pixels) const;
+  void round(int buffer) const;
+  std::vector<double> channel_means(const FeatureMap& map) const;
 
-  const Kernels& kernels_;
+  const Program* program_;
+  const Kernels* kernels_;
   const float* weights_;
-  float* memory_ = nullptr;
-  float* phase_row_ = nullptr;  // [width][O * s * s padded], one row of the reconstruction
-  std::vector<Buffer> buffers_;
+  Memory<float> floats_;  // the buffers, the phases and the scratch
+  Memory<bf16> halves_;
+  std::vector<FeatureMap> buffers_;
+  FeatureMap phases_;            // what the reconstruction shuffles, [height][width][O * s * s]
+  float* scratch_;               // of the kernels
   std::vector<float> no_slope_;  // zeros: a ReLU is a PReLU of slope 0
 };
 

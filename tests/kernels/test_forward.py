@@ -257,15 +257,16 @@ def test_bad_exit_at(model):
 class TestChoiceOfBackend:
     def test_a_named_backend_that_cannot_run_says_why_and_who_can(self, model):
         with pytest.raises(
-            BackendUnavailable, match=r"cpu cannot run: computes in torch.float32, not torch.bfloat16; able: torch"
+            BackendUnavailable,
+            match=r"cpu cannot run: computes in torch.float32 and torch.bfloat16, not torch.float16; able: torch",
         ):
-            APEForward(model, backend="cpu", dtype=torch.bfloat16)(image(5, 5))
+            APEForward(model, backend="cpu", dtype=torch.float16)(image(5, 5))
 
     def test_auto_takes_the_native_cpu_backend_for_float32(self, model):
         assert APEForward(model)._prepare().backend == "cpu"
 
     def test_auto_falls_back_for_other_dtypes(self, model):
-        assert APEForward(model, dtype=torch.bfloat16)._prepare().backend == "torch"
+        assert APEForward(model, dtype=torch.float16)._prepare().backend == "torch"
 
     def test_environment_decides_for_auto(self, model, monkeypatch):
         monkeypatch.setenv("APE_BACKEND", "torch")

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ape_kernels.backends.cpu.winograd import transform
 from ape_kernels.backends.order import leaving_first
 from ape_kernels.native import core, missing
 from ape_kernels.program import ChannelAttention, Conv, Exit, Module, PatchProgram, Reconstruct, Step
-from ape_kernels.table import PackedProgram
+from ape_kernels.table import Column, Opcode, PackedProgram
 from ape_kernels.table import pack as pack_program
 
 LANES = 16  # output channels are packed in groups of this many (csrc/cpu/kernels.h)
+CHUNK = 32  # input channels of a bf16 convolution are packed in chunks of this many
+FEW_CHANNELS = 16  # convolutions with fewer input channels run directly and in float32
+
+
+class Layout(IntEnum):
+    """How a convolution's weights are laid out, and so which kernel runs it (csrc/cpu/kernels.h)."""
+
+    DIRECT = 0
+    WINOGRAD = 1
+    PAIRS = 2
 
 
 def unavailable() -> str | None:
@@ -22,8 +36,8 @@ def unavailable() -> str | None:
 def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"runs on the CPU, not on {device}"
-    if dtype != torch.float32:
-        return f"computes in torch.float32, not {dtype}"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"computes in torch.float32 and torch.bfloat16, not {dtype}"
     opaque = [type(step.module).__name__ for step in program.steps() if isinstance(step, Module)]
     if opaque:
         return f"has no kernels for {', '.join(sorted(set(opaque)))}"
@@ -37,7 +51,13 @@ def supports_patches(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def pack(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> PackedProgram:
-    return pack_program(program, _layout, dtype=dtype, device=device)
+    # the buffer is float32 whatever `dtype`: bf16 weights stand in it two by two, the rest stays exact
+    layout = partial(_weights, program, dtype)
+    packed = pack_program(program, layout, dtype=torch.float32, device=device)
+    for row in packed.table:
+        if row[Column.OPCODE] in (Opcode.CONV, Opcode.RECONSTRUCT):
+            row[Column.MODE] += 2 * _layout(int(row[Column.KERNEL]), int(row[Column.IN_CHANNELS]), dtype)
+    return packed
 
 
 def run_patches(
@@ -172,27 +192,65 @@ def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _layout(step: Step) -> tuple[Tensor, Tensor]:
+def _layout(kernel: int, in_channels: int, dtype: torch.dtype) -> Layout:
+    """Few input channels are not worth a transform, and are often pixels, which bf16 would round."""
+    if in_channels < FEW_CHANNELS:
+        return Layout.DIRECT
+    if dtype == torch.bfloat16:
+        return Layout.PAIRS
+    return Layout.DIRECT if kernel == 1 else Layout.WINOGRAD
+
+
+def _weights(program: PatchProgram, dtype: torch.dtype, step: Step) -> tuple[Tensor, Tensor]:
     """The cpu column of docs/program.md, "Weight layouts"."""
     match step:
         case Conv():
             bias = step.weight.new_zeros(len(step.weight)) if step.bias is None else step.bias
-            return _lanes(step.weight[None]), _pad_lanes(bias[None])
+            return _kernels(program, dtype, step.sources, step.weight[None]), _pad_lanes(bias[None])
         case Exit():
             return step.weight, step.bias
         case ChannelAttention():
             biases = torch.cat([step.squeeze_bias, step.expand_bias])
             return torch.cat([step.squeeze.flatten(), step.expand.flatten()]), biases
         case Reconstruct():
-            return _lanes(step.tail.kernel.flatten(0, 1)), _pad_lanes(step.tail.bias.flatten(0, 1))
+            weight = _kernels(program, dtype, (step.src,), step.tail.kernel.flatten(0, 1))
+            return weight, _pad_lanes(step.tail.bias.flatten(0, 1))
 
 
-def _lanes(weight: Tensor) -> Tensor:
-    """Kernels ``[V, C_out, C_in, k, k]`` to ``[V][C_out / 16][k * k][C_in][16]``, flat."""
-    variants, out_channels, in_channels, size, _ = weight.shape
-    padded = pad(weight, (0, 0, 0, 0, 0, 0, 0, -out_channels % LANES))
-    grouped = padded.reshape(variants, -1, LANES, in_channels, size * size)
-    return grouped.permute(0, 1, 4, 3, 2).flatten()
+def _kernels(program: PatchProgram, dtype: torch.dtype, sources: tuple[int, ...], weight: Tensor) -> Tensor:
+    """Kernels ``[V, C_out, C_in, k, k]`` in the layout that `_layout` chooses, flat float32.
+
+    V > 1 are those of the border classes; Winograd's first one is followed by all of them laid out directly.
+    """
+    weight = weight.float()
+    channels = [program.buffers[source].channels for source in sources]
+    layout = _layout(weight.shape[-1], weight.shape[2], dtype)
+    if layout is Layout.PAIRS:
+        return _pairs(weight, channels)
+    if layout is Layout.DIRECT:
+        return _direct(weight, channels)
+    interior = _grouped(transform(weight[:1])).permute(0, 1, 4, 3, 2).flatten()
+    return torch.cat([interior, _direct(weight, channels)]) if len(weight) > 1 else interior
+
+
+def _direct(weight: Tensor, channels: list[int]) -> Tensor:
+    """``[V][C_out / 16][source][k * k][source's channels][16]``."""
+    parts = _grouped(weight.flatten(3)).split(channels, dim=3)
+    return torch.cat([part.permute(0, 1, 4, 3, 2).flatten(2) for part in parts], dim=2).flatten()
+
+
+def _pairs(weight: Tensor, channels: list[int]) -> Tensor:
+    """bf16 ``[V][C_out / 16][source][source's chunk][k * k][16][16][2]``, two by two as float32."""
+    parts = []
+    for part in _grouped(weight.flatten(3)).split(channels, dim=3):
+        chunks = pad(part, (0, 0, 0, -part.shape[3] % CHUNK)).unflatten(3, (-1, CHUNK // 2, 2))
+        parts.append(chunks.permute(0, 1, 3, 6, 4, 2, 5).flatten(2))
+    return torch.cat(parts, dim=2).bfloat16().flatten().view(torch.float32)
+
+
+def _grouped(weight: Tensor) -> Tensor:
+    """``[V, C_out, C_in, taps]`` to ``[V, C_out / 16, 16, C_in, taps]``, output channels zero-padded."""
+    return pad(weight, (0, 0, 0, 0, 0, -weight.shape[1] % LANES)).unflatten(1, (-1, LANES))
 
 
 def _pad_lanes(bias: Tensor) -> Tensor:

@@ -1,0 +1,25 @@
+"""Weights of the Winograd convolutions F(4x4, 3x3) and F(2x2, 5x5): csrc/cpu/winograd.h tells how they are used."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # and infinity
+
+
+def transform(weight: Tensor) -> Tensor:
+    """``G g G'`` of kernels ``[..., k, k]``, k 3 or 5: float32 ``[..., 36]``, computed in float64."""
+    matrix = _matrix(weight.shape[-1])
+    return torch.einsum("ik,...kl,jl->...ij", matrix, weight.double(), matrix).flatten(-2).float()
+
+
+def _matrix(kernel: int) -> Tensor:
+    """G, ``[6, k]``: the kernel as a polynomial at each point, over the product of distances to the other points."""
+    rows = []
+    for i, point in enumerate(POINTS):
+        distance = 1.0
+        for j, other in enumerate(POINTS):
+            distance *= point - other if i != j else 1.0
+        rows.append([point**power / distance for power in range(kernel)])
+    return torch.tensor([*rows, [0.0] * (kernel - 1) + [1.0]], dtype=torch.float64)

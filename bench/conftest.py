@@ -1,0 +1,29 @@
+"""Options of `pytest bench`, and the clock that hands interleaved samples to pytest-benchmark."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # reference.py
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ape-kernels")
+    group.addoption("--patches", type=int, default=64, help="patches of 48x48 pixels a call")
+    group.addoption("--rounds", type=int, default=5, help="samples of every row")
+    group.addoption("--threads", type=int, default=os.cpu_count() or 1, help="threads of every row")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(config.getoption("--threads"))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    held = [f"{name}={os.environ[name]}" for name in ("APE_CPU_ISA", "ONEDNN_MAX_CPU_ISA") if name in os.environ]
+    options = [f"{name} {config.getoption('--' + name)}" for name in ("patches", "rounds", "threads")]
+    return "bench: " + ", ".join([*options, *held])

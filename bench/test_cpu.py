@@ -1,0 +1,98 @@
+"""CPU backend against its peers, full depth: no patch leaves early.
+
+    pytest bench --benchmark-json=out.json && python bench/report.py out.json
+    APE_CPU_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 pytest bench ...      everything held to AVX2
+
+The rows of a group are measured in turns (interleave.py); what pytest-benchmark times is the replay of those samples.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import pytest
+import torch
+from interleave import ReplayClock, Samples, measure, raw_loop
+from networks import NETWORKS, make
+from peers import NEVER, PEERS, Unavailable
+from reference import literal_forward
+from torch import Tensor, nn
+
+from ape_kernels import APEForward
+from ape_kernels.native import core
+
+CLOCK = ReplayClock()
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+OURS = ("ape_kernels torch", "ape_kernels cpu")
+HELD = " (AVX2)" if os.environ.get("APE_CPU_ISA") == "avx2" else ""
+
+
+def _runs(network: str, dtype: torch.dtype, row: str, model: nn.Module):
+    if row in OURS:
+        fast = APEForward(model, 0.0, backend=row.split()[1], dtype=dtype)
+        return lambda patches: fast.forward_patches(patches)[0]
+    return PEERS[row](model, dtype)
+
+
+def _expected(model: nn.Module, patches: Tensor) -> Tensor:
+    if hasattr(model, "exit_interval") and hasattr(model, "tail"):
+        return literal_forward(model, patches, NEVER)[0]
+    return model(patches)
+
+
+@cache
+def group(network: str, dtype_name: str, count: int, rounds: int) -> tuple[dict[str, Samples], dict[str, str], str]:
+    """Samples of the rows that can run, the reasons of those that cannot, and whose raw loop ran beside them."""
+    model, share = make(network)
+    dtype = DTYPES[dtype_name]
+    patches = torch.rand(max(2, int(count * share)), 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    expected = _expected(model, patches[:2])
+    span = float(expected.max() - expected.min())
+    runs, reasons = {}, {}
+    with torch.inference_mode():
+        for row in (*PEERS, *OURS):
+            try:
+                run = _runs(network, dtype, row, model)
+            except Unavailable as reason:
+                reasons[row] = f"{row}: {reason}"
+                continue
+            # the same picture: float32 within the contract, bf16 within what rounding all operands gives
+            error = float((run(patches[:2]) - expected).abs().max())
+            exact = dtype == torch.float32 or row.startswith("authors")
+            assert error <= (1e-4 if exact else 0.05) * max(1.0, span), f"{row} computes another picture: {error:.1e}"
+            runs[row] = lambda run=run: run(patches)
+        isa = core().cpu_isa()
+        raw = "avx512" if isa.startswith(("avx512", "amx")) else isa
+        raw = "amx" if isa == "amx" and dtype == torch.bfloat16 else raw
+        samples = measure(runs, rounds, raw if raw_loop(raw)[0] else None)
+    for taken in samples.values():
+        taken.seconds = [seconds / len(patches) for seconds in taken.seconds]
+    return samples, reasons, raw
+
+
+@pytest.mark.parametrize("row", [*PEERS, *OURS])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.benchmark(timer=CLOCK)
+def test_full_depth(benchmark, request, network, dtype, row):
+    """Seconds a patch."""
+    option = request.config.getoption
+    samples, reasons, raw = group(network, dtype, option("--patches"), option("--rounds"))
+    if row in reasons:
+        pytest.skip(reasons[row])
+    taken = samples[row]
+    benchmark.group = f"cpu {network} {dtype}{HELD}"
+    benchmark.extra_info |= {"row": row, "threads": torch.get_num_threads(), "dropped": taken.dropped}
+    if taken.raw and taken.raw[0]:
+        middle = sorted(taken.raw)[len(taken.raw) // 2]
+        program = APEForward(make(network)[0], 0.0, backend="torch").program
+        body = program.body_flops_to_stage(len(program.stages) - 1) * 48 * 48
+        seconds = sorted(taken.seconds)[len(taken.seconds) // 2]
+        benchmark.extra_info |= {
+            "raw_loop": raw,
+            "raw_gflops": middle / 1e9,
+            "body_over_raw": body / seconds / middle / torch.get_num_threads(),
+        }
+    CLOCK.pending = iter(taken.seconds)
+    benchmark.pedantic(CLOCK.advance, rounds=len(taken.seconds), iterations=1, warmup_rounds=0)

@@ -1,0 +1,22 @@
+// All kernels of one instruction set that come from the shared templates.
+#pragma once
+
+#include "pointwise.h"
+#include "winograd.h"
+
+namespace ape::cpu {
+namespace {
+
+template <class Traits>
+void direct_pairs(const ConvArgs& args, const Area& area, float*) {
+  Conv<Traits, Pairs>::area(args, area);
+}
+
+template <class Traits>
+constexpr Kernels kernel_set() {
+  return {Conv<Traits, Floats>::area, Winograd<Traits>::conv,          direct_pairs<Traits>,
+          Pointwise<Traits>::round,   Pointwise<Traits>::channel_sums, Pointwise<Traits>::gate};
+}
+
+}  // namespace
+}  // namespace ape::cpu

@@ -1,0 +1,54 @@
+// Steps that touch every value of a map once.
+#pragma once
+
+#include "simd.h"
+
+namespace ape::cpu {
+namespace {
+
+template <class Traits>
+struct Pointwise {
+  using S = Simd<Traits::WIDTH>;
+  using Vector = typename S::Vector;
+
+  static void round(const FeatureMap& map) {
+    for (int y = 0; y < map.height; y++)
+      for (int x = 0; x < map.width; x++)
+        for (int c = 0; c < map.pixel; c += Traits::WIDTH)
+          S::store_half(map.half + c / CHUNK * map.half_plane + y * map.half_row + x * CHUNK + c % CHUNK,
+                        S::load(map.pixels + y * map.row + x * map.pixel + c));
+  }
+
+  // A row is summed in float, the rows' sums in double. A group of channels at a time stays in registers.
+  static void channel_sums(const FeatureMap& map, double* sums) {
+    for (int group = 0; group < map.pixel; group += LANES) {
+      for (int c = 0; c < LANES; c++) sums[group + c] = 0.0;
+      for (int y = 0; y < map.height; y++) {
+        const float* p = map.pixels + y * map.row + group;
+        Vector row[S::PER_GROUP] = {};
+        for (int x = 0; x < map.width; x++, p += map.pixel)
+#pragma GCC unroll 4
+          for (int j = 0; j < S::PER_GROUP; j++) row[j] += S::load(p + j * Traits::WIDTH);
+        for (int c = 0; c < LANES; c++) sums[group + c] += row[c / Traits::WIDTH][c % Traits::WIDTH];
+      }
+    }
+  }
+
+  static void gate(const FeatureMap& src, const float* gate, const FeatureMap& add, const FeatureMap& dst) {
+    for (int y = 0; y < src.height; y++) {
+      for (int x = 0; x < src.width; x++) {
+        const float* from = src.pixels + y * src.row + x * src.pixel;
+        float* to = dst.pixels + y * dst.row + x * dst.pixel;
+        const float* plus = add.pixels ? add.pixels + y * add.row + x * add.pixel : nullptr;
+        for (int c = 0; c < src.pixel; c += Traits::WIDTH) {
+          Vector v = S::load(from + c) * S::load(gate + c);
+          if (plus) v += S::load(plus + c);
+          S::store(to + c, v);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace ape::cpu

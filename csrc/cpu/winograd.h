@@ -1,0 +1,167 @@
+// Winograd convolution (Lavin and Gray 2016): F(4x4, 3x3) with 2.25 multiplications a pixel and channel
+// pair instead of 9, F(2x2, 5x5) with 9 instead of 25. Both read 6x6 pixels a tile and use the points 0, 1, -1, 1/2, -2
+// and infinity: they halve the rounding error of the customary 2 and -2, and all constants of the transforms are exact.
+//
+//   V = B' d B (36 values a tile and input channel),  M = sum over input channels of U V,  out = A' M A
+//
+// The weights U = G g G' are made when a program is packed.
+#pragma once
+
+#include "conv_tile.h"
+
+namespace ape::cpu {
+namespace {
+
+template <class Traits>
+struct Winograd {
+  using S = Simd<Traits::WIDTH>;
+  using Vector = typename S::Vector;
+  using Products = Conv<Traits, Floats>;
+  static constexpr int GROUPS = Traits::VECTORS / S::PER_GROUP;
+  static_assert(BLOCK_TILES % Traits::PIXELS == 0, "a block is whole register tiles");
+
+  // d = B' d
+  static APE_INLINE void input_axis(Vector (&d)[6]) {
+    const Vector t = d[4] - d[2], u = d[3] - d[1];
+    const Vector one = (t + u) + 1.5f * (d[2] + d[3]);
+    const Vector minus_one = (t - u) + 1.5f * (d[3] - d[2]);
+    d[0] = (d[0] - d[2]) + (t + 1.5f * u);
+    d[5] = (d[5] - d[3]) + (1.5f * t - u);
+    d[1] = one;
+    d[2] = minus_one;
+    d[3] = t + 2.0f * u;
+    d[4] = t - 0.5f * u;
+  }
+
+  // out = A' m; OUT 4 or 2
+  template <int OUT>
+  static APE_INLINE void output_axis(const Vector (&m)[6], Vector (&out)[OUT]) {
+    const Vector even = m[1] + m[2], odd = m[1] - m[2];
+    out[0] = (m[0] + even) + (m[3] + m[4]);
+    out[1] = odd + 0.5f * m[3] - 2.0f * m[4];
+    if constexpr (OUT == 2) {
+      out[1] += m[5];
+    } else {
+      out[2] = even + 0.25f * m[3] + 4.0f * m[4];
+      out[3] = odd + 0.125f * m[3] - 8.0f * m[4] + m[5];
+    }
+  }
+
+  // 6x6 pixels from `src` on, all channels, to V at `to`: 36 planes `plane` floats apart.
+  static void input_tile(const FeatureMap& map, const float* src, float* to, int64_t plane) {
+    for (int c = 0; c < map.channels; c += Traits::WIDTH) {
+      Vector z[6][6];
+      const float* column = src + c;
+#pragma GCC unroll 6
+      for (int x = 0; x < 6; x++, column += map.pixel) {
+        Vector d[6];
+#pragma GCC unroll 6
+        for (int y = 0; y < 6; y++) d[y] = S::load(column + y * map.row);
+        input_axis(d);
+#pragma GCC unroll 6
+        for (int y = 0; y < 6; y++) z[y][x] = d[y];
+      }
+      float* out = to + c;
+#pragma GCC unroll 6
+      for (int y = 0; y < 6; y++) {
+        input_axis(z[y]);
+#pragma GCC unroll 6
+        for (int x = 0; x < 6; x++, out += plane) S::store(out, z[y][x]);
+      }
+    }
+  }
+
+  // M of one tile and vector, at `from`, to the tile's pixels that lie on the map.
+  template <int OUT>
+  static APE_INLINE void output_tile(const ConvArgs& a, const float* from, int64_t plane, int y0, int x0, int channel) {
+    Vector z[OUT][6];
+#pragma GCC unroll 6
+    for (int x = 0; x < 6; x++, from += plane) {
+      Vector m[6], out[OUT];
+#pragma GCC unroll 6
+      for (int y = 0; y < 6; y++) m[y] = S::load(from + y * 6 * plane);
+      output_axis<OUT>(m, out);
+#pragma GCC unroll 4
+      for (int y = 0; y < OUT; y++) z[y][x] = out[y];
+    }
+    const Vector bias = S::load(a.bias + channel);
+    const int width = a.dst.width - x0 < OUT ? a.dst.width - x0 : OUT;
+#pragma GCC unroll 4
+    for (int y = 0; y < OUT; y++) {
+      if (y0 + y >= a.dst.height) break;
+      Vector out[OUT];
+      output_axis<OUT>(z[y], out);
+      const typename S::Cursor to(a, y0 + y, x0, channel);
+#pragma GCC unroll 4
+      for (int x = 0; x < OUT; x++)
+        if (x < width) S::finish(a, to, x, channel, out[x] + bias);
+    }
+  }
+
+  // Products of all 36 planes for VECTORS vectors of output channels from `group` on. v: [36][tiles][stride],
+  // m: [36][tiles][2 * LANES].
+  template <int VECTORS>
+  static void multiply(const ConvArgs& a, int group, const float* v, float* m, int tiles, int64_t stride) {
+    const float* weight = a.weight + group * a.group_size;
+    for (int p = 0; p < 36; p++, weight += a.in_channels * LANES) {
+      for (int t = 0; t < tiles; t += Traits::PIXELS) {
+        Vector sum[Traits::PIXELS][VECTORS] = {};
+        Products::accumulate(sum, v + (int64_t(p) * tiles + t) * stride, stride, a.in_channels, weight, a.group_size);
+#pragma GCC unroll 16
+        for (int i = 0; i < Traits::PIXELS; i++)
+#pragma GCC unroll 16
+          for (int j = 0; j < VECTORS; j++)
+            S::store(m + (p * tiles + t + i) * 2 * LANES + j * Traits::WIDTH, sum[i][j]);
+      }
+    }
+  }
+
+  // Blocks of tiles in reading order; a block may go on in the next row of tiles.
+  template <int OUT>
+  static void blocks(const ConvArgs& a, float* scratch) {
+    const int radius = a.kernel / 2, across = (a.dst.width + OUT - 1) / OUT;
+    const int total = across * ((a.dst.height + OUT - 1) / OUT);
+    const int tiles = winograd_tiles(a.in_channels);
+    const int64_t stride = winograd_stride(a.in_channels);
+    float* const v = scratch;
+    float* const m = scratch + 36 * tiles * stride;
+    for (int first = 0; first < total; first += tiles) {
+      const int count = total - first < tiles ? total - first : tiles;
+      const int used = (count + Traits::PIXELS - 1) / Traits::PIXELS * Traits::PIXELS;  // beyond count: leftovers
+      for (int t = 0; t < count; t++) {
+        const int y = (first + t) / across * OUT - radius, x = (first + t) % across * OUT - radius;
+        float* to = v + t * stride;
+        for (int s = 0; s < a.source_count; s++) {
+          const FeatureMap& map = a.sources[s];
+          input_tile(map, map.pixels + y * map.row + x * map.pixel, to, used * stride);
+          to += map.channels;
+        }
+      }
+      for (int t = count; t < used; t++)
+        for (int p = 0; p < 36; p++)
+          for (int c = 0; c < a.in_channels; c++) v[(int64_t(p) * used + t) * stride + c] = 0.0f;
+      for (int group = 0; group < a.groups;) {
+        const int groups = a.groups - group >= GROUPS ? GROUPS : 1;
+        if (groups == GROUPS)
+          multiply<Traits::VECTORS>(a, group, v, m, used, stride);
+        else
+          multiply<S::PER_GROUP>(a, group, v, m, used, stride);
+        for (int t = 0; t < count; t++)
+          for (int c = 0; c < groups * LANES; c += Traits::WIDTH)
+            output_tile<OUT>(a, m + t * 2 * LANES + c, int64_t(used) * 2 * LANES, (first + t) / across * OUT,
+                             (first + t) % across * OUT, group * LANES + c);
+        group += groups;
+      }
+    }
+  }
+
+  static void conv(const ConvArgs& a, float* scratch) {
+    if (a.kernel == 3)
+      blocks<4>(a, scratch);
+    else
+      blocks<2>(a, scratch);
+  }
+};
+
+}  // namespace
+}  // namespace ape::cpu

@@ -1,0 +1,68 @@
+"""What the kernels cost, in instructions: steady where time is not."""
+
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ape_kernels.backends import get_backend
+from ape_kernels.collapse import CollapsedTail
+from ape_kernels.native import core
+from ape_kernels.program import Buffer, Conv, PatchProgram, Reconstruct, Stage
+
+SIDE, FEATS = 24, 64
+
+# Without torch, which takes minutes to import under valgrind.
+RUN = """
+import ctypes, importlib.machinery, importlib.util, pathlib, sys
+folder, module = pathlib.Path(sys.argv[1]), sys.argv[2]
+loader = importlib.machinery.ExtensionFileLoader("ape_kernels._C", module)
+core = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+loader.exec_module(core)
+size = {"table": 64, "weights": 4}
+memory = {name: ctypes.create_string_buffer((folder / name).read_bytes()) for name in size}
+address = {name: ctypes.addressof(buffer) for name, buffer in memory.items()}
+count = {name: (len(buffer) - 1) // size[name] for name, buffer in memory.items()}
+patch, out = ctypes.create_string_buffer(3 * 24 * 24 * 4), ctypes.create_string_buffer(3 * 24 * 24 * 4)
+number = ctypes.create_string_buffer(8)
+core.cpu_run_patches(
+    address["table"], count["table"], address["weights"], count["weights"], ctypes.addressof(patch), 0,
+    ctypes.addressof(out), ctypes.addressof(number), ctypes.addressof(number), 1, 24, 24, 0.5, 1,
+)
+"""
+
+
+def instructions(folder, convs: int) -> int:
+    """Executed to run a patch through `convs` convolutions, AVX2."""
+    steps = [Conv(1 + i % 2, 2 - i % 2, torch.full((FEATS, FEATS, 3, 3), 0.01)) for i in range(convs)]
+    program = PatchProgram(
+        (Buffer(3), Buffer(FEATS), Buffer(FEATS)),
+        (Conv(0, 1, torch.ones(FEATS, 3, 3, 3)),),
+        (Stage(1, 1, tuple(steps)),),
+        (Reconstruct(1, CollapsedTail(torch.ones(1, 1, 3, FEATS, 1, 1), torch.ones(1, 1, 3)), 1),),
+    )
+    packed = get_backend("cpu").pack(program, torch.device("cpu"), torch.float32)
+    (folder / "table").write_bytes(packed.table.numpy().tobytes())
+    (folder / "weights").write_bytes(packed.weights.numpy().tobytes())
+    out = folder / "callgrind"
+    command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", sys.executable, "-S", "-E", "-c", RUN]
+    environment = {**os.environ, "APE_CPU_ISA": "avx2"}
+    done = subprocess.run([*command, str(folder), core().__file__], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(re.search(r"^(?:summary|totals): (\d+)", out.read_text(), re.M).group(1))
+
+
+def test_instructions_of_a_winograd_convolution(tmp_path):
+    """3.2 a vector multiplication when this was written: 1.8 in the products, the rest in the transforms."""
+    if shutil.which("valgrind") is None:
+        pytest.skip("valgrind is not installed")
+    if "avx2" not in core().cpu_isas():
+        pytest.skip("this CPU has no AVX2")
+    each = (instructions(tmp_path, 10) - instructions(tmp_path, 2)) / 8
+    multiplications = 36 * math.ceil(SIDE / 4) ** 2 * FEATS * FEATS / 8
+    assert each < 3.5 * multiplications, f"{each / multiplications:.2f} instructions a vector multiplication"
