@@ -43,14 +43,14 @@ typedef float Vector __attribute__((vector_size(WIDTH * sizeof(float))));
 // Twelve multiply-add chains in registers. Returns the FLOPs done.
 extern "C" double raw_loop(long rounds) {
   Vector sum[12];
+#pragma GCC unroll 12
   for (int i = 0; i < 12; i++) sum[i] = Vector{} + float(i);
   const Vector a = Vector{} + 0.999f, b = Vector{} + 1e-3f;
-  for (long i = 0; i < rounds; i++) {
+  for (long i = 0; i < rounds; i++)
 #pragma GCC unroll 12
     for (int j = 0; j < 12; j++) sum[j] = sum[j] * a + b;
-    __asm__ volatile("" : "+x"(sum[0]));
-  }
   Vector total = sum[0];
+#pragma GCC unroll 12
   for (int j = 1; j < 12; j++) total += sum[j];
   volatile float keep = total[0];
   (void)keep;

@@ -7,7 +7,7 @@ import torch
 from support import spread_network, test_patches
 
 from ape_kernels import APEForward
-from ape_kernels.backends import get_backend
+from ape_kernels.backends import cpu, get_backend
 from ape_kernels.collapse import CollapsedTail
 from ape_kernels.native import core
 from ape_kernels.program import (
@@ -31,6 +31,7 @@ def isa(request, monkeypatch):
     if request.param not in core().cpu_isas():
         pytest.skip(f"this CPU cannot run {request.param} kernels (able: {', '.join(core().cpu_isas())})")
     monkeypatch.setenv("APE_CPU_ISA", request.param)
+    monkeypatch.setattr(cpu, "FAST_PAIRS", ISAS)
     return request.param
 
 
@@ -165,9 +166,25 @@ def test_run_stage_chained_equals_run_patches(isa):
     assert not torch.equal(out, expected)
 
 
-def test_few_channels_stay_float32():
+def test_few_channels_stay_float32(isa):
     """Pixels enter exactly: at rgb_range 255 bf16 would round them by up to half a level."""
     model = EDSR(2, 1, 16, 1, rgb_range=255.0).eval().requires_grad_(False)
     rows = APEForward(model, backend="cpu", dtype=torch.bfloat16)._prepare().packed.table
     convs = rows[rows[:, 0] == 3]
     assert [int(mode) >> 1 for mode in convs[:, 14]] == [0, 0, 2, 2, 2]
+
+
+def test_an_instruction_set_that_gains_nothing_computes_in_float32(monkeypatch):
+    monkeypatch.setenv("APE_CPU_ISA", "portable")
+    model, patches = spread_network(), test_patches(2)
+    half = APEForward(model, backend="cpu", dtype=torch.bfloat16).forward_patches(patches)[0]
+    assert torch.equal(half, APEForward(model, backend="cpu").forward_patches(patches)[0])
+
+
+def test_what_was_packed_for_one_instruction_set_runs_on_all(monkeypatch):
+    monkeypatch.setattr(cpu, "FAST_PAIRS", ISAS)
+    fast, pictures = APEForward(spread_network(), backend="cpu", dtype=torch.bfloat16), []
+    for isa in core().cpu_isas():
+        monkeypatch.setenv("APE_CPU_ISA", isa)
+        pictures.append(fast.forward_patches(test_patches(2))[0])
+    assert all((picture - pictures[0]).abs().max() < 0.02 for picture in pictures)
