@@ -45,7 +45,7 @@ struct Carrier {
   template <class F>
   FN void each(int count, F f) const {
     w.lanes([&](int l) {
-      for (int i = w.id * kLanes + l; i < count; i += kThreads) f(i);
+      ROLLED for (int i = w.id * kLanes + l; i < count; i += kThreads) f(i);
     });
   }
 };

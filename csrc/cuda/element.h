@@ -27,8 +27,8 @@ struct Half {
   static constexpr uint32_t kUnitBytes = kUnitElements * sizeof(Element);
   static constexpr int kStages = 3;  // units in shared memory at once, of which all but one are under way
 
-  // Units of 16 output channels that a warp of a convolution accumulates at once.
-  static constexpr int most_pairs(int kernel) { return kernel == 5 ? 3 : 4; }
+  // Units of 16 output channels that a warp of a convolution accumulates at once, for k = 1 and 3, and for k = 5.
+  static constexpr int kMostUnits = 4, kMostUnits5 = 3;
 
   static FN F2 load_pair(Warp& w, const Element* from) { return unpack_halves(w.load<uint32_t>(from)); }
   static FN void store_pair(Warp& w, Element* to, F2 v) { w.store(to, pack_halves(v.x, v.y)); }
@@ -87,7 +87,7 @@ struct Float {
   static constexpr uint32_t kCellBytes = kCellChannels * sizeof(Element);
   static constexpr uint32_t kUnitBytes = kUnitElements * sizeof(Element);
   static constexpr int kStages = 2;
-  static constexpr int most_pairs(int kernel) { return kernel == 5 ? 1 : 2; }
+  static constexpr int kMostUnits = 2, kMostUnits5 = 1;
 
   static FN F2 load_pair(Warp& w, const Element* from) { return w.load<F2>(from); }
   static FN void store_pair(Warp& w, Element* to, F2 v) { w.store(to, v); }

@@ -75,7 +75,7 @@ FN void upsample(Carrier<E>& b, const Instruction& in) {
     } else {
       const Cubic rows(y, factor, src.height), columns(x, factor, src.width);
       UNROLL for (float& value : v) value = 0.0f;
-      ROLLED for (int r = 0; r < 4; ++r) {
+      UNROLL for (int r = 0; r < 4; ++r) {
         UNROLL for (int c = 0; c < 4; ++c) {
           float cell[kCellChannels];
           E::load_cell(b.w, src.cell(group, rows.index[r] * src.width + columns.index[c]), cell);

@@ -31,12 +31,7 @@ struct Worker {
                        w.block * args.scratch_elements * args.height * args.width} {}
 
   FN void run() {
-    for (int number; (number = take()) < b.args.count;) {
-      if (b.args.active)
-        run_stage(number);
-      else
-        run_patch(number);
-    }
+    for (int number; (number = take()) < b.args.count;) carry(number);
   }
 
   // The next patch's number, for the whole block.
@@ -48,63 +43,46 @@ struct Worker {
     return b.w.template lds<int>(kTaken);
   }
 
-  FN void run_patch(int number) {
-    begin(0, number, true);
-    for (int row = b.args.first_row;; ++row) {
-      const int opcode = b.row(row).opcode;
-      if (opcode == STAGE || opcode == TAIL) {
-        if (stage >= 0) decide(number, opcode == TAIL);
-        if (stage >= 0 && leaves)
-          row = b.args.tail_row;
-        else
-          ++stage;
-        continue;
-      }
-      step(row, number);
-      if (opcode == RECONSTRUCT) break;
-    }
-    finish(number);
-    b.w.lanes([&](int l) {
-      if (b.w.id == 0 && l == 0) b.w.store(b.args.exit_index + number, static_cast<int64_t>(stage));
-    });
-  }
-
-  FN void run_stage(int number) {
-    const int64_t input = b.w.template load<int64_t>(b.args.active + number);
-    const bool inside = input >= 0 && input < b.args.input_rows;
-    const int src = b.row(b.args.first_row).src, dst = b.row(b.args.first_row).dst;
-    begin(src, inside ? input : 0, inside);
-    stage = b.args.stage;
-    int row = b.args.first_row + 1;
-    for (; b.row(row).opcode != STAGE && b.row(row).opcode != TAIL; ++row) step(row, number);
-    decide(inside ? input : 0, b.row(row).opcode == TAIL);
-    const Feature<E> out = b.feature(dst);
-    store_feature(b, out, b.args.output + static_cast<int64_t>(number) * out.channels * out.pixels());
-    finish(number);
-    b.w.lanes([&](int l) {
-      if (b.w.id == 0 && l == 0) b.w.store(b.args.leaves + number, static_cast<uint8_t>(leaves));
-    });
-  }
-
-  // Row `input` of the input to buffer `number`.
-  FN void begin(int number, int64_t input, bool inside) {
-    const Feature<E> to = b.feature(number);
+  // One patch, from the input to what it leaves behind.
+  FN void carry(int number) {
+    const bool whole = b.args.stage == WHOLE;
+    const int64_t wanted = whole ? number : b.w.template load<int64_t>(b.args.active + number);
+    const bool inside = wanted >= 0 && wanted < b.args.input_rows;
+    const int64_t input = inside ? wanted : 0;
+    const Feature<E> to = b.feature(whole ? 0 : b.row(b.args.first_row).src);
     load_feature(b, b.args.input + input * to.channels * to.pixels(), to, inside);
-    stage = -1;
+    b.w.sync();
+    stage = b.args.stage;
     leaves = false;
     capacity = NAN;
-    b.w.sync();
-  }
-
-  // Whether the patch, row `input` of the input, leaves after the stage that has ended.
-  FN void decide(int64_t input, bool last) {
-    if (b.args.exit_at) leaves = b.w.template load<int64_t>(b.args.exit_at + input) <= stage;
-    leaves = leaves || last;
-  }
-
-  FN void finish(int number) {
+    for (int row = b.args.first_row + (whole ? 0 : 1);; ++row) {
+      const int opcode = b.row(row).opcode;
+      if (opcode != STAGE && opcode != TAIL) {
+        step(row, number);
+        if (opcode == RECONSTRUCT) break;
+        continue;
+      }
+      if (stage >= 0) {  // a stage has ended
+        if (b.args.exit_at) leaves = b.w.template load<int64_t>(b.args.exit_at + input) <= stage;
+        leaves = leaves || opcode == TAIL;
+        if (!whole) break;
+      }
+      if (leaves)
+        row = b.args.tail_row;
+      else
+        ++stage;
+    }
+    if (!whole) {
+      const Feature<E> from = b.feature(b.row(b.args.first_row).dst);
+      store_feature(b, from, b.args.output + static_cast<int64_t>(number) * from.channels * from.pixels());
+    }
     b.w.lanes([&](int l) {
-      if (b.w.id == 0 && l == 0) b.w.store(b.args.capacity + number, capacity);
+      if (b.w.id || l) return;
+      b.w.store(b.args.capacity + number, capacity);
+      if (whole)
+        b.w.store(b.args.exit_index + number, static_cast<int64_t>(stage));
+      else
+        b.w.store(b.args.leaves + number, static_cast<uint8_t>(leaves));
     });
   }
 
