@@ -19,6 +19,10 @@ struct Feature {
   }
 };
 
+// Shared memory of pooling and gates, floats [padded C], [padded C] and [hidden] one after the other. It lies where the
+// convolutions' rings are, which are idle then.
+constexpr uint32_t kPooled = 0;
+
 FN int padded(int channels) { return (channels + kUnitChannels - 1) / kUnitChannels * kUnitChannels; }
 
 template <class E>

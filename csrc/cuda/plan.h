@@ -147,7 +147,19 @@ class Plan {
     if (in.add != NO_BUFFER) fits(in.add, in.out_channels, resolution);
     units(in.weight, padded(in.out_channels) * in.kernel * in.kernel * stored);
     vector(in.bias, padded(in.out_channels), "bias outside the weight buffer");
+    if (at_ > 0 && row(at_ - 1).opcode == CONV && row(at_ - 1).fused) fused(row(at_ - 1), in);
+    require(!in.fused || (at_ + 1 < rows_ && row(at_ + 1).opcode == CONV), "fused with no convolution");
     if (in.activation == PRELU) vector(in.slope, padded(in.out_channels), "slopes outside the weight buffer");
+  }
+
+  // Two rows that the kernel runs as one: conv, activation, conv, then an activation or the sum with the input.
+  void fused(const Instruction& one, const Instruction& two) const {
+    require(one.kernel == 3 && two.kernel == 3 && one.in_channels == one.out_channels &&
+                two.in_channels == two.out_channels && two.src == one.dst && two.dst != one.dst && !two.fused &&
+                (at_ < 2 || row(at_ - 2).opcode != SOURCE) && one.scale() == 1.0f && two.scale() == 1.0f &&
+                one.add == NO_BUFFER &&
+                (two.add == NO_BUFFER || (two.add == one.src && two.activation == NO_ACTIVATION)),
+            "not what can be fused with the row before");
   }
 
   void attention(const Instruction& in) const {

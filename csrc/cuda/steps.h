@@ -5,10 +5,6 @@
 
 namespace ape::cuda {
 
-// Shared memory of pooling and gates, floats [padded C], [padded C] and [hidden] one after the other. It lies where the
-// convolutions' rings are, which are idle then.
-constexpr uint32_t kPooled = 0;
-
 // float32 [C][height][width] to a feature buffer, rounded, its padding zero. A row outside the input gives NaN.
 template <class E>
 FN void load_feature(Carrier<E>& b, const float* from, const Feature<E>& to, bool inside) {

@@ -6,25 +6,43 @@
 //            touch each other, so a result does not depend on which block runs it, nor on its company.
 // Program    the rows of the instruction table, read as they stand (docs/program.md). Steps hand on through the arena,
 //            which the L2 cache holds; one barrier after each.
-// Shared     ConvShared<E>::kBytes for convolutions, in the same place floats for pooling; last 16 bytes the queue's
-//            answer.
+// Shared     one place for the rings of convolutions (conv.h, pair.h) and the floats of pooling (steps.h); after it 16
+//            bytes for the queue's answer. 163 KB parts: 162 832 B, 99 KB parts: 95 248 B; Float: 78 352 B.
 // Rounding   products take operands of type E, sums are float32; features are rounded to E where they are stored.
 #pragma once
 
-#include "conv.h"
+#include <type_traits>
+
+#include "pair.h"
 #include "steps.h"
 
 namespace ape::cuda {
 
-template <class E>
+// Shapes of the fused pair for parts with 163 KB of shared memory a block and more, and with 99 KB.
+struct LargeShapes {
+  using Wide = PairShape<64, 8, 4>;
+  using Narrow = PairShape<32, 8, 4>;
+};
+struct SmallShapes {
+  using Wide = PairShape<64, 4, 2>;
+  using Narrow = PairShape<32, 8, 4>;
+};
+static_assert(LargeShapes::Wide::kBytes + 16 <= 163 * 1024 && SmallShapes::Wide::kBytes + 16 <= 99 * 1024 &&
+                  LargeShapes::Narrow::kBytes <= SmallShapes::Wide::kBytes,
+              "shared memory of a block: A100 163 KB, RTX 99 KB");
+
+template <class E, class Shapes>
 struct Worker {
-  static constexpr uint32_t kTaken = ConvShared<E>::kBytes;
+  static constexpr bool kFuses = std::is_same_v<E, Half>;
+  static constexpr uint32_t kTaken = kFuses && Shapes::Wide::kBytes > ConvShared<E>::kBytes ? Shapes::Wide::kBytes
+                                                                                            : ConvShared<E>::kBytes;
   static constexpr uint32_t kSharedBytes = kTaken + 16;
 
   Carrier<E> b;
   int stage;        // being run, -1 before the first
   bool leaves;      // after the stage that has ended
   float capacity;   // 1 - the last prediction
+  int pooled;       // buffer whose sums over pixels the step before left in kPooled, or NO_BUFFER
 
   FN Worker(Warp& w, const WorkerArgs& args)
       : b{w, args, static_cast<typename E::Element*>(args.scratch) +
@@ -55,6 +73,7 @@ struct Worker {
     stage = b.args.stage;
     leaves = false;
     capacity = NAN;
+    pooled = NO_BUFFER;
     for (int row = b.args.first_row + (whole ? 0 : 1);; ++row) {
       const int opcode = b.row(row).opcode;
       if (opcode != STAGE && opcode != TAIL) {
@@ -86,28 +105,32 @@ struct Worker {
     });
   }
 
-  // Runs one row, up to and with the barrier that lets the next one see what it wrote.
+  // Runs one row, or two that are fused, up to and with the barrier that lets the next one see what they wrote.
   FN void step(int& row, int number) {
     const int first = row;
     while (b.row(row).opcode == SOURCE) ++row;
-    const Instruction in = b.row(row);
+    const Instruction& in = b.row(row);
+    const int sums = pooled;
+    pooled = NO_BUFFER;
     switch (in.opcode) {
       case CONV:
-      case RECONSTRUCT: {
-        Conv<E> conv(b, row, first, number);
-        conv.run();
+      case RECONSTRUCT:
+        if (fuses(in)) {
+          run_pair(row);
+          break;
+        }
+        Conv<E>(b, row, first, number).run();
         if (in.opcode == RECONSTRUCT && in.mode) reconstruct_ring(b, in, number);
         break;
-      }
       case UPSAMPLE:
         upsample(b, in);
         break;
       case ATTENTION:
-        pool(b, b.feature(in.src));
+        if (sums != in.src) pool(b, b.feature(in.src));
         attention(b, in);
         break;
       case EXIT: {
-        pool(b, b.feature(in.src));
+        if (sums != in.src) pool(b, b.feature(in.src));
         const float prediction = predict(b, in);
         capacity = 1.0f - prediction;
         leaves = prediction >= b.args.boundary;
@@ -115,6 +138,26 @@ struct Worker {
       }
     }
     b.w.sync();
+  }
+
+  FN bool fuses(const Instruction& in) const {
+    const int channels = padded(in.out_channels);
+    return kFuses && in.fused && b.feature(in.src).width <= kPairWidth &&
+           (channels == Shapes::Wide::kChannels || channels == Shapes::Narrow::kChannels);
+  }
+
+  FN void run_pair(int& row) {
+    if constexpr (kFuses) {
+      const Instruction& after = b.row(row + 2);
+      const int dst = b.row(row + 1).dst;
+      const bool sums = (after.opcode == EXIT || after.opcode == ATTENTION) && after.src == dst;
+      if (padded(b.row(row).out_channels) == Shapes::Wide::kChannels)
+        Pair<typename Shapes::Wide>(b, row, sums).run();
+      else
+        Pair<typename Shapes::Narrow>(b, row, sums).run();
+      if (sums) pooled = dst;
+      ++row;
+    }
   }
 };
 

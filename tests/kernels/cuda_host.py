@@ -35,12 +35,13 @@ class Request(ctypes.Structure):
 class HostLauncher:
     """Has the functions of the native core that the cuda backend calls.
 
-    library: as `build` made it. blocks: at most, whatever the device. seed, chance, fault: `Run` in host/exec_host.h.
+    library: as `build` made it. blocks: at most, whatever the device. small: with little shared memory. seed, chance, fault: `Run` in host/exec_host.h.
     Raises AssertionError for what the execution layer finds: races, accesses outside, deadlocks.
     """
 
     library: Path
     blocks: int = 3
+    small: bool = False
     seed: int = 0
     chance: int = 0
     fault: str = ""
@@ -59,7 +60,7 @@ class HostLauncher:
         request = Request(table, table_rows, weights, weight_count, element, stage, *arguments)
         sites, message = ctypes.create_string_buffer(8192), ctypes.create_string_buffer(8192)
         errors = ctypes.CDLL(str(self.library)).ape_host_run(
-            ctypes.byref(request), self.seed, self.chance, self.fault.encode(), sites, message, ctypes.c_int64(8192)
+            ctypes.byref(request), self.small, self.seed, self.chance, self.fault.encode(), sites, message, ctypes.c_int64(8192)
         )
         self.sites |= set(sites.value.decode().split("\n")) - {""}
         assert not errors, f"{errors} errors, the first: {message.value.decode()}"

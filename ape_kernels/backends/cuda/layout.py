@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ape_kernels.program import Activation, ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step
-from ape_kernels.table import Column, PackedProgram
+from ape_kernels.table import NO_BUFFER, Column, Opcode, PackedProgram, float_from_bits
 from ape_kernels.table import pack as pack_program
 
 UNIT = 16  # channels, in and out, of the blocks that weights are cut into (csrc/cuda/element.h)
@@ -24,8 +25,56 @@ def pack(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> Pac
     for row, buffer in zip(packed.table, program.buffers, strict=False):
         row[Column.WEIGHT] = place
         place += _padded(buffer.channels) * buffer.resolution**2
+    _mark_fused(packed.table)
     image = packed.table.flatten().view(dtype).to(device)
     return replace(packed, weights=torch.cat([packed.weights, image]))
+
+
+def _mark_fused(table: Tensor) -> None:
+    """Mark the first of two CONV rows that the kernel may run in one pass, so that the buffer between is not written.
+
+    conv, activation, conv, then an activation or the sum with the first one's input; 3x3, as many channels in as out.
+    """
+    rows = table.tolist()
+    writers = (Opcode.CONV, Opcode.ATTENTION, Opcode.UPSAMPLE)
+    stale = set()  # buffers read elsewhere than in the row after the one that writes them
+    for before, row in zip([None, *rows], rows, strict=False):
+        fresh = before[Column.DST] if before and before[Column.OPCODE] in writers else None
+        stale |= _reads(row) - {fresh}
+    previous = None
+    for number, (one, two) in enumerate(pairwise(rows)):
+        if previous != number - 1 and _fuses(one, two, stale) and rows[number - 1][Column.OPCODE] != Opcode.SOURCE:
+            table[number, Column.FUSED] = 1
+            previous = number
+
+
+def _reads(row: list[int]) -> set[int]:
+    """The buffers a row reads; what a stage is handed and hands on counts as read."""
+    columns = {
+        Opcode.STAGE: (Column.SRC, Column.DST),
+        Opcode.CONV: (Column.SRC, Column.ADD),
+        Opcode.ATTENTION: (Column.SRC, Column.ADD),
+        Opcode.RECONSTRUCT: (Column.SRC, Column.ADD),
+        Opcode.SOURCE: (Column.SRC,),
+        Opcode.UPSAMPLE: (Column.SRC,),
+        Opcode.EXIT: (Column.SRC,),
+    }
+    return {row[column] for column in columns.get(row[Column.OPCODE], ())}
+
+
+def _fuses(one: list[int], two: list[int], stale: set[int]) -> bool:
+    between = one[Column.DST]
+    alike = all(
+        row[Column.OPCODE] == Opcode.CONV
+        and row[Column.KERNEL] == 3
+        and row[Column.IN_CHANNELS] == row[Column.OUT_CHANNELS]
+        and float_from_bits(row[Column.SCALE_BITS]) == 1.0
+        for row in (one, two)
+    )
+    if not alike or between in stale or two[Column.SRC] != between or two[Column.DST] == between:
+        return False
+    adds_input = two[Column.ADD] == one[Column.SRC] and two[Column.ACTIVATION] == Activation.NONE
+    return one[Column.ADD] == NO_BUFFER and (two[Column.ADD] == NO_BUFFER or adds_input)
 
 
 def _folded(program: PatchProgram, dtype: torch.dtype) -> PatchProgram:

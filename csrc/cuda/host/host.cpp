@@ -8,7 +8,7 @@ namespace ape::cuda {
 namespace {
 
 int64_t shared_bytes(int64_t element) {
-  return element == kHalfElements ? Worker<Half>::kSharedBytes : Worker<Float>::kSharedBytes;
+  return element == kHalfElements ? Worker<Half, SmallShapes>::kSharedBytes : Worker<Float, SmallShapes>::kSharedBytes;
 }
 
 // Every array the kernel is given, in its full size; its own arena for each block.
@@ -42,11 +42,11 @@ std::vector<Region> regions(const Request& request, const Plan& plan, const Work
   return all;
 }
 
-template <class E>
+template <class E, class Shapes>
 void execute(const Request& request, const Plan& plan, Run& run) {
   const WorkerArgs args = args_of(request, plan);
-  Grid grid(run, regions(request, plan, args), int(request.blocks), Worker<E>::kSharedBytes, [&](Warp& w) {
-    Worker<E> worker(w, args);
+  Grid grid(run, regions(request, plan, args), int(request.blocks), Worker<E, Shapes>::kSharedBytes, [&](Warp& w) {
+    Worker<E, Shapes> worker(w, args);
     worker.run();
   });
   grid.execute();
@@ -73,17 +73,19 @@ extern "C" int ape_host_plan(uintptr_t table, int64_t table_rows, int64_t weight
   }
 }
 
-// seed, chance, fault: see Run. Returns the number of errors the checks found, the first in `message`; `sites` gets the
+// small: as on a device with 99 KB of shared memory a block. seed, chance, fault: see Run. Returns the number of errors the checks found, the first in `message`; `sites` gets the
 // barriers and waits that were reached, a line each.
-extern "C" int ape_host_run(const Request* request, unsigned seed, int chance, const char* fault, char* sites,
+extern "C" int ape_host_run(const Request* request, int small, unsigned seed, int chance, const char* fault, char* sites,
                             char* message, int64_t size) {
   const Plan plan = plan_of(request->table, request->table_rows, request->weight_count, request->element,
                             shared_bytes(request->element));
   Run run{seed, chance, fault, 0, {}, {}};
-  if (request->element == kHalfElements)
-    execute<Half>(*request, plan, run);
+  if (request->element != kHalfElements)
+    execute<Float, SmallShapes>(*request, plan, run);
+  else if (small)
+    execute<Half, SmallShapes>(*request, plan, run);
   else
-    execute<Float>(*request, plan, run);
+    execute<Half, LargeShapes>(*request, plan, run);
   std::string all;
   for (const std::string& site : run.sites) all += site + "\n";
   put(sites, size, all);
