@@ -104,8 +104,7 @@ void check(cudaError_t error) {
 
 // Scratch elements a low-resolution pixel, resolution of the input's buffer, and blocks that run at once.
 py::tuple cuda_plan(uintptr_t table, int64_t table_rows, int64_t weight_count, int element, int stage) {
-  const ape::cuda::Plan plan =
-      ape::cuda::plan_of(table, table_rows, weight_count, element, ape::cuda::worker_shared_bytes(element));
+  const ape::cuda::Plan plan = ape::cuda::plan_of(table, table_rows, weight_count, element);
   int blocks = 0;
   check(ape::cuda::worker_blocks(element, &blocks));
   return py::make_tuple(plan.scratch_elements, plan.input_buffer(stage).upscale, blocks);
@@ -117,12 +116,10 @@ void cuda_run_worker(uintptr_t table, int64_t table_rows, int64_t weight_count, 
                      uintptr_t output, uintptr_t exit_index, uintptr_t capacity, uintptr_t leaves, uintptr_t scratch,
                      uintptr_t queue, int blocks, int64_t count, int height, int width, float boundary,
                      uintptr_t stream) {
-  const ape::cuda::Request request{table,      table_rows, weights, weight_count, element, stage,  input,
-                                   input_rows, active,     exit_at, output,       exit_index,      capacity,
-                                   leaves,     scratch,    queue,   blocks,       count,   height, width,
-                                   boundary};
-  const ape::cuda::Plan plan =
-      ape::cuda::plan_of(table, table_rows, weight_count, element, ape::cuda::worker_shared_bytes(element));
+  const ape::cuda::Request request{table,      table_rows, weights, weight_count, element,    stage,    input,
+                                   input_rows, active,     exit_at, output,       exit_index, capacity, leaves,
+                                   scratch,    queue,      blocks,  count,        height,     width,    boundary};
+  const ape::cuda::Plan plan = ape::cuda::plan_of(table, table_rows, weight_count, element);
   check(ape::cuda::launch_worker(ape::cuda::args_of(request, plan), element, blocks, pointer<CUstream_st>(stream)));
 }
 

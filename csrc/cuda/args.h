@@ -7,7 +7,8 @@
 
 namespace ape::cuda {
 
-constexpr int32_t WHOLE = -1;  // in the place of a stage: the whole forward
+constexpr int64_t kPoolBytes = 64 * 1024;  // of shared memory, for pooled sums and gates (steps.h)
+constexpr int32_t WHOLE = -1;              // in the place of a stage: the whole forward
 
 // All pointers are device memory. P patches, of height x width low-resolution pixels; E is the element type of the
 // weights and features: half, or float for exact runs.
@@ -32,9 +33,9 @@ struct WorkerArgs {
   int64_t scratch_elements;  // a low-resolution pixel's share of an arena
   int32_t count, input_rows;
   int32_t height, width;
-  int32_t stage;              // run_stage: which; WHOLE for run_patches
-  int32_t first_row;          // of the table to run: after the BUFFER rows, or the STAGE row of `stage`
-  int32_t tail_row;           // the TAIL row
+  int32_t stage;      // run_stage: which; WHOLE for run_patches
+  int32_t first_row;  // of the table to run: after the BUFFER rows, or the STAGE row of `stage`
+  int32_t tail_row;   // the TAIL row
   float boundary;
 };
 

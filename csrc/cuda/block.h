@@ -48,9 +48,7 @@ struct Carrier {
   // f(i) for all i in [0, count), spread over the block's threads.
   template <class F>
   FN void each(int count, F f) const {
-    w.lanes([&](int l) {
-      ROLLED for (int i = w.id * kLanes + l; i < count; i += kThreads) f(i);
-    });
+    w.lanes([&](int l) { ROLLED for (int i = w.id * kLanes + l; i < count; i += kThreads) f(i); });
   }
 };
 

@@ -15,7 +15,7 @@
 
 namespace ape::cuda {
 
-constexpr int kTile = 16;  // pixels, both ways
+constexpr int kTile = 16;                  // pixels, both ways
 constexpr int kTileRows = kTile / kWarps;  // of a warp
 static_assert(kTileRows * kWarps == kTile && kTile == 16, "a warp's pixel rows are whole mma tiles");
 
@@ -31,14 +31,15 @@ struct ConvShared {
   static_assert(E::kStages >= 2 && E::kStages - 1 <= 5, "two inputs of k = 5 last as long as the steps fetched ahead");
 };
 
+// What negative values of output channel `channel` and the next are multiplied with.
 template <class E>
-FN void activate(Carrier<E>& b, const Instruction& in, int channel, F2& v) {
-  if (in.activation == NO_ACTIVATION) return;
-  F2 slope{0.0f, 0.0f};
-  if (in.activation == PRELU) slope = b.w.template load<F2>(b.vector(in.slope) + channel);
-  if (v.x < 0.0f) v.x *= slope.x;
-  if (v.y < 0.0f) v.y *= slope.y;
+FN F2 slope_of(Carrier<E>& b, const Instruction& in, int channel) {
+  if (in.activation == PRELU) return b.w.template load<F2>(b.vector(in.slope) + channel);
+  const float slope = in.activation == RELU ? 0.0f : 1.0f;
+  return {slope, slope};
 }
+
+FN F2 activated(float x, float y, F2 slope) { return {x < 0.0f ? x * slope.x : x, y < 0.0f ? y * slope.y : y}; }
 
 template <class E>
 struct Conv {
@@ -47,7 +48,7 @@ struct Conv {
   // Where work stands: the tile's first pixel, its first unit of output channels, the row of taps.
   struct Place {
     int y, x, pair;
-    int step, ky;  // steps done of this tile; first row of taps
+    int step, ky;             // steps done of this tile; first row of taps
     uint32_t weights, input;  // slots in shared memory
   };
 
@@ -112,7 +113,8 @@ struct Conv {
   FN void fetch() {
     const int taps = lines * kernel * (E::kUnitBytes / 16);  // in pieces of 16 bytes
     const int64_t pair_stride = static_cast<int64_t>(steps) * lines * kernel * kUnitElements;
-    const Element* weights = b.weights(in.weight) + ahead.pair * pair_stride + ahead.step * lines * kernel * kUnitElements;
+    const Element* weights =
+        b.weights(in.weight) + ahead.pair * pair_stride + ahead.step * lines * kernel * kUnitElements;
     b.each(units_at(ahead) * taps, [&](int i) {
       b.w.copy(ahead.weights + i * 16, weights + i / taps * pair_stride + i % taps * (16 / sizeof(Element)), true);
     });
@@ -185,8 +187,8 @@ struct Conv {
     const uint32_t row_bytes = side * E::kCellBytes;
     uint32_t pixels = now.input + (b.w.id * kTileRows + now.ky) * row_bytes, units = now.weights;
     ROLLED for (int tap = 0, kx = 0; tap < lines * kernel; ++tap) {
-      E::template multiply<kTileRows, 2 * E::kMostUnits, UNITS>(b.w, acc, rows, pixels, row_bytes, side * row_bytes, units,
-                                                                lines * kernel * E::kUnitBytes);
+      E::template multiply<kTileRows, 2 * E::kMostUnits, UNITS>(b.w, acc, rows, pixels, row_bytes, side * row_bytes,
+                                                                units, lines * kernel * E::kUnitBytes);
       units += E::kUnitBytes;
       pixels += E::kCellBytes;
       if (++kx < kernel) continue;
@@ -198,29 +200,36 @@ struct Conv {
   FN void finish() {
     UNROLL for (int n = 0; n < 2 * E::kMostUnits; ++n) {
       if (n >= 2 * units_at(now)) continue;
-      UNROLL for (int m = 0; m < kTileRows; ++m) UNROLL for (int j = 0; j < 2; ++j) b.w.lanes([&](int l) {
-        const int y = now.y + b.w.id * kTileRows + m, x = now.x + fragment_pixel(l, j);
+      b.w.lanes([&](int l) {
         const int channel = now.pair * kUnitChannels + n * 8 + fragment_channel(l);
-        if (y < to.height && x < to.width) put(y, x, channel, F2{acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]});
+        if (in.opcode == RECONSTRUCT) return put_pixels(l, n, channel);
+        const F2 slope = slope_of(b, in, channel);
+        UNROLL for (int m = 0; m < kTileRows; ++m) UNROLL for (int j = 0; j < 2; ++j) {
+          const int y = line(m), x = now.x + fragment_pixel(l, j);
+          if (y >= to.height || x >= to.width) continue;
+          const int64_t element =
+              to.cell(channel / kCellChannels, y * to.width + x) - to.data + channel % kCellChannels;
+          F2 v = activated(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1], slope);
+          v = {v.x * scale_of(in), v.y * scale_of(in)};
+          if (in.add != NO_BUFFER) {
+            const F2 added = E::load_pair(b.w, b.feature(in.add).data + element);
+            v = {v.x + added.x, v.y + added.y};
+          }
+          E::store_pair(b.w, to.data + element, v);
+        }
       });
     }
   }
 
-  // Output channels `channel` and the next of a pixel.
-  FN void put(int y, int x, int channel, F2 v) {
-    if (in.opcode == RECONSTRUCT) {
-      if (in.mode == 0 || is_interior(y, x, to.height, to.width)) put_pixels(b, in, patch, y, x, channel, v);
-      return;
+  FN int line(int m) const { return now.y + b.w.id * kTileRows + m; }
+
+  FN void put_pixels(int l, int n, int channel) {
+    const Outlet<E> outlet(b, in, patch, channel);
+    UNROLL for (int m = 0; m < kTileRows; ++m) UNROLL for (int j = 0; j < 2; ++j) {
+      const int y = line(m), x = now.x + fragment_pixel(l, j);
+      if (y >= to.height || x >= to.width || (in.mode && !is_interior(y, x, to.height, to.width))) continue;
+      outlet.put(b, y, x, acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]);
     }
-    activate(b, in, channel, v);
-    const int64_t cell = channel / kCellChannels * static_cast<int64_t>(to.pixels()) + y * to.width + x;
-    const int64_t element = cell * kCellChannels + channel % kCellChannels;
-    v = {v.x * scale_of(in), v.y * scale_of(in)};
-    if (in.add != NO_BUFFER) {
-      const F2 added = E::load_pair(b.w, b.feature(in.add).data + element);
-      v = {v.x + added.x, v.y + added.y};
-    }
-    E::store_pair(b.w, to.data + element, v);
   }
 };
 

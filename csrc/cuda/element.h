@@ -1,8 +1,8 @@
 // The two element types: Half is what networks run in, Float checks them exactly.
 //
-// A feature buffer is [C / 8][pixels][8] elements, C padded to a multiple of 16 with zeros: eight channels of a pixel are
-// one cell, and a shift by a pixel is a shift by a cell. Weights of a convolution come in units of 16 input channels by
-// 16 output channels for one tap.
+// A feature buffer is [C / 8][pixels][8] elements, C padded to a multiple of 16 with zeros: eight channels of a pixel
+// are one cell, and a shift by a pixel is a shift by a cell. Weights of a convolution come in units of 16 input
+// channels by 16 output channels for one tap.
 #pragma once
 
 #include "exec.h"

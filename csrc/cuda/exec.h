@@ -62,17 +62,19 @@ FN float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bit
 struct Warp {
   char* shared;
   uint32_t shared_base;  // the same as a shared-window address
-  int id, block;
+  int id, block, lane;
 
   // The warp a thread belongs to. The shuffle tells the compiler that the number is uniform.
   FN static Warp current(char* shared) {
     return {shared, static_cast<uint32_t>(__cvta_generic_to_shared(shared)),
-            __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kLanes, 0), static_cast<int>(blockIdx.x)};
+            __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kLanes, 0), static_cast<int>(blockIdx.x),
+            static_cast<int>(threadIdx.x) % kLanes};
   }
-  FN int blocks() const { return static_cast<int>(gridDim.x); }
+  // Hides that these do not change, so that values that follow from them are not kept in registers for steps to come.
+  FN void forget() { asm volatile("" : "+r"(id), "+r"(lane)); }
   template <class F>
   FN void lanes(F&& f) const {
-    f(static_cast<int>(threadIdx.x) % kLanes);
+    f(lane);
   }
   FN void sync() const { __syncthreads(); }
 

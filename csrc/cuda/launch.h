@@ -6,9 +6,6 @@
 
 namespace ape::cuda {
 
-// Dynamic shared memory of the worker kernel for an ElementType.
-int64_t worker_shared_bytes(int element);
-
 // How many thread blocks of the worker kernel the current device runs at once.
 cudaError_t worker_blocks(int element, int* blocks);
 

@@ -1,4 +1,5 @@
-// Two 3x3 convolutions in one pass: h = act(conv(x)), y = act(conv(h)) or conv(h) + x, in place where y's buffer is x's.
+// Two 3x3 convolutions in one pass: h = act(conv(x)), y = act(conv(h)) or conv(h) + x, in place where y's buffer is
+// x's.
 //
 // The rows of the patch stream through shared memory. A step computes R rows of h and, one row behind, R rows of y:
 //
@@ -27,8 +28,8 @@ constexpr int kPairWidth = kPairTiles * 16;
 template <int C, int ROWS, int STAGES>
 struct PairShape {
   static constexpr int kChannels = C, kRows = ROWS, kStages = STAGES;
-  static constexpr int kSplit = kWarps / ROWS;         // warps that share a row
-  static constexpr int kColumns = C / 8 / kSplit;      // mma columns of eight channels of a warp
+  static constexpr int kSplit = kWarps / ROWS;     // warps that share a row
+  static constexpr int kColumns = C / 8 / kSplit;  // mma columns of eight channels of a warp
   static constexpr int kGroups = C / kCellChannels, kChunks = C / kUnitChannels;
   static constexpr int kPitch = kPairWidth + 2, kRing = ROWS + 2;
   static constexpr uint32_t kTileBytes = 16 * Half::kCellBytes;
@@ -47,8 +48,9 @@ struct Pair {
   Carrier<Half>& b;
   const Instruction& in1;
   const Instruction& in2;
-  const Feature<Half> x, y;
-  const bool sums;  // wanted
+  const Feature<Half> x;  // its geometry is that of y
+  Element* const y;
+  const bool sums;         // wanted
   const int line, column;  // of a step; first mma column
   int total;               // taps to do
   int fetched = 0, tap = 0;
@@ -60,7 +62,7 @@ struct Pair {
         in1(b_.row(row)),
         in2(b_.row(row + 1)),
         x(b_.feature(in1.src)),
-        y(b_.feature(in2.dst)),
+        y(b_.feature(in2.dst).data),
         sums(sums_),
         line(b_.w.id / S::kSplit),
         column(b_.w.id % S::kSplit * S::kColumns) {
@@ -102,18 +104,9 @@ struct Pair {
     ++fetched;
   }
 
-  // f(two values in the accumulators, pixel, channel) for all the warp holds.
-  template <class F>
-  FN void each_pair(F f) {
-    UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int n = 0; n < S::kColumns; ++n) UNROLL for (int j = 0; j < 2; ++j)
-        b.w.lanes([&](int l) {
-          f(&acc[m][n][l][2 * j], m * 16 + fragment_pixel(l, j), (column + n) * 8 + fragment_channel(l));
-        });
-  }
-
   FN void start(const float* bias) {
     UNROLL for (int n = 0; n < S::kColumns; ++n) b.w.lanes([&](int l) {
-      const F2 v = b.w.load<F2>(bias + (column + n) * 8 + fragment_channel(l));
+      const F2 v = b.w.load<F2>(bias + channel_at(l, n));
       UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
         acc[m][n][l][2 * j] = v.x;
         acc[m][n][l][2 * j + 1] = v.y;
@@ -121,22 +114,20 @@ struct Pair {
     });
   }
 
-  // Nine taps over rows row - 1 .. row + 1 of a ring. also: runs once, when every warp is past what came before.
-  template <class F>
-  FN void convolve(uint32_t ring, int row, bool live, F also) {
+  // Nine taps over rows row - 1 .. row + 1 of a ring. coming: a step whose rows of x are fetched meanwhile, or 0.
+  FN void convolve(uint32_t ring, int row, bool live, int coming) {
     ROLLED for (int i = 0; i < 9; ++i, ++tap) {
       b.w.template wait<S::kStages - 2>();
       b.w.sync();
       fetch_tap();
-      if (i == 0) also();
+      if (i == 0 && coming) fetch_rows(coming * S::kRows + 1, (coming + 1) * S::kRows + 1);
       b.w.commit();
       if (!live) continue;
       const uint32_t from = ring + slot(row + i / 3 - 1) + i % 3 * Half::kCellBytes;
       const uint32_t units = S::kWeights + tap % S::kStages * S::kTapBytes + column / 2 * Half::kUnitBytes;
-      UNROLL for (int k = 0; k < S::kChunks; ++k)
-          Half::multiply<kPairTiles, S::kColumns, S::kColumns / 2>(b.w, acc, rows, from + k * 2 * S::kGroupBytes,
-                                                                   S::kTileBytes, 0, units + k * S::kChunks * Half::kUnitBytes,
-                                                                   Half::kUnitBytes);
+      UNROLL for (int k = 0; k < S::kChunks; ++k) Half::multiply<kPairTiles, S::kColumns, S::kColumns / 2>(
+          b.w, acc, rows, from + k * 2 * S::kGroupBytes, S::kTileBytes, 0, units + k * S::kChunks * Half::kUnitBytes,
+          Half::kUnitBytes);
     }
   }
 
@@ -146,9 +137,7 @@ struct Pair {
       const uint32_t side = i % 2 ? (x.width + 1) * Half::kCellBytes : 0;
       b.w.sts(i / 2 * S::kGroupBytes + side, U4{});
     });
-    b.each(S::kGroups * x.width, [&](int i) {
-      b.w.sts(S::kH + slot(-1) + i / x.width * S::kGroupBytes + (i % x.width + 1) * Half::kCellBytes, U4{});
-    });
+    if (line == 0) zero_h(-1);
     b.each(S::kSplit * S::kRows * S::kColumns * 2, [&](int i) { b.w.sts(S::kSums + i * 16, U4{}); });
     total = 18 * steps() - (has_h(steps() - 1) ? 0 : 9);
     fetch_rows(-1, S::kRows + 1);
@@ -156,37 +145,55 @@ struct Pair {
       fetch_tap();
       b.w.commit();
     }
-    ROLLED for (int step = 0; step < steps(); ++step) {
-      int row = step * S::kRows + line;
-      if (has_h(step)) {
-        start(b.vector(in1.bias));
-        convolve(S::kX, row, row < x.height, [] {});
-      }
-      if (row <= x.height) put_h(row);
-      row -= 1;
+    ROLLED for (int half = 0; half < 2 * steps(); ++half) {
+      const int step = half / 2;
+      const bool makes_y = half % 2;
+      const int row = step * S::kRows + line - makes_y;
       const bool live = row >= 0 && row < x.height;
-      start(b.vector(in2.bias));
-      if (live && in2.add != NO_BUFFER) each_pair([&](float* v, int pixel, int channel) {
-        const F2 skip = unpack_halves(b.w.lds<uint32_t>(S::kX + slot(row) + cell(pixel, channel)));
-        v[0] += skip.x;
-        v[1] += skip.y;
-      });
-      convolve(S::kH, row, live, [&] {
-        if (step + 1 < steps()) fetch_rows((step + 1) * S::kRows + 1, (step + 2) * S::kRows + 1);
-      });
-      if (live) put_y(row);
+      if (makes_y || has_h(step)) {
+        start(b.vector(makes_y ? in2.bias : in1.bias));
+        if (makes_y && live && in2.add != NO_BUFFER) add_x(row);
+        convolve(makes_y ? S::kH : S::kX, row, live, makes_y && step + 1 < steps() ? step + 1 : 0);
+        if (live && makes_y) put_y(row);
+        if (live && !makes_y) put_h(row);
+      }
+      if (!makes_y && row == x.height) zero_h(row);
     }
     if (sums) gather_sums();
   }
 
-  // A row of h to its ring; the row below the patch is zero.
+  FN int channel_at(int l, int n) const { return (column + n) * 8 + fragment_channel(l); }
+
+  FN void add_x(int row) {
+    UNROLL for (int n = 0; n < S::kColumns; ++n) b.w.lanes([&](int l) {
+      const uint32_t at = S::kX + slot(row) + cell(0, channel_at(l, n));
+      UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
+        const F2 skip = unpack_halves(b.w.lds<uint32_t>(at + (m * 16 + fragment_pixel(l, j)) * Half::kCellBytes));
+        acc[m][n][l][2 * j] += skip.x;
+        acc[m][n][l][2 * j + 1] += skip.y;
+      }
+    });
+  }
+
+  // The warp's part of a row of h that is outside the patch.
+  FN void zero_h(int row) {
+    b.w.lanes([&](int l) {
+      ROLLED for (int i = l; i < S::kColumns * x.width; i += kLanes)
+          b.w.sts(S::kH + slot(row) + cell(i % x.width, (column + i / x.width) * 8), U4{});
+    });
+  }
+
+  // A row of h to its ring.
   FN void put_h(int row) {
-    each_pair([&](float* v, int pixel, int channel) {
-      if (pixel >= x.width) return;
-      F2 value{v[0], v[1]};
-      if (row < x.height) activate(b, in1, channel, value);
-      else value = {0.0f, 0.0f};
-      b.w.sts(S::kH + slot(row) + cell(pixel, channel), pack_halves(value.x, value.y));
+    UNROLL for (int n = 0; n < S::kColumns; ++n) b.w.lanes([&](int l) {
+      const uint32_t at = S::kH + slot(row) + cell(0, channel_at(l, n));
+      const F2 slope = slope_of(b, in1, channel_at(l, n));
+      UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
+        const int pixel = m * 16 + fragment_pixel(l, j);
+        if (pixel >= x.width) continue;
+        const F2 v = activated(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1], slope);
+        b.w.sts(at + pixel * Half::kCellBytes, pack_halves(v.x, v.y));
+      }
     });
   }
 
@@ -194,14 +201,14 @@ struct Pair {
     UNROLL for (int n = 0; n < S::kColumns; ++n) {
       PerLane<float> part[2];
       b.w.lanes([&](int l) {
-        const int channel = (column + n) * 8 + fragment_channel(l);
+        const int channel = channel_at(l, n);
+        const F2 slope = slope_of(b, in2, channel);
         part[0][l] = part[1][l] = 0.0f;
         UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
           const int pixel = m * 16 + fragment_pixel(l, j);
           if (pixel >= x.width) continue;
-          F2 value{acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]};
-          activate(b, in2, channel, value);
-          Half::store_pair(b.w, y.cell(channel / 8, row * x.width + pixel) + channel % 8, value);
+          const F2 value = activated(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1], slope);
+          Half::store_pair(b.w, y + (x.cell(channel / 8, row * x.width + pixel) - x.data) + channel % 8, value);
           part[0][l] += value.x;
           part[1][l] += value.y;
         }
@@ -226,8 +233,8 @@ struct Pair {
     b.each(S::kChannels, [&](int channel) {
       const int owner = channel / 8 / S::kColumns, at = channel - owner * S::kColumns * 8;
       float total_sum = 0.0f;
-      UNROLL for (int i = 0; i < S::kRows; ++i)
-          total_sum += b.w.lds<float>(S::kSums + ((i * S::kSplit + owner) * S::kColumns * 8 + at) * sizeof(float));
+      UNROLL for (int i = 0; i < S::kRows; ++i) total_sum +=
+          b.w.lds<float>(S::kSums + ((i * S::kSplit + owner) * S::kColumns * 8 + at) * sizeof(float));
       b.w.sts(kPooled + channel * sizeof(float), total_sum);
     });
   }

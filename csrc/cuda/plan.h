@@ -21,9 +21,8 @@ class Plan {
   int64_t scratch_elements = 0;  // a low-resolution pixel's share of an arena
 
   // table: [rows][16] on the host. weight_count: elements in the weight buffer, element: ElementType.
-  // shared_bytes: of the kernel, where pooled sums and gates have to fit.
-  Plan(const int32_t* table, int64_t rows, int64_t weight_count, int element, int64_t shared_bytes)
-      : rows_(rows), weight_count_(weight_count), vector_size_(element == kHalfElements ? 2 : 1), shared_(shared_bytes) {
+  Plan(const int32_t* table, int64_t rows, int64_t weight_count, int element)
+      : rows_(rows), weight_count_(weight_count), vector_size_(element == kHalfElements ? 2 : 1) {
     instructions_.resize(rows);
     if (rows) std::memcpy(instructions_.data(), table, rows * sizeof(Instruction));
     std::vector<int32_t> sources;
@@ -44,7 +43,7 @@ class Plan {
   }
 
  private:
-  int64_t rows_, weight_count_, vector_size_, shared_;
+  int64_t rows_, weight_count_, vector_size_;
   int64_t at_ = 0;
   int buffers_ = 0;
   bool has_exit_ = false;
@@ -174,7 +173,7 @@ class Plan {
   }
 
   void pooled(int64_t channels, int64_t hidden) const {
-    require((2 * padded(channels) + hidden) * int64_t(sizeof(float)) <= shared_, "more channels than can be pooled");
+    require((2 * padded(channels) + hidden) * int64_t(sizeof(float)) <= kPoolBytes, "more channels than can be pooled");
   }
 
   void reconstruct(const Instruction& in) const {

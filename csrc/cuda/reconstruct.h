@@ -7,25 +7,39 @@
 namespace ape::cuda {
 
 // Whether a pixel has the interior class along both axes.
-FN bool is_interior(int y, int x, int height, int width) {
-  return y > 0 && y < height - 1 && x > 0 && x < width - 1;
-}
+FN bool is_interior(int y, int x, int height, int width) { return y > 0 && y < height - 1 && x > 0 && x < width - 1; }
 
-// Output channels `channel` and the next of pixel (y, x): shuffled, added to and written.
+// Where output channel `channel` and the next go in the picture: shuffled and added to.
 template <class E>
-FN void put_pixels(Carrier<E>& b, const Instruction& in, int64_t patch, int y, int x, int channel, F2 v) {
-  const Feature<E> src = b.feature(in.src);
-  const int s = in.upscale, colors = in.out_channels / (s * s);
-  const int height = src.height * s, width = src.width * s;
-  UNROLL for (int i = 0; i < 2; ++i) {
-    if (channel + i >= in.out_channels) return;
-    const int color = (channel + i) / (s * s), phase = (channel + i) % (s * s);
-    const int pixel = (y * s + phase / s) * width + x * s + phase % s;
-    float value = i ? v.y : v.x;
-    if (in.add != NO_BUFFER) value += E::load_one(b.w, b.feature(in.add).cell(color / kCellChannels, pixel) + color % kCellChannels);
-    b.w.store(b.args.output + (patch * colors + color) * height * width + pixel, value);
+struct Outlet {
+  float* out[2];                      // at the picture's first pixel of that phase; null past the last channel
+  const typename E::Element* add[2];  // the same in the buffer that is added, or null
+  int down, right;                    // pixels of the picture from one low-resolution pixel to the next
+
+  FN Outlet(Carrier<E>& b, const Instruction& in, int64_t patch, int channel) {
+    const Feature<E> src = b.feature(in.src);
+    const int s = in.upscale, colors = in.out_channels / (s * s), width = src.width * s;
+    const int64_t pixels = static_cast<int64_t>(src.pixels()) * s * s;
+    right = s;
+    down = s * width;
+    UNROLL for (int i = 0; i < 2; ++i) {
+      const int color = (channel + i) / (s * s), phase = (channel + i) % (s * s);
+      const int first = phase / s * width + phase % s;
+      out[i] = color < colors ? b.args.output + (patch * colors + color) * pixels + first : nullptr;
+      add[i] =
+          in.add == NO_BUFFER ? nullptr : b.feature(in.add).cell(color / kCellChannels, first) + color % kCellChannels;
+    }
   }
-}
+  FN void put(Carrier<E>& b, int y, int x, float v0, float v1) const {
+    const int64_t at = static_cast<int64_t>(y) * down + x * right;
+    UNROLL for (int i = 0; i < 2; ++i) {
+      if (!out[i]) continue;
+      float value = i ? v1 : v0;
+      if (add[i]) value += E::load_one(b.w, add[i] + at * kCellChannels);
+      b.w.store(out[i] + at, value);
+    }
+  }
+};
 
 // The pixels [begin, end) of an axis that have a border class.
 struct Span {
@@ -50,7 +64,8 @@ FN void reconstruct_ring(Carrier<E>& b, const Instruction& in, int64_t patch) {
   const int64_t variant_elements = static_cast<int64_t>(pairs) * chunks * kernel * kernel * kUnitElements;
   int turn = 0;
   ROLLED for (int variant = 1; variant < BORDER_CLASSES * BORDER_CLASSES; ++variant) {  // 0 is the interior
-    const Span lines = span_of(variant / BORDER_CLASSES, src.height), columns = span_of(variant % BORDER_CLASSES, src.width);
+    const Span lines = span_of(variant / BORDER_CLASSES, src.height),
+               columns = span_of(variant % BORDER_CLASSES, src.width);
     const int across = columns.end - columns.begin;
     const int count = across > 0 && lines.end > lines.begin ? across * (lines.end - lines.begin) : 0;
     const int tiles = (count + 15) / 16;
@@ -63,7 +78,8 @@ FN void reconstruct_ring(Carrier<E>& b, const Instruction& in, int64_t patch) {
       b.w.lanes([&](int l) {
         UNROLL for (int j = 0; j < 2; ++j) {
           const int number = first + fragment_pixel(l, j);
-          at[l][j] = number < count ? (lines.begin + number / across) * src.width + columns.begin + number % across : -1;
+          at[l][j] =
+              number < count ? (lines.begin + number / across) * src.width + columns.begin + number % across : -1;
         }
         UNROLL for (int n = 0; n < 2; ++n) {
           const F2 start = b.w.template load<F2>(bias + pair * kUnitChannels + n * 8 + fragment_channel(l));
@@ -84,16 +100,15 @@ FN void reconstruct_ring(Carrier<E>& b, const Instruction& in, int64_t patch) {
           }
         });
         UNROLL_4 for (int chunk = 0; chunk < chunks; ++chunk) {
-          E::multiply_direct(b.w, acc, cells, next, units + static_cast<int64_t>(chunk * kernel * kernel + tap) * kUnitElements);
-          b.w.lanes([&](int l) {
-            UNROLL for (int j = 0; j < 2; ++j) if (cells[l][j]) cells[l][j] += 2 * next;
-          });
+          E::multiply_direct(b.w, acc, cells, next,
+                             units + static_cast<int64_t>(chunk * kernel * kernel + tap) * kUnitElements);
+          b.w.lanes([&](int l) { UNROLL for (int j = 0; j < 2; ++j) if (cells[l][j]) cells[l][j] += 2 * next; });
         }
       }
-      UNROLL for (int n = 0; n < 2; ++n) UNROLL for (int j = 0; j < 2; ++j) b.w.lanes([&](int l) {
-        if (at[l][j] < 0) return;
-        put_pixels(b, in, patch, at[l][j] / src.width, at[l][j] % src.width, pair * kUnitChannels + n * 8 + fragment_channel(l),
-                   F2{acc[0][n][l][2 * j], acc[0][n][l][2 * j + 1]});
+      UNROLL for (int n = 0; n < 2; ++n) b.w.lanes([&](int l) {
+        const Outlet<E> outlet(b, in, patch, pair * kUnitChannels + n * 8 + fragment_channel(l));
+        UNROLL for (int j = 0; j < 2; ++j) if (at[l][j] >= 0)
+            outlet.put(b, at[l][j] / src.width, at[l][j] % src.width, acc[0][n][l][2 * j], acc[0][n][l][2 * j + 1]);
       });
     }
   }

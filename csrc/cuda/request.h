@@ -6,13 +6,13 @@
 namespace ape::cuda {
 
 struct Request {
-  uintptr_t table;      // int32 [table_rows][16] on the host; a copy ends the weight buffer
+  uintptr_t table;  // int32 [table_rows][16] on the host; a copy ends the weight buffer
   int64_t table_rows;
-  uintptr_t weights;    // [weight_count] elements
+  uintptr_t weights;  // [weight_count] elements
   int64_t weight_count;
-  int64_t element;      // ElementType
-  int64_t stage;        // or WHOLE
-  uintptr_t input;      // this and the pointers below: see WorkerArgs
+  int64_t element;  // ElementType
+  int64_t stage;    // or WHOLE
+  uintptr_t input;  // this and the pointers below: see WorkerArgs
   int64_t input_rows;
   uintptr_t active;
   uintptr_t exit_at;
@@ -34,9 +34,9 @@ inline int64_t table_elements(int64_t table_rows, int64_t element) {
 }
 
 // Throws std::invalid_argument for a malformed table.
-inline Plan plan_of(uintptr_t table, int64_t table_rows, int64_t weight_count, int64_t element, int64_t shared_bytes) {
+inline Plan plan_of(uintptr_t table, int64_t table_rows, int64_t weight_count, int64_t element) {
   return {reinterpret_cast<const int32_t*>(table), table_rows, weight_count - table_elements(table_rows, element),
-          int(element), shared_bytes};
+          int(element)};
 }
 
 inline WorkerArgs args_of(const Request& request, const Plan& plan) {

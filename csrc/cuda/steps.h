@@ -50,8 +50,8 @@ struct Cubic {
     const float t = source - below;
     UNROLL for (int i = 0; i < 4; ++i) {
       const float d = i == 0 ? t + 1.0f : i == 1 ? t : i == 2 ? 1.0f - t : 2.0f - t;
-      weight[i] =
-          i == 1 || i == 2 ? ((a + 2.0f) * d - (a + 3.0f)) * d * d + 1.0f : ((a * d - 5.0f * a) * d + 8.0f * a) * d - 4.0f * a;
+      weight[i] = i == 1 || i == 2 ? ((a + 2.0f) * d - (a + 3.0f)) * d * d + 1.0f
+                                   : ((a * d - 5.0f * a) * d + 8.0f * a) * d - 4.0f * a;
       const int wanted = static_cast<int>(below) - 1 + i;
       index[i] = wanted < 0 ? 0 : wanted >= size ? size - 1 : wanted;
     }
@@ -132,9 +132,9 @@ FN void attention(Carrier<E>& b, const Instruction& in) {
   const int channels = in.in_channels, hidden = in.hidden, pixels = src.pixels();
   const uint32_t gates = kPooled + src.groups * kCellChannels * sizeof(float);
   const uint32_t squeezed = gates + src.groups * kCellChannels * sizeof(float);
-  const float* squeeze = b.vector(in.weight);  // [hidden][channels]
+  const float* squeeze = b.vector(in.weight);                               // [hidden][channels]
   const float* expand = squeeze + static_cast<int64_t>(hidden) * channels;  // [channels][hidden]
-  const float* bias = b.vector(in.bias);       // [hidden], [channels]
+  const float* bias = b.vector(in.bias);                                    // [hidden], [channels]
   for (int h = b.w.id; h < hidden; h += kWarps) {
     const float sum = dot_pooled(b, squeeze + static_cast<int64_t>(h) * channels, channels);
     b.w.lanes([&](int l) {

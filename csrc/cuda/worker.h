@@ -1,5 +1,5 @@
-// The worker kernel: a thread block takes a patch from the queue, carries it through the program until it leaves, writes
-// the result and takes the next.
+// The worker kernel: a thread block takes a patch from the queue, carries it through the program until it leaves,
+// writes the result and takes the next.
 //
 // Grid       as many blocks of 8 warps as fit the device at once, no more than patches; see launch.h.
 // Ownership  a block owns one arena of feature buffers in `scratch`, of which it alone reads and writes; patches do not
@@ -34,19 +34,21 @@ static_assert(LargeShapes::Wide::kBytes + 16 <= 163 * 1024 && SmallShapes::Wide:
 template <class E, class Shapes>
 struct Worker {
   static constexpr bool kFuses = std::is_same_v<E, Half>;
-  static constexpr uint32_t kTaken = kFuses && Shapes::Wide::kBytes > ConvShared<E>::kBytes ? Shapes::Wide::kBytes
-                                                                                            : ConvShared<E>::kBytes;
+  static constexpr uint32_t kTaken =
+      kFuses && Shapes::Wide::kBytes > ConvShared<E>::kBytes ? Shapes::Wide::kBytes : ConvShared<E>::kBytes;
   static constexpr uint32_t kSharedBytes = kTaken + 16;
+  static_assert(kPoolBytes <= kTaken, "pooled sums lie where the rings are");
 
   Carrier<E> b;
-  int stage;        // being run, -1 before the first
-  bool leaves;      // after the stage that has ended
-  float capacity;   // 1 - the last prediction
-  int pooled;       // buffer whose sums over pixels the step before left in kPooled, or NO_BUFFER
+  int stage;       // being run, -1 before the first
+  bool leaves;     // after the stage that has ended
+  float capacity;  // 1 - the last prediction
+  int pooled;      // buffer whose sums over pixels the step before left in kPooled, or NO_BUFFER
 
   FN Worker(Warp& w, const WorkerArgs& args)
-      : b{w, args, static_cast<typename E::Element*>(args.scratch) +
-                       w.block * args.scratch_elements * args.height * args.width} {}
+      : b{w, args,
+          static_cast<typename E::Element*>(args.scratch) +
+              w.block * args.scratch_elements * args.height * args.width} {}
 
   FN void run() {
     for (int number; (number = take()) < b.args.count;) carry(number);
@@ -61,14 +63,23 @@ struct Worker {
     return b.w.template lds<int>(kTaken);
   }
 
+  // The row of the input that patch `number` is; 0 for one that is out of range.
+  FN int64_t input_of(int number) const {
+    return b.args.active && in_range(number) ? b.w.template load<int64_t>(b.args.active + number)
+           : b.args.active                   ? 0
+                                             : number;
+  }
+  FN bool in_range(int number) const {
+    if (!b.args.active) return true;
+    const int64_t input = b.w.template load<int64_t>(b.args.active + number);
+    return input >= 0 && input < b.args.input_rows;
+  }
+
   // One patch, from the input to what it leaves behind.
   FN void carry(int number) {
     const bool whole = b.args.stage == WHOLE;
-    const int64_t wanted = whole ? number : b.w.template load<int64_t>(b.args.active + number);
-    const bool inside = wanted >= 0 && wanted < b.args.input_rows;
-    const int64_t input = inside ? wanted : 0;
     const Feature<E> to = b.feature(whole ? 0 : b.row(b.args.first_row).src);
-    load_feature(b, b.args.input + input * to.channels * to.pixels(), to, inside);
+    load_feature(b, b.args.input + input_of(number) * to.channels * to.pixels(), to, in_range(number));
     b.w.sync();
     stage = b.args.stage;
     leaves = false;
@@ -82,7 +93,7 @@ struct Worker {
         continue;
       }
       if (stage >= 0) {  // a stage has ended
-        if (b.args.exit_at) leaves = b.w.template load<int64_t>(b.args.exit_at + input) <= stage;
+        if (b.args.exit_at) leaves = b.w.template load<int64_t>(b.args.exit_at + input_of(number)) <= stage;
         leaves = leaves || opcode == TAIL;
         if (!whole) break;
       }
@@ -107,6 +118,7 @@ struct Worker {
 
   // Runs one row, or two that are fused, up to and with the barrier that lets the next one see what they wrote.
   FN void step(int& row, int number) {
+    b.w.forget();
     const int first = row;
     while (b.row(row).opcode == SOURCE) ++row;
     const Instruction& in = b.row(row);

@@ -60,7 +60,14 @@ class HostLauncher:
         request = Request(table, table_rows, weights, weight_count, element, stage, *arguments)
         sites, message = ctypes.create_string_buffer(8192), ctypes.create_string_buffer(8192)
         errors = ctypes.CDLL(str(self.library)).ape_host_run(
-            ctypes.byref(request), self.small, self.seed, self.chance, self.fault.encode(), sites, message, ctypes.c_int64(8192)
+            ctypes.byref(request),
+            self.small,
+            self.seed,
+            self.chance,
+            self.fault.encode(),
+            sites,
+            message,
+            ctypes.c_int64(8192),
         )
         self.sites |= set(sites.value.decode().split("\n")) - {""}
         assert not errors, f"{errors} errors, the first: {message.value.decode()}"

@@ -1,6 +1,7 @@
 """The cuda backend, its kernel executed on the CPU (csrc/cuda/exec.h), against the torch oracle."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,6 +64,25 @@ def install(monkeypatch, launcher: HostLauncher) -> HostLauncher:
     return launcher
 
 
+PAIRS = {"edsr": 4, "edsr-24ch-x3": 4, "edsr-32ch": 2, "edsr-60ch": 2, "rcan": 4, "vdsr": 2, "compact": 1}
+
+
+@pytest.mark.parametrize("family", PAIRS)
+def test_pairs_of_convolutions_are_found(family):
+    """Also where there are too few channels for the fused pass: the kernel decides that."""
+    table = cuda.pack(to_program(FAMILIES[family]()), torch.device("cpu"), torch.float16).table
+    assert table[:, Column.FUSED].sum() == PAIRS[family]
+    assert (table[table[:, Column.FUSED] == 1][:, Column.OPCODE] == Opcode.CONV).all()
+
+
+def test_a_result_that_is_read_again_is_not_fused_away():
+    program = to_program(spread_network(2, 2, 32, 1))
+    hidden = program.stages[0].steps[0].dst
+    tail = (Conv(hidden, 1, torch.zeros(3, 32, 1, 1)), *program.tail)
+    for changed, pairs in ((program, 2), (replace(program, tail=tail), 0)):
+        assert cuda.pack(changed, torch.device("cpu"), torch.float16).table[:, Column.FUSED].sum() == pairs
+
+
 def schedule(model, count: int) -> torch.Tensor:
     return torch.arange(count) % len(to_program(model).stages)
 
@@ -117,6 +137,22 @@ def test_a_result_depends_on_the_patch_alone(host):
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     alone = fast.forward_patches(patches[3:4])
     assert all(torch.equal(a, b[3:4]) for a, b in zip(alone, expected, strict=True))
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["163KB", "99KB"])
+@pytest.mark.parametrize("family", ["edsr-32ch", "edsr-60ch", "rcan-32ch"])
+def test_fused_pairs(host, family, small):
+    """Rows by eights and a rest; on devices with little shared memory and with more."""
+    model, host.small = FAMILIES[family](), small
+    fast, oracle = (APEForward(model, backend=n, dtype=d) for n, d in (("cuda", torch.float16), ("torch", None)))
+    for height, width in ((1, 1), (8, 5), (15, 17), (17, 48), (4, 49)):
+        host.sites.clear()
+        patches, exit_at = test_patches(3, height, width), schedule(model, 3)
+        sr, _, capacity = fast.forward_patches(patches, exit_at)
+        expected, _, expected_capacity = oracle.forward_patches(patches, exit_at)
+        assert_pictures_close(sr, expected, TOLERANCE[torch.float16])
+        torch.testing.assert_close(capacity, expected_capacity, atol=BAND[torch.float16], rtol=0)
+        assert any("pair.h" in site for site in host.sites) == (width <= 48)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -218,7 +254,11 @@ def test_run_stage_takes_rows_in_any_order(host, family):
     stage = 0
     packed = {name: APEForward(model, backend=name)._prepare().packed for name in ("cuda", "torch")}
     channels = to_program(model).buffers[to_program(model).stages[stage].src].channels
-    features, active, exit_at = random(6, channels, 10, 8) * 20, torch.tensor([4, 1, 5]), torch.tensor([9, 9, 0, 0, 9, 0])
+    features, active, exit_at = (
+        random(6, channels, 10, 8) * 20,
+        torch.tensor([4, 1, 5]),
+        torch.tensor([9, 9, 0, 0, 9, 0]),
+    )
     results = [
         OPS.run_stage(features, active, packed[name].table, packed[name].weights, stage, math.inf, exit_at, name)
         for name in ("cuda", "torch")
@@ -273,7 +313,9 @@ def test_unknown_stage_is_named(host):
 
 
 def test_what_cannot_run_is_said(host):
-    with pytest.raises(BackendUnavailable, match=r"cuda cannot run: computes in .*float32.*float16, not torch.bfloat16"):
+    with pytest.raises(
+        BackendUnavailable, match=r"cuda cannot run: computes in .*float32.*float16, not torch.bfloat16"
+    ):
         APEForward(spread_network(), backend="cuda", dtype=torch.bfloat16).forward_patches(test_patches(1))
     module = PatchProgram((Buffer(3),), (Module(0, 0, torch.nn.Tanh()),), (), ())
     assert cuda.supports(module, torch.device("cpu"), torch.float32) == "has no kernels for Tanh"

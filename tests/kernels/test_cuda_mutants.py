@@ -69,7 +69,11 @@ def test_every_barrier_and_every_wait_is_needed(monkeypatch, threads):
 
 MISTAKES = {
     "wait-too-lax": ("conv.h", "wait<E::kStages - 2>", "wait<E::kStages - 1>"),
-    "one-weight-slot-too-few": ("conv.h", "weight_slots() + E::kStages * slot", "weight_slots() + (E::kStages - 1) * slot"),
+    "one-weight-slot-too-few": (
+        "conv.h",
+        "weight_slots() + E::kStages * slot",
+        "weight_slots() + (E::kStages - 1) * slot",
+    ),
     "halo-one-row-short": ("conv.h", "y >= 0 && y < to.height", "y >= 0 && y < to.height - 1"),
 }
 

@@ -36,22 +36,22 @@ def _mark_fused(table: Tensor) -> None:
     conv, activation, conv, then an activation or the sum with the first one's input; 3x3, as many channels in as out.
     """
     rows = table.tolist()
-    writers = (Opcode.CONV, Opcode.ATTENTION, Opcode.UPSAMPLE)
-    stale = set()  # buffers read elsewhere than in the row after the one that writes them
-    for before, row in zip([None, *rows], rows, strict=False):
-        fresh = before[Column.DST] if before and before[Column.OPCODE] in writers else None
-        stale |= _reads(row) - {fresh}
+    tail = next(number for number, row in enumerate(rows) if row[Column.OPCODE] == Opcode.TAIL)
     previous = None
     for number, (one, two) in enumerate(pairwise(rows)):
-        if previous != number - 1 and _fuses(one, two, stale) and rows[number - 1][Column.OPCODE] != Opcode.SOURCE:
+        if previous == number - 1 or not _fuses(one, two) or rows[number - 1][Column.OPCODE] == Opcode.SOURCE:
+            continue
+        after = [rows[number + 2 :], rows[max(tail, number + 2) :]]  # a patch may leave and go on in the tail
+        if not any(_is_read(one[Column.DST], part, rows) for part in after):
             table[number, Column.FUSED] = 1
             previous = number
 
 
-def _reads(row: list[int]) -> set[int]:
-    """The buffers a row reads; what a stage is handed and hands on counts as read."""
+def _is_read(buffer: int, after: list[list[int]], rows: list[list[int]]) -> bool:
+    """Whether what `buffer` holds is read in the rows `after` before it is written."""
+    handed_on = next(row[Column.DST] for row in rows if row[Column.OPCODE] == Opcode.STAGE)  # by all stages
     columns = {
-        Opcode.STAGE: (Column.SRC, Column.DST),
+        Opcode.STAGE: (Column.SRC,),
         Opcode.CONV: (Column.SRC, Column.ADD),
         Opcode.ATTENTION: (Column.SRC, Column.ADD),
         Opcode.RECONSTRUCT: (Column.SRC, Column.ADD),
@@ -59,10 +59,16 @@ def _reads(row: list[int]) -> set[int]:
         Opcode.UPSAMPLE: (Column.SRC,),
         Opcode.EXIT: (Column.SRC,),
     }
-    return {row[column] for column in columns.get(row[Column.OPCODE], ())}
+    for row in after:
+        read = [row[column] for column in columns.get(row[Column.OPCODE], ())]
+        if buffer in read or (row[Column.OPCODE] in (Opcode.STAGE, Opcode.TAIL) and buffer == handed_on):
+            return True
+        if row[Column.OPCODE] in (Opcode.CONV, Opcode.ATTENTION, Opcode.UPSAMPLE) and row[Column.DST] == buffer:
+            return False
+    return False
 
 
-def _fuses(one: list[int], two: list[int], stale: set[int]) -> bool:
+def _fuses(one: list[int], two: list[int]) -> bool:
     between = one[Column.DST]
     alike = all(
         row[Column.OPCODE] == Opcode.CONV
@@ -71,7 +77,7 @@ def _fuses(one: list[int], two: list[int], stale: set[int]) -> bool:
         and float_from_bits(row[Column.SCALE_BITS]) == 1.0
         for row in (one, two)
     )
-    if not alike or between in stale or two[Column.SRC] != between or two[Column.DST] == between:
+    if not alike or two[Column.SRC] != between or two[Column.DST] == between:
         return False
     adds_input = two[Column.ADD] == one[Column.SRC] and two[Column.ACTIVATION] == Activation.NONE
     return one[Column.ADD] == NO_BUFFER and (two[Column.ADD] == NO_BUFFER or adds_input)

@@ -61,7 +61,7 @@ struct Region {
   const char* name;
   const char* begin;
   size_t bytes;
-  int owner = -1;            // the one block that may touch it, -1: all
+  int owner = -1;             // the one block that may touch it, -1: all
   std::vector<Cell> cells{};  // of an owned region: races are checked
 };
 
@@ -90,7 +90,7 @@ struct Warp {
   std::deque<std::vector<Copy>> groups{};
   std::vector<Copy> open{};
 
-  inline int blocks() const;
+  void forget() {}
   template <class F>
   void lanes(F&& f) {
     for (int l = 0; l < kLanes; ++l) f(l);
@@ -245,17 +245,16 @@ struct Warp {
 // What a run is asked to do and what it found.
 struct Run {
   unsigned seed;
-  int chance;             // a warp gives way at one access in this many; 0: at barriers only
-  std::string fault;      // the barrier or wait to leave out, such as "sync conv.h:120"; empty: none
+  int chance;         // a warp gives way at one access in this many; 0: at barriers only
+  std::string fault;  // the barrier or wait to leave out, such as "sync conv.h:120"; empty: none
   int errors = 0;
-  std::string first;             // the first error
+  std::string first;            // the first error
   std::set<std::string> sites;  // every barrier and wait that was reached
 };
 
 struct Grid {
   Run& run;
   std::vector<Region> regions;
-  int block_count;
   std::mt19937 random;
   ucontext_t main{};
   std::vector<std::unique_ptr<Block>> blocks;
@@ -263,7 +262,7 @@ struct Grid {
   std::function<void(Warp&)> body;
 
   Grid(Run& run_, std::vector<Region> regions_, int count, uint32_t shared_bytes, std::function<void(Warp&)> body_)
-      : run(run_), regions(std::move(regions_)), block_count(count), random(run_.seed), body(std::move(body_)) {
+      : run(run_), regions(std::move(regions_)), random(run_.seed), body(std::move(body_)) {
     for (Region& region : regions)
       if (region.owner >= 0) region.cells.resize(region.bytes / 4 + 1);
     for (int i = 0; i < count; ++i) {
@@ -323,8 +322,6 @@ struct Grid {
     }
   }
 };
-
-inline int Warp::blocks() const { return grid->block_count; }
 
 inline void Warp::sync(const char* file, int line) {
   if (left_out("sync", file, line)) return;

@@ -7,10 +7,6 @@
 namespace ape::cuda {
 namespace {
 
-int64_t shared_bytes(int64_t element) {
-  return element == kHalfElements ? Worker<Half, SmallShapes>::kSharedBytes : Worker<Float, SmallShapes>::kSharedBytes;
-}
-
 // Every array the kernel is given, in its full size; its own arena for each block.
 std::vector<Region> regions(const Request& request, const Plan& plan, const WorkerArgs& args) {
   std::vector<Region> all;
@@ -22,8 +18,7 @@ std::vector<Region> regions(const Request& request, const Plan& plan, const Work
   };
   const int64_t size = request.element == kHalfElements ? 2 : 4;
   const int64_t arena = args.scratch_elements * args.height * args.width * size;
-  for (int i = 0; i < request.blocks; ++i)
-    add("scratch", static_cast<const char*>(args.scratch) + i * arena, arena, i);
+  for (int i = 0; i < request.blocks; ++i) add("scratch", static_cast<const char*>(args.scratch) + i * arena, arena, i);
   add("weights", args.weights, request.weight_count * size);
   add("input", args.input, args.input_rows * feature_bytes(plan.input_buffer(args.stage)));
   add("active", args.active, args.count * 8);
@@ -63,7 +58,7 @@ using namespace ape::cuda;
 extern "C" int ape_host_plan(uintptr_t table, int64_t table_rows, int64_t weight_count, int64_t element, int64_t stage,
                              int64_t result[2], char* message, int64_t size) {
   try {
-    const Plan plan = plan_of(table, table_rows, weight_count, element, shared_bytes(element));
+    const Plan plan = plan_of(table, table_rows, weight_count, element);
     result[0] = plan.scratch_elements;
     result[1] = plan.input_buffer(int(stage)).upscale;
     return 0;
@@ -73,12 +68,11 @@ extern "C" int ape_host_plan(uintptr_t table, int64_t table_rows, int64_t weight
   }
 }
 
-// small: as on a device with 99 KB of shared memory a block. seed, chance, fault: see Run. Returns the number of errors the checks found, the first in `message`; `sites` gets the
-// barriers and waits that were reached, a line each.
-extern "C" int ape_host_run(const Request* request, int small, unsigned seed, int chance, const char* fault, char* sites,
-                            char* message, int64_t size) {
-  const Plan plan = plan_of(request->table, request->table_rows, request->weight_count, request->element,
-                            shared_bytes(request->element));
+// small: as on a device with 99 KB of shared memory a block. seed, chance, fault: see Run. Returns the number of errors
+// the checks found, the first in `message`; `sites` gets the barriers and waits that were reached, a line each.
+extern "C" int ape_host_run(const Request* request, int small, unsigned seed, int chance, const char* fault,
+                            char* sites, char* message, int64_t size) {
+  const Plan plan = plan_of(request->table, request->table_rows, request->weight_count, request->element);
   Run run{seed, chance, fault, 0, {}, {}};
   if (request->element != kHalfElements)
     execute<Float, SmallShapes>(*request, plan, run);
