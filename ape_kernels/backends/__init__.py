@@ -18,7 +18,8 @@ from torch import Tensor
 from ape_kernels.program import PatchProgram
 from ape_kernels.table import PackedProgram
 
-ORDER = ("cpu", "cuda", "torch")  # of preference; each serves some devices only
+# of preference; each serves some devices only. cuda comes last, by name only, until it has run on a GPU.
+ORDER = ("cpu", "torch", "cuda")
 
 
 class BackendUnavailable(RuntimeError):
