@@ -30,7 +30,6 @@ struct Carrier {
   using Element = typename E::Element;
   Warp& w;
   const WorkerArgs& args;
-  Element* arena;
 
   FN const Instruction& row(int number) const { return args.rows[number]; }
 
@@ -38,6 +37,7 @@ struct Carrier {
   FN Feature<E> feature(int number) const {
     const Instruction& spec = row(number);
     const int64_t pixels = static_cast<int64_t>(args.height) * args.width;
+    Element* arena = static_cast<Element*>(args.scratch) + w.block * args.scratch_elements * pixels;
     return {arena + spec.weight * pixels, spec.in_channels, padded(spec.in_channels) / kCellChannels,
             args.height * spec.upscale, args.width * spec.upscale};
   }

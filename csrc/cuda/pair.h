@@ -47,28 +47,20 @@ struct Pair {
   using Element = Half::Element;
   Carrier<Half>& b;
   const Instruction& in1;
-  const Instruction& in2;
   const Feature<Half> x;  // its geometry is that of y
-  Element* const y;
-  const bool sums;         // wanted
-  const int line, column;  // of a step; first mma column
-  int total;               // taps to do
-  int fetched = 0, tap = 0;
+  const bool sums;        // wanted
+  int tap = 0;
   PerLane<uint32_t> rows;  // ldmatrix addresses
   Accumulators<kPairTiles, S::kColumns> acc;
 
-  FN Pair(Carrier<Half>& b_, int row, bool sums_)
-      : b(b_),
-        in1(b_.row(row)),
-        in2(b_.row(row + 1)),
-        x(b_.feature(in1.src)),
-        y(b_.feature(in2.dst).data),
-        sums(sums_),
-        line(b_.w.id / S::kSplit),
-        column(b_.w.id % S::kSplit * S::kColumns) {
+  FN Pair(Carrier<Half>& b_, int row, bool sums_) : b(b_), in1(b_.row(row)), x(b_.feature(in1.src)), sums(sums_) {
     b.w.lanes([&](int l) { rows[l] = l / 16 * S::kGroupBytes + l % 16 * Half::kCellBytes; });
   }
 
+  FN const Instruction& in2() const { return (&in1)[1]; }
+  FN int line() const { return b.w.id / S::kSplit; }                            // of a step
+  FN int column() const { return b.w.id % S::kSplit * S::kColumns; }            // the warp's first mma column
+  FN int total() const { return 18 * steps() - (has_h(steps() - 1) ? 0 : 9); }  // taps
   FN int steps() const { return (x.height + S::kRows) / S::kRows; }
   // In the last step of a height of whole steps there is no h left to compute.
   FN bool has_h(int step) const { return step * S::kRows < x.height; }
@@ -89,19 +81,18 @@ struct Pair {
     });
   }
 
-  // The weights of the next tap, of which there are nine for h and nine for y in turn.
-  FN void fetch_tap() {
-    if (fetched < total) {
+  // The weights of tap `fetched`, of which there are nine for h and nine for y in turn.
+  FN void fetch_tap(int fetched) {
+    if (fetched < total()) {
       const bool skips = fetched >= 18 * (steps() - 1) && !has_h(steps() - 1);
       const int number = fetched % 18 + (skips ? 9 : 0);
-      const Element* weights = b.weights(number < 9 ? in1.weight : in2.weight) + number % 9 * kUnitElements;
+      const Element* weights = b.weights(number < 9 ? in1.weight : in2().weight) + number % 9 * kUnitElements;
       const uint32_t to = S::kWeights + fetched % S::kStages * S::kTapBytes;
       b.each(S::kTapBytes / 16, [&](int i) {
         const int unit = i / kLanes, chunk = unit / S::kChunks, pair = unit % S::kChunks;
         b.w.copy(to + i * 16, weights + (pair * S::kChunks + chunk) * 9 * kUnitElements + i % kLanes * 8, true);
       });
     }
-    ++fetched;
   }
 
   FN void start(const float* bias) {
@@ -119,12 +110,12 @@ struct Pair {
     ROLLED for (int i = 0; i < 9; ++i, ++tap) {
       b.w.template wait<S::kStages - 2>();
       b.w.sync();
-      fetch_tap();
+      fetch_tap(tap + S::kStages - 1);
       if (i == 0 && coming) fetch_rows(coming * S::kRows + 1, (coming + 1) * S::kRows + 1);
       b.w.commit();
       if (!live) continue;
       const uint32_t from = ring + slot(row + i / 3 - 1) + i % 3 * Half::kCellBytes;
-      const uint32_t units = S::kWeights + tap % S::kStages * S::kTapBytes + column / 2 * Half::kUnitBytes;
+      const uint32_t units = S::kWeights + tap % S::kStages * S::kTapBytes + column() / 2 * Half::kUnitBytes;
       UNROLL for (int k = 0; k < S::kChunks; ++k) Half::multiply<kPairTiles, S::kColumns, S::kColumns / 2>(
           b.w, acc, rows, from + k * 2 * S::kGroupBytes, S::kTileBytes, 0, units + k * S::kChunks * Half::kUnitBytes,
           Half::kUnitBytes);
@@ -137,22 +128,21 @@ struct Pair {
       const uint32_t side = i % 2 ? (x.width + 1) * Half::kCellBytes : 0;
       b.w.sts(i / 2 * S::kGroupBytes + side, U4{});
     });
-    if (line == 0) zero_h(-1);
+    if (line() == 0) zero_h(-1);
     b.each(S::kSplit * S::kRows * S::kColumns * 2, [&](int i) { b.w.sts(S::kSums + i * 16, U4{}); });
-    total = 18 * steps() - (has_h(steps() - 1) ? 0 : 9);
     fetch_rows(-1, S::kRows + 1);
     for (int i = 0; i < S::kStages - 1; ++i) {
-      fetch_tap();
+      fetch_tap(i);
       b.w.commit();
     }
     ROLLED for (int half = 0; half < 2 * steps(); ++half) {
       const int step = half / 2;
       const bool makes_y = half % 2;
-      const int row = step * S::kRows + line - makes_y;
+      const int row = step * S::kRows + line() - makes_y;
       const bool live = row >= 0 && row < x.height;
       if (makes_y || has_h(step)) {
-        start(b.vector(makes_y ? in2.bias : in1.bias));
-        if (makes_y && live && in2.add != NO_BUFFER) add_x(row);
+        start(b.vector(makes_y ? in2().bias : in1.bias));
+        if (makes_y && live && in2().add != NO_BUFFER) add_x(row);
         convolve(makes_y ? S::kH : S::kX, row, live, makes_y && step + 1 < steps() ? step + 1 : 0);
         if (live && makes_y) put_y(row);
         if (live && !makes_y) put_h(row);
@@ -162,7 +152,7 @@ struct Pair {
     if (sums) gather_sums();
   }
 
-  FN int channel_at(int l, int n) const { return (column + n) * 8 + fragment_channel(l); }
+  FN int channel_at(int l, int n) const { return (column() + n) * 8 + fragment_channel(l); }
 
   FN void add_x(int row) {
     UNROLL for (int n = 0; n < S::kColumns; ++n) b.w.lanes([&](int l) {
@@ -179,7 +169,7 @@ struct Pair {
   FN void zero_h(int row) {
     b.w.lanes([&](int l) {
       ROLLED for (int i = l; i < S::kColumns * x.width; i += kLanes)
-          b.w.sts(S::kH + slot(row) + cell(i % x.width, (column + i / x.width) * 8), U4{});
+          b.w.sts(S::kH + slot(row) + cell(i % x.width, (column() + i / x.width) * 8), U4{});
     });
   }
 
@@ -198,11 +188,12 @@ struct Pair {
   }
 
   FN void put_y(int row) {
+    Element* const y = b.feature(in2().dst).data;
     UNROLL for (int n = 0; n < S::kColumns; ++n) {
       PerLane<float> part[2];
       b.w.lanes([&](int l) {
         const int channel = channel_at(l, n);
-        const F2 slope = slope_of(b, in2, channel);
+        const F2 slope = slope_of(b, in2(), channel);
         part[0][l] = part[1][l] = 0.0f;
         UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
           const int pixel = m * 16 + fragment_pixel(l, j);

@@ -45,10 +45,7 @@ struct Worker {
   float capacity;  // 1 - the last prediction
   int pooled;      // buffer whose sums over pixels the step before left in kPooled, or NO_BUFFER
 
-  FN Worker(Warp& w, const WorkerArgs& args)
-      : b{w, args,
-          static_cast<typename E::Element*>(args.scratch) +
-              w.block * args.scratch_elements * args.height * args.width} {}
+  FN Worker(Warp& w, const WorkerArgs& args) : b{w, args} {}
 
   FN void run() {
     for (int number; (number = take()) < b.args.count;) carry(number);
