@@ -56,7 +56,7 @@ class Column(IntEnum):
     SLOPE = 12
     HIDDEN = 13
     MODE = 14
-    UNUSED = 15
+    FUSED = 15
 
 
 NO_BUFFER = -1

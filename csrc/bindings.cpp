@@ -11,7 +11,9 @@
 #include "cpu/patches.h"
 #include "cpu/worker.h"
 #ifdef APE_WITH_CUDA
+#include "cuda/launch.h"
 #include "cuda/patches.h"
+#include "cuda/request.h"
 #endif
 
 namespace py = pybind11;
@@ -100,7 +102,33 @@ void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 
+// Scratch elements a low-resolution pixel, resolution of the input's buffer, and blocks that run at once.
+py::tuple cuda_plan(uintptr_t table, int64_t table_rows, int64_t weight_count, int element, int stage) {
+  const ape::cuda::Plan plan = ape::cuda::plan_of(table, table_rows, weight_count, element);
+  int blocks = 0;
+  check(ape::cuda::worker_blocks(element, &blocks));
+  return py::make_tuple(plan.scratch_elements, plan.input_buffer(stage).upscale, blocks);
+}
+
+// Shapes of the pointers: cuda/args.h. Throws ValueError (std::invalid_argument) for a malformed table.
+void cuda_run_worker(uintptr_t table, int64_t table_rows, int64_t weight_count, int element, int stage,
+                     uintptr_t weights, uintptr_t input, int64_t input_rows, uintptr_t active, uintptr_t exit_at,
+                     uintptr_t output, uintptr_t exit_index, uintptr_t capacity, uintptr_t leaves, uintptr_t scratch,
+                     uintptr_t queue, int blocks, int64_t count, int height, int width, float boundary,
+                     uintptr_t stream) {
+  const ape::cuda::Request request{table,      table_rows, weights, weight_count, element,    stage,    input,
+                                   input_rows, active,     exit_at, output,       exit_index, capacity, leaves,
+                                   scratch,    queue,      blocks,  count,        height,     width,    boundary};
+  const ape::cuda::Plan plan = ape::cuda::plan_of(table, table_rows, weight_count, element);
+  check(ape::cuda::launch_worker(ape::cuda::args_of(request, plan), element, blocks, pointer<CUstream_st>(stream)));
+}
+
 void export_cuda(py::module_& m) {
+  m.def("cuda_plan", &cuda_plan, "table"_a, "table_rows"_a, "weight_count"_a, "element"_a, "stage"_a);
+  m.def("cuda_run_worker", &cuda_run_worker, "table"_a, "table_rows"_a, "weight_count"_a, "element"_a, "stage"_a,
+        "weights"_a, "input"_a, "input_rows"_a, "active"_a, "exit_at"_a, "output"_a, "exit_index"_a, "capacity"_a,
+        "leaves"_a, "scratch"_a, "queue"_a, "blocks"_a, "count"_a, "height"_a, "width"_a, "boundary"_a, "stream"_a,
+        Unlocked());
   def_split<int, uintptr_t>(
       m, "cuda_split",
       [](const ape::SplitArgs& args, int dtype, uintptr_t stream) {

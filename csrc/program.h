@@ -45,7 +45,7 @@ struct Instruction {
   int32_t slope;
   int32_t hidden;
   int32_t mode;
-  int32_t unused;
+  int32_t fused;  // CONV: its result is read by the CONV that follows and by nothing else
 
   float scale() const {
     float value;

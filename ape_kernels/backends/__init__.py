@@ -18,7 +18,8 @@ from torch import Tensor
 from ape_kernels.program import PatchProgram
 from ape_kernels.table import PackedProgram
 
-ORDER = ("cpu", "cuda", "torch", "triton")  # of preference; triton goes before torch once it has run on a GPU
+# of preference; each serves some devices only. cuda and triton come last, by name only, until they have run on a GPU.
+ORDER = ("cpu", "torch", "cuda", "triton")
 
 
 class BackendUnavailable(RuntimeError):

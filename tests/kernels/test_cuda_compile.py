@@ -58,7 +58,9 @@ def test_the_inner_loop_of_the_fused_pair(arch):
     if core().build_info()["cuda"] and arch not in core().build_info()["cuda_architectures"].split(";"):
         pytest.skip(f"the native core was built for {core().build_info()['cuda_architectures']}, not for {arch}")
     lines = cuobjdump("-sass", "-arch", f"sm_{arch}").splitlines()
-    begin = next(i for i, line in enumerate(lines) if "Function : " in line and "worker_kernel" in line and "Half" in line)
+    begin = next(
+        i for i, line in enumerate(lines) if "Function : " in line and "worker_kernel" in line and "Half" in line
+    )
     code = [line for line in lines[begin:] if re.match(r"\s+/\*[0-9a-f]{4,}\*/", line)]
     runs, current = [], []
     for line in code:  # pieces without a branch

@@ -1,12 +1,22 @@
-"""The cuda backend (csrc/cuda). So far it splits and merges; networks on a GPU run on the torch backend."""
+"""The cuda backend (csrc/cuda): a persistent worker kernel carries patches through the program, on tensor cores.
+
+It has been compiled for sm_80 to sm_120 and executed on the CPU by its tests, not yet on a GPU: docs/kernels.md.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ape_kernels.backends.cuda.layout import pack
+from ape_kernels.backends.cuda.run import ELEMENTS, run_patches, run_stage
 from ape_kernels.native import core, missing
-from ape_kernels.program import PatchProgram
+from ape_kernels.program import Module, PatchProgram
+
+__all__ = ["merge", "pack", "run_patches", "run_stage", "split", "supports", "supports_patches", "unavailable"]
+
+DEVICE = "cuda"
+CAPABILITY = (8, 0)  # cp.async, and mma.sync of that size
 
 
 def unavailable() -> str | None:
@@ -18,11 +28,21 @@ def unavailable() -> str | None:
 
 
 def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
-    return "splits and merges only, runs no network yet"
+    if device.type != DEVICE:
+        return f"runs on CUDA devices, not on {device}"
+    if dtype not in ELEMENTS:
+        return f"computes in {' and '.join(map(str, ELEMENTS))}, not {dtype}: features stay in the type of the operands"
+    opaque = [type(step.module).__name__ for step in program.steps() if isinstance(step, Module)]
+    if opaque:
+        return f"has no kernels for {', '.join(sorted(set(opaque)))}"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY:
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"needs compute capability 8.0, {torch.cuda.get_device_name(device)} has {major}.{minor}"
+    return None
 
 
 def supports_patches(device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type != "cuda":
+    if device.type != DEVICE:
         return f"runs on CUDA devices, not on {device}"
     return None if dtype in _dtypes() else f"splits and merges float32, float16 and bfloat16, not {dtype}"
 

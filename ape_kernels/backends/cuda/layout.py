@@ -1,0 +1,150 @@
+"""How the cuda backend packs a program: the cuda column of docs/program.md, "Weight layouts"."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ape_kernels.program import Activation, ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step
+from ape_kernels.table import NO_BUFFER, Column, Opcode, PackedProgram, float_from_bits
+from ape_kernels.table import pack as pack_program
+
+UNIT = 16  # channels, in and out, of the blocks that weights are cut into (csrc/cuda/element.h)
+
+
+def pack(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> PackedProgram:
+    """Table on the host, weights on `device`; the weight buffer ends in a copy of the table for the kernel."""
+    program = _folded(program, dtype)
+    packed = pack_program(program, partial(_layout, program, dtype), dtype=dtype, device=device)
+    place = 0  # where each buffer begins in a thread block's arena, elements a low-resolution pixel
+    for row, buffer in zip(packed.table, program.buffers, strict=False):
+        row[Column.WEIGHT] = place
+        place += _padded(buffer.channels) * buffer.resolution**2
+    _mark_fused(packed.table)
+    image = packed.table.flatten().view(dtype).to(device)
+    return replace(packed, weights=torch.cat([packed.weights, image]))
+
+
+def _mark_fused(table: Tensor) -> None:
+    """Mark the first of two CONV rows that the kernel may run in one pass, so that the buffer between is not written.
+
+    conv, activation, conv, then an activation or the sum with the first one's input; 3x3, as many channels in as out.
+    """
+    rows = table.tolist()
+    tail = next(number for number, row in enumerate(rows) if row[Column.OPCODE] == Opcode.TAIL)
+    previous = None
+    for number, (one, two) in enumerate(pairwise(rows)):
+        if previous == number - 1 or not _fuses(one, two) or rows[number - 1][Column.OPCODE] == Opcode.SOURCE:
+            continue
+        after = [rows[number + 2 :], rows[max(tail, number + 2) :]]  # a patch may leave and go on in the tail
+        if not any(_is_read(one[Column.DST], part, rows) for part in after):
+            table[number, Column.FUSED] = 1
+            previous = number
+
+
+def _is_read(buffer: int, after: list[list[int]], rows: list[list[int]]) -> bool:
+    """Whether what `buffer` holds is read in the rows `after` before it is written."""
+    handed_on = next(row[Column.DST] for row in rows if row[Column.OPCODE] == Opcode.STAGE)  # by all stages
+    columns = {
+        Opcode.STAGE: (Column.SRC,),
+        Opcode.CONV: (Column.SRC, Column.ADD),
+        Opcode.ATTENTION: (Column.SRC, Column.ADD),
+        Opcode.RECONSTRUCT: (Column.SRC, Column.ADD),
+        Opcode.SOURCE: (Column.SRC,),
+        Opcode.UPSAMPLE: (Column.SRC,),
+        Opcode.EXIT: (Column.SRC,),
+    }
+    for row in after:
+        read = [row[column] for column in columns.get(row[Column.OPCODE], ())]
+        if buffer in read or (row[Column.OPCODE] in (Opcode.STAGE, Opcode.TAIL) and buffer == handed_on):
+            return True
+        if row[Column.OPCODE] in (Opcode.CONV, Opcode.ATTENTION, Opcode.UPSAMPLE) and row[Column.DST] == buffer:
+            return False
+    return False
+
+
+def _fuses(one: list[int], two: list[int]) -> bool:
+    between = one[Column.DST]
+    alike = all(
+        row[Column.OPCODE] == Opcode.CONV
+        and row[Column.KERNEL] == 3
+        and row[Column.IN_CHANNELS] == row[Column.OUT_CHANNELS]
+        and float_from_bits(row[Column.SCALE_BITS]) == 1.0
+        for row in (one, two)
+    )
+    if not alike or two[Column.SRC] != between or two[Column.DST] == between:
+        return False
+    adds_input = two[Column.ADD] == one[Column.SRC] and two[Column.ACTIVATION] == Activation.NONE
+    return one[Column.ADD] == NO_BUFFER and (two[Column.ADD] == NO_BUFFER or adds_input)
+
+
+def _folded(program: PatchProgram, dtype: torch.dtype) -> PatchProgram:
+    """`program` with slopes as `_vector` stores them and, where nothing stands between, scales in the weights."""
+
+    def fold(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        return tuple(_fold_conv(step, dtype) if isinstance(step, Conv) else step for step in steps)
+
+    stages = tuple(replace(stage, steps=fold(stage.steps)) for stage in program.stages)
+    return replace(program, head=fold(program.head), stages=stages, tail=fold(program.tail))
+
+
+def _fold_conv(step: Conv, dtype: torch.dtype) -> Conv:
+    if step.activation is Activation.PRELU:
+        return replace(step, slope=_vector(_pad_last(step.slope), dtype))
+    if step.activation is Activation.NONE:
+        bias = None if step.bias is None else step.bias.float() * step.scale
+        return replace(step, weight=step.weight.float() * step.scale, bias=bias, scale=1.0)
+    return step
+
+
+def _layout(program: PatchProgram, dtype: torch.dtype, step: Step) -> tuple[Tensor, Tensor]:
+    match step:
+        case Conv():
+            bias = step.weight.new_zeros(len(step.weight)) if step.bias is None else step.bias
+            channels = [program.buffers[source].channels for source in step.sources]
+            return _units(step.weight[None], channels, dtype), _vector(_pad_last(bias), dtype)
+        case Exit():
+            return _vector(step.weight, dtype), _vector(step.bias, dtype)
+        case ChannelAttention():
+            weights = torch.cat([step.squeeze.flatten(), step.expand.flatten()])
+            return _vector(weights, dtype), _vector(torch.cat([step.squeeze_bias, step.expand_bias]), dtype)
+        case Reconstruct():
+            kernel, bias = step.tail.kernel.flatten(0, 1), step.tail.bias.flatten(0, 1)
+            return _units(kernel, [kernel.shape[2]], dtype), _vector(_pad_last(bias), dtype)
+
+
+def _vector(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is no operand of a matrix product stays float32, bit by bit in a buffer of `dtype`."""
+    return values.detach().float().flatten().contiguous().view(dtype)
+
+
+def _units(weight: Tensor, channels: list[int], dtype: torch.dtype) -> Tensor:
+    """Kernels ``[V, C_out, C_in, k, k]`` to ``[V][C_out / 16][C_in / 16][k * k][unit]``, flat.
+
+    channels: of the sources that C_in consists of, each padded to whole units. A unit is 16 by 16 channels: float16 in
+    the order in which the lanes of a warp hold an mma operand, float32 ``[C_in][C_out]``.
+    """
+    variants, out_channels, _, size, _ = weight.shape
+    sources = [pad(part, (0, 0, 0, 0, 0, -part.shape[2] % UNIT)) for part in weight.float().split(channels, dim=2)]
+    padded = pad(torch.cat(sources, dim=2), (0, 0, 0, 0, 0, 0, 0, -out_channels % UNIT))
+    units = padded.reshape(variants, padded.shape[1] // UNIT, UNIT, -1, UNIT, size * size)
+    units = units.permute(0, 1, 3, 5, 2, 4)  # [V][C_out / 16][C_in / 16][k * k][C_out][C_in]
+    if dtype == torch.float32:
+        return units.transpose(4, 5).flatten()
+    lane, register, half = torch.meshgrid(torch.arange(32), torch.arange(4), torch.arange(2), indexing="ij")
+    in_channel = lane % 4 * 2 + half + register % 2 * 8
+    out_channel = lane // 4 + register // 2 * 8
+    return units[..., out_channel, in_channel].flatten()
+
+
+def _padded(channels: int) -> int:
+    return channels + -channels % UNIT
+
+
+def _pad_last(vector: Tensor) -> Tensor:
+    return pad(vector, (0, -vector.shape[-1] % UNIT))

@@ -1,0 +1,379 @@
+// The host's half of exec.h, for tests: every warp of every block is a fiber, and one seeded scheduler picks who runs.
+// A fiber gives way at barriers and, by chance, at any access to memory.
+//
+// Checked on the way: shared memory and each block's own scratch for races (who read and wrote a piece of it since the
+// last barrier), every global access against the arrays that were passed. Asynchronous copies poison what they write at
+// issue and copy only at that warp's wait, so that a missing wait shows. A barrier or a wait can be left out by its
+// place in the source, so that tests prove each is needed. ldmatrix and mma follow the PTX manual's fragment layouts.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <random>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#define FN inline
+#define UNROLL
+#define UNROLL_4
+#define ROLLED
+
+namespace ape::cuda {
+
+template <class T>
+struct PerLane {
+  T value[kLanes];
+  T& operator[](int l) { return value[l]; }
+  const T& operator[](int l) const { return value[l]; }
+};
+
+inline uint32_t pack_halves(float a, float b) {
+  const _Float16 h[2] = {static_cast<_Float16>(a), static_cast<_Float16>(b)};
+  uint32_t bits;
+  std::memcpy(&bits, h, 4);
+  return bits;
+}
+inline F2 unpack_halves(uint32_t bits) {
+  _Float16 h[2];
+  std::memcpy(h, &bits, 4);
+  return {static_cast<float>(h[0]), static_cast<float>(h[1])};
+}
+inline float half_to_float(uint16_t bits) { return unpack_halves(bits).x; }
+
+// A piece of checked memory: 16 bytes of shared, 4 bytes of global.
+struct Cell {
+  int written = -1, read = -1;  // the last epochs in which it was
+  int reader = -1;              // warp that read in that epoch, -2: several
+  int arriving = 0;             // copies under way into it
+  int leaving = 0;              // copies under way out of it
+};
+
+// An array in global memory that the kernel was given.
+struct Region {
+  const char* name;
+  const char* begin;
+  size_t bytes;
+  int owner = -1;             // the one block that may touch it, -1: all
+  std::vector<Cell> cells{};  // of an owned region: races are checked
+};
+
+struct Block {
+  std::vector<char> shared;
+  std::vector<Cell> cells;
+  int epoch = 0, arrived = 0, live = 0;
+};
+
+struct Grid;
+
+struct Warp {
+  enum State { kReady, kAtBarrier, kDone };
+  struct Copy {
+    uint32_t to;
+    const void* from;
+    bool inside;
+    Cell* source;  // the first of four; null: not checked
+  };
+  Grid* grid;
+  Block* home;
+  int id, block;
+  State state = kReady;
+  ucontext_t context{};
+  std::unique_ptr<char[]> stack{};
+  std::deque<std::vector<Copy>> groups{};
+  std::vector<Copy> open{};
+
+  void forget() {}
+  template <class F>
+  void lanes(F&& f) {
+    for (int l = 0; l < kLanes; ++l) f(l);
+  }
+  inline void sync(const char* file = __builtin_FILE(), int line = __builtin_LINE());
+
+  template <class T>
+  T lds(uint32_t at) {
+    give_way();
+    T value{};
+    if (shared_reads(at, sizeof(T))) std::memcpy(&value, home->shared.data() + at, sizeof(T));
+    return value;
+  }
+  template <class T>
+  void sts(uint32_t at, T value) {
+    give_way();
+    if (shared_writes(at, sizeof(T))) std::memcpy(home->shared.data() + at, &value, sizeof(T));
+  }
+  template <class T>
+  T load(const void* from) {
+    give_way();
+    T value{};
+    bool known;
+    Cell* cell = find(from, sizeof(T), known);
+    if (known) std::memcpy(&value, from, sizeof(T));
+    for (size_t i = 0; cell && i < (sizeof(T) + 3) / 4; ++i) reads(cell[i], "global");
+    return value;
+  }
+  template <class T>
+  void store(void* to, T value) {
+    give_way();
+    bool known;
+    Cell* cell = find(to, sizeof(T), known);
+    if (known) std::memcpy(to, &value, sizeof(T));
+    for (size_t i = 0; cell && i < (sizeof(T) + 3) / 4; ++i) writes(cell[i], "global");
+  }
+  int atomic_add(int* counter, int value) {
+    give_way();
+    return std::exchange(*counter, *counter + value);
+  }
+
+  void copy(uint32_t to, const void* from, bool inside) {
+    if (!shared_writes(to, 16)) return;
+    bool known = true;
+    Cell* source = inside ? find(from, 16, known) : nullptr;
+    if (!known) return;
+    for (int i = 0; source && i < 4; ++i) {
+      reads(source[i], "global");
+      source[i].leaving++;
+    }
+    std::memset(home->shared.data() + to, 0xff, 16);
+    home->cells[to / 16].arriving++;
+    open.push_back({to, from, inside, source});
+  }
+  void commit() {
+    groups.push_back(std::move(open));
+    open.clear();
+  }
+  template <int N>
+  void wait(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    give_way();
+    if (!left_out("wait", file, line)) complete(N);
+  }
+
+  void ldmatrix(PerLane<U4>& a, const PerLane<uint32_t>& row, uint32_t at) {
+    give_way();
+    for (int m = 0; m < 4; ++m)
+      for (int i = 0; i < 8; ++i) {
+        const uint32_t begin = row[8 * m + i] + at;
+        if (!shared_reads(begin, 16)) continue;
+        for (int q = 0; q < 4; ++q) std::memcpy(&a[4 * i + q].r[m], home->shared.data() + begin + 4 * q, 4);
+      }
+  }
+  void mma(PerLane<float[4]>& c, const PerLane<U4>& a, const PerLane<U4>& b, int half) {
+    float left[16][16], right[16][8], sums[16][8];
+    for (int l = 0; l < kLanes; ++l) {
+      const int row = l / 4, pair = l % 4 * 2;
+      for (int i = 0; i < 4; ++i) {
+        const F2 value = unpack_halves(a[l].r[i]);
+        left[row + 8 * (i & 1)][pair + 8 * (i >> 1)] = value.x;
+        left[row + 8 * (i & 1)][pair + 8 * (i >> 1) + 1] = value.y;
+        sums[row + 8 * (i >> 1)][pair + (i & 1)] = c[l][i];
+      }
+      for (int i = 0; i < 2; ++i) {
+        const F2 value = unpack_halves(b[l].r[2 * half + i]);
+        right[pair + 8 * i][row] = value.x;
+        right[pair + 8 * i + 1][row] = value.y;
+      }
+    }
+    for (int m = 0; m < 16; ++m)
+      for (int k = 0; k < 16; ++k)
+        for (int n = 0; n < 8; ++n) sums[m][n] += left[m][k] * right[k][n];
+    for (int l = 0; l < kLanes; ++l)
+      for (int i = 0; i < 4; ++i) c[l][i] = sums[l / 4 + 8 * (i >> 1)][l % 4 * 2 + (i & 1)];
+  }
+  float sum(const PerLane<float>& x) {
+    float values[kLanes];
+    std::memcpy(values, x.value, sizeof values);
+    for (int d = kLanes / 2; d; d >>= 1)
+      for (int l = 0; l < d; ++l) values[l] += values[l + d];
+    return values[0];
+  }
+  void sum_rows(PerLane<float>& x) {
+    for (int q = 0; q < 4; ++q) {
+      float total = 0.0f;
+      for (int l = q; l < kLanes; l += 4) total += x[l];
+      for (int l = q; l < kLanes; l += 4) x[l] = total;
+    }
+  }
+
+  inline void give_way();
+  inline void fail(const std::string& what);
+  inline bool left_out(const char* kind, const char* file, int line);
+  inline Cell* find(const void* address, size_t bytes, bool& known);
+  inline void complete(size_t left);
+
+ private:
+  void reads(Cell& cell, const char* where) {
+    if (cell.arriving) fail(std::string(where) + ": read of a copy under way");
+    if (cell.written == home->epoch) fail(std::string(where) + ": read of what no barrier has published");
+    if (cell.read != home->epoch) {
+      cell.read = home->epoch;
+      cell.reader = id;
+    } else if (cell.reader != id) {
+      cell.reader = -2;
+    }
+  }
+  void writes(Cell& cell, const char* where) {
+    if (cell.arriving) fail(std::string(where) + ": write over a copy under way");
+    if (cell.leaving) fail(std::string(where) + ": write over the source of a copy under way");
+    if (cell.read == home->epoch && cell.reader != id)
+      fail(std::string(where) + ": write over what another warp may be reading");
+    cell.written = home->epoch;
+  }
+  bool shared_at(uint32_t at, uint32_t bytes) {
+    if (at + bytes <= home->shared.size() && at % bytes == 0) return true;
+    fail("shared: access outside or not aligned, offset " + std::to_string(at));
+    return false;
+  }
+  bool shared_reads(uint32_t at, uint32_t bytes) {
+    if (!shared_at(at, bytes)) return false;
+    reads(home->cells[at / 16], "shared");
+    return true;
+  }
+  bool shared_writes(uint32_t at, uint32_t bytes) {
+    if (!shared_at(at, bytes)) return false;
+    writes(home->cells[at / 16], "shared");
+    return true;
+  }
+};
+
+// What a run is asked to do and what it found.
+struct Run {
+  unsigned seed;
+  int chance;         // a warp gives way at one access in this many; 0: at barriers only
+  std::string fault;  // the barrier or wait to leave out, such as "sync conv.h:120"; empty: none
+  int errors = 0;
+  std::string first;            // the first error
+  std::set<std::string> sites;  // every barrier and wait that was reached
+};
+
+struct Grid {
+  Run& run;
+  std::vector<Region> regions;
+  std::mt19937 random;
+  ucontext_t main{};
+  std::vector<std::unique_ptr<Block>> blocks;
+  std::vector<std::unique_ptr<Warp>> warps;
+  std::function<void(Warp&)> body;
+
+  Grid(Run& run_, std::vector<Region> regions_, int count, uint32_t shared_bytes, std::function<void(Warp&)> body_)
+      : run(run_), regions(std::move(regions_)), random(run_.seed), body(std::move(body_)) {
+    for (Region& region : regions)
+      if (region.owner >= 0) region.cells.resize(region.bytes / 4 + 1);
+    for (int i = 0; i < count; ++i) {
+      auto block = std::make_unique<Block>();
+      block->shared.assign(shared_bytes, '\xff');
+      block->cells.resize(shared_bytes / 16 + 1);
+      block->live = kWarps;
+      for (int j = 0; j < kWarps; ++j) {
+        auto warp = std::make_unique<Warp>(Warp{this, block.get(), j, i});
+        constexpr size_t kStack = 1 << 18;
+        warp->stack.reset(new char[kStack]);
+        getcontext(&warp->context);
+        warp->context.uc_stack.ss_sp = warp->stack.get();
+        warp->context.uc_stack.ss_size = kStack;
+        const auto address = reinterpret_cast<uintptr_t>(warp.get());
+        makecontext(&warp->context, reinterpret_cast<void (*)()>(enter), 2, static_cast<unsigned>(address),
+                    static_cast<unsigned>(address >> 32));
+        warps.push_back(std::move(warp));
+      }
+      blocks.push_back(std::move(block));
+    }
+  }
+
+  static void enter(unsigned low, unsigned high) {
+    Warp* warp = reinterpret_cast<Warp*>(static_cast<uintptr_t>(high) << 32 | low);
+    warp->grid->body(*warp);
+    for (const auto& group : warp->groups)
+      if (!group.empty()) warp->fail("copies under way at the end");
+    warp->state = Warp::kDone;
+    warp->home->live--;
+    swapcontext(&warp->context, &warp->grid->main);
+  }
+
+  void execute() {
+    std::vector<Warp*> ready;
+    for (;;) {
+      ready.clear();
+      bool unfinished = false;
+      for (auto& warp : warps) {
+        unfinished |= warp->state != Warp::kDone;
+        if (warp->state == Warp::kReady) ready.push_back(warp.get());
+      }
+      if (!unfinished) return;
+      if (ready.empty()) {
+        if (!run.errors++) run.first = "deadlock at a barrier";
+        return;
+      }
+      Warp* warp = ready[random() % ready.size()];
+      swapcontext(&main, &warp->context);
+      Block* block = warp->home;
+      block->arrived += warp->state == Warp::kAtBarrier;
+      if (!block->live || block->arrived < block->live) continue;
+      block->arrived = 0;
+      block->epoch++;
+      for (auto& other : warps)
+        if (other->home == block && other->state == Warp::kAtBarrier) other->state = Warp::kReady;
+    }
+  }
+};
+
+inline void Warp::sync(const char* file, int line) {
+  if (left_out("sync", file, line)) return;
+  state = kAtBarrier;
+  swapcontext(&context, &grid->main);
+}
+
+inline void Warp::give_way() {
+  if (grid->run.chance > 0 && grid->random() % grid->run.chance == 0) swapcontext(&context, &grid->main);
+}
+
+inline void Warp::fail(const std::string& what) {
+  if (!grid->run.errors++)
+    grid->run.first = what + " (block " + std::to_string(block) + ", warp " + std::to_string(id) + ", epoch " +
+                      std::to_string(home->epoch) + ")";
+}
+
+inline bool Warp::left_out(const char* kind, const char* file, int line) {
+  const char* slash = std::strrchr(file, '/');
+  const std::string site = std::string(kind) + " " + (slash ? slash + 1 : file) + ":" + std::to_string(line);
+  grid->run.sites.insert(site);
+  return site == grid->run.fault;
+}
+
+// The cell at `address` if races are checked there; `known` tells whether the kernel was given this memory at all.
+inline Cell* Warp::find(const void* address, size_t bytes, bool& known) {
+  const char* begin = static_cast<const char*>(address);
+  for (Region& region : grid->regions) {
+    if (begin < region.begin || begin + bytes > region.begin + region.bytes) continue;
+    known = region.owner < 0 || region.owner == block;
+    if (!known) fail(std::string("global: another block's ") + region.name);
+    if (reinterpret_cast<uintptr_t>(begin) % bytes) fail(std::string("global: not aligned, in ") + region.name);
+    return known && region.owner >= 0 ? &region.cells[(begin - region.begin) / 4] : nullptr;
+  }
+  known = false;
+  fail("global: outside every array");
+  return nullptr;
+}
+
+inline void Warp::complete(size_t left) {
+  for (; groups.size() > left; groups.pop_front())
+    for (const Copy& copy : groups.front()) {
+      char* to = home->shared.data() + copy.to;
+      if (copy.inside)
+        std::memcpy(to, copy.from, 16);
+      else
+        std::memset(to, 0, 16);
+      Cell& cell = home->cells[copy.to / 16];
+      cell.arriving--;
+      cell.written = home->epoch;
+      for (int i = 0; copy.source && i < 4; ++i) copy.source[i].leaving--;
+    }
+}
+
+}  // namespace ape::cuda

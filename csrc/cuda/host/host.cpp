@@ -1,0 +1,88 @@
+// The worker kernel run on the host, for tests: a shared library of two C functions, compiled by the tests themselves.
+#include <cstdio>
+
+#include "../request.h"
+#include "../worker.h"
+
+namespace ape::cuda {
+namespace {
+
+// Every array the kernel is given, in its full size; its own arena for each block.
+std::vector<Region> regions(const Request& request, const Plan& plan, const WorkerArgs& args) {
+  std::vector<Region> all;
+  const auto add = [&](const char* name, const void* begin, int64_t bytes, int owner = -1) {
+    if (begin) all.push_back({name, static_cast<const char*>(begin), static_cast<size_t>(bytes), owner});
+  };
+  const auto feature_bytes = [&](const Instruction& buffer) {
+    return int64_t(buffer.in_channels) * buffer.upscale * buffer.upscale * args.height * args.width * 4;
+  };
+  const int64_t size = request.element == kHalfElements ? 2 : 4;
+  const int64_t arena = args.scratch_elements * args.height * args.width * size;
+  for (int i = 0; i < request.blocks; ++i) add("scratch", static_cast<const char*>(args.scratch) + i * arena, arena, i);
+  add("weights", args.weights, request.weight_count * size);
+  add("input", args.input, args.input_rows * feature_bytes(plan.input_buffer(args.stage)));
+  add("active", args.active, args.count * 8);
+  add("exit_at", args.exit_at, args.input_rows * 8);
+  if (args.stage == WHOLE) {
+    Instruction picture = plan.row(request.table_rows - 1);
+    picture.in_channels = picture.out_channels / (picture.upscale * picture.upscale);
+    picture.upscale *= plan.row(picture.src).upscale;
+    add("output", args.output, args.count * feature_bytes(picture));
+  } else {
+    add("output", args.output, args.count * feature_bytes(plan.row(plan.row(args.first_row).dst)));
+  }
+  add("exit_index", args.exit_index, args.count * 8);
+  add("capacity", args.capacity, args.count * 4);
+  add("leaves", args.leaves, args.count);
+  return all;
+}
+
+template <class E, class Shapes>
+void execute(const Request& request, const Plan& plan, Run& run) {
+  const WorkerArgs args = args_of(request, plan);
+  Grid grid(run, regions(request, plan, args), int(request.blocks), Worker<E, Shapes>::kSharedBytes, [&](Warp& w) {
+    Worker<E, Shapes> worker(w, args);
+    worker.run();
+  });
+  grid.execute();
+}
+
+void put(char* to, int64_t size, const std::string& text) { std::snprintf(to, size, "%s", text.c_str()); }
+
+}  // namespace
+}  // namespace ape::cuda
+
+using namespace ape::cuda;
+
+// result: scratch elements a pixel, resolution of the input's buffer. Returns 1 with a message for a malformed table.
+extern "C" int ape_host_plan(uintptr_t table, int64_t table_rows, int64_t weight_count, int64_t element, int64_t stage,
+                             int64_t result[2], char* message, int64_t size) {
+  try {
+    const Plan plan = plan_of(table, table_rows, weight_count, element);
+    result[0] = plan.scratch_elements;
+    result[1] = plan.input_buffer(int(stage)).upscale;
+    return 0;
+  } catch (const std::invalid_argument& error) {
+    put(message, size, error.what());
+    return 1;
+  }
+}
+
+// small: as on a device with 99 KB of shared memory a block. seed, chance, fault: see Run. Returns the number of errors
+// the checks found, the first in `message`; `sites` gets the barriers and waits that were reached, a line each.
+extern "C" int ape_host_run(const Request* request, int small, unsigned seed, int chance, const char* fault,
+                            char* sites, char* message, int64_t size) {
+  const Plan plan = plan_of(request->table, request->table_rows, request->weight_count, request->element);
+  Run run{seed, chance, fault, 0, {}, {}};
+  if (request->element != kHalfElements)
+    execute<Float, SmallShapes>(*request, plan, run);
+  else if (small)
+    execute<Half, SmallShapes>(*request, plan, run);
+  else
+    execute<Half, LargeShapes>(*request, plan, run);
+  std::string all;
+  for (const std::string& site : run.sites) all += site + "\n";
+  put(sites, size, all);
+  put(message, size, run.first);
+  return run.errors;
+}

@@ -1,0 +1,70 @@
+// A call of the worker as Python makes it: addresses as integers, sizes, and the table on the host.
+#pragma once
+
+#include "plan.h"
+
+namespace ape::cuda {
+
+struct Request {
+  uintptr_t table;  // int32 [table_rows][16] on the host; a copy ends the weight buffer
+  int64_t table_rows;
+  uintptr_t weights;  // [weight_count] elements
+  int64_t weight_count;
+  int64_t element;  // ElementType
+  int64_t stage;    // or WHOLE
+  uintptr_t input;  // this and the pointers below: see WorkerArgs
+  int64_t input_rows;
+  uintptr_t active;
+  uintptr_t exit_at;
+  uintptr_t output;
+  uintptr_t exit_index;
+  uintptr_t capacity;
+  uintptr_t leaves;
+  uintptr_t scratch;
+  uintptr_t queue;
+  int64_t blocks;
+  int64_t count;
+  int64_t height, width;  // low-resolution
+  double boundary;
+};
+
+// Elements of the weight buffer that the copy of the table takes.
+inline int64_t table_elements(int64_t table_rows, int64_t element) {
+  return table_rows * int64_t(sizeof(Instruction)) / (element == kHalfElements ? 2 : 4);
+}
+
+// Throws std::invalid_argument for a malformed table.
+inline Plan plan_of(uintptr_t table, int64_t table_rows, int64_t weight_count, int64_t element) {
+  return {reinterpret_cast<const int32_t*>(table), table_rows, weight_count - table_elements(table_rows, element),
+          int(element)};
+}
+
+inline WorkerArgs args_of(const Request& request, const Plan& plan) {
+  plan.input_buffer(int(request.stage));
+  const int64_t size = request.element == kHalfElements ? 2 : 4;
+  const int64_t rows_at = request.weight_count - table_elements(request.table_rows, request.element);
+  WorkerArgs args{};
+  args.rows = reinterpret_cast<const Instruction*>(request.weights + rows_at * size);
+  args.weights = reinterpret_cast<const void*>(request.weights);
+  args.scratch = reinterpret_cast<void*>(request.scratch);
+  args.queue = reinterpret_cast<int32_t*>(request.queue);
+  args.input = reinterpret_cast<const float*>(request.input);
+  args.active = reinterpret_cast<const int64_t*>(request.active);
+  args.exit_at = reinterpret_cast<const int64_t*>(request.exit_at);
+  args.output = reinterpret_cast<float*>(request.output);
+  args.exit_index = reinterpret_cast<int64_t*>(request.exit_index);
+  args.capacity = reinterpret_cast<float*>(request.capacity);
+  args.leaves = reinterpret_cast<uint8_t*>(request.leaves);
+  args.scratch_elements = plan.scratch_elements;
+  args.count = int32_t(request.count);
+  args.input_rows = int32_t(request.input_rows);
+  args.height = int32_t(request.height);
+  args.width = int32_t(request.width);
+  args.stage = int32_t(request.stage);
+  args.first_row = request.stage == WHOLE ? plan.first_row : plan.stage_rows[request.stage];
+  args.tail_row = plan.tail_row;
+  args.boundary = float(request.boundary);
+  return args;
+}
+
+}  // namespace ape::cuda

@@ -1,0 +1,107 @@
+"""The cuda backend's kernel source built for the CPU (csrc/cuda/exec.h), in the place of the native core."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "csrc" / "cuda" / "host" / "host.cpp"
+FLAGS = ("-std=c++17", "-O2", "-march=native", "-Wall", "-Wextra", "-Werror", "-Wno-clobbered", "-fPIC", "-shared")
+
+
+class Request(ctypes.Structure):
+    """`Request` in csrc/cuda/request.h."""
+
+    _fields_ = (
+        *[(name, ctypes.c_int64) for name in ("table", "table_rows", "weights", "weight_count", "element", "stage")],
+        *[(name, ctypes.c_int64) for name in ("input", "input_rows", "active", "exit_at", "output", "exit_index")],
+        *[(name, ctypes.c_int64) for name in ("capacity", "leaves", "scratch", "queue", "blocks", "count")],
+        *[(name, ctypes.c_int64) for name in ("height", "width")],
+        ("boundary", ctypes.c_double),
+    )
+
+
+@dataclass
+class HostLauncher:
+    """Has the functions of the native core that the cuda backend calls.
+
+    library: as `build` made it. blocks: at most, whatever the device. small: with little shared memory. seed, chance, fault: `Run` in host/exec_host.h.
+    Raises AssertionError for what the execution layer finds: races, accesses outside, deadlocks.
+    """
+
+    library: Path
+    blocks: int = 3
+    small: bool = False
+    seed: int = 0
+    chance: int = 0
+    fault: str = ""
+    sites: set[str] = field(default_factory=set)
+
+    def cuda_plan(self, table, table_rows, weight_count, element, stage):
+        result, message = (ctypes.c_int64 * 2)(), ctypes.create_string_buffer(256)
+        arguments = [ctypes.c_int64(value) for value in (table, table_rows, weight_count, element, stage)]
+        if ctypes.CDLL(str(self.library)).ape_host_plan(*arguments, result, message, ctypes.c_int64(256)):
+            raise ValueError(message.value.decode())
+        return *result, self.blocks
+
+    def cuda_run_worker(self, table, table_rows, weight_count, element, stage, weights, *arguments):
+        *arguments, stream = arguments
+        assert stream == 0
+        request = Request(table, table_rows, weights, weight_count, element, stage, *arguments)
+        sites, message = ctypes.create_string_buffer(8192), ctypes.create_string_buffer(8192)
+        errors = ctypes.CDLL(str(self.library)).ape_host_run(
+            ctypes.byref(request),
+            self.small,
+            self.seed,
+            self.chance,
+            self.fault.encode(),
+            sites,
+            message,
+            ctypes.c_int64(8192),
+        )
+        self.sites |= set(sites.value.decode().split("\n")) - {""}
+        assert not errors, f"{errors} errors, the first: {message.value.decode()}"
+
+
+@cache
+def build(edits: tuple[tuple[str, str, str], ...] = ()) -> Path:
+    """The kernel as a shared library, built again only when its source has changed; skips where nothing can build it.
+
+    edits: (file under csrc/cuda, text, replacement) to plant a mistake.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler to build the kernel for the CPU: looked for CXX, g++ and clang++")
+    sources = {path.relative_to(ROOT): path.read_text() for path in sorted((ROOT / "csrc").rglob("*.h"))}
+    sources[SOURCE.relative_to(ROOT)] = SOURCE.read_text()
+    for name, text, replacement in edits:
+        path = Path("csrc/cuda") / name
+        assert sources[path].count(text) == 1, f"{name}: expected {text!r} once"
+        sources[path] = sources[path].replace(text, replacement)
+    stamp = hashlib.sha256(repr((compiler, FLAGS, sorted(map(str, sources.items())))).encode()).hexdigest()[:16]
+    folder = ROOT / "build" / "cuda_host"
+    library = folder / f"{stamp}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as copy:
+            for path, text in sources.items():
+                (Path(copy) / path).parent.mkdir(parents=True, exist_ok=True)
+                (Path(copy) / path).write_text(text)
+            made = Path(copy) / "made.so"
+            command = [compiler, *FLAGS, str(Path(copy) / SOURCE.relative_to(ROOT)), "-o", str(made)]
+            result = subprocess.run(command, capture_output=True, text=True)
+            if "_Float16" in result.stderr or "ucontext.h" in result.stderr:
+                pytest.skip(f"{compiler} lacks _Float16 or ucontext.h, which the kernel needs on the CPU")
+            assert result.returncode == 0, result.stderr
+            made.replace(library)
+    return library

@@ -1,0 +1,332 @@
+"""The cuda backend, its kernel executed on the CPU (csrc/cuda/exec.h), against the torch oracle."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from cuda_host import HostLauncher, build
+from families import randomise
+from support import assert_exits_agree, assert_pictures_close, spread_network, test_patches
+from test_compact import Compact
+
+from ape_kernels import APEForward, to_program
+from ape_kernels.backends import BackendUnavailable, cuda, get_backend
+from ape_kernels.backends.cuda import run
+from ape_kernels.collapse import CollapsedTail
+from ape_kernels.policy import exit_boundary
+from ape_kernels.program import (
+    Activation,
+    Buffer,
+    ChannelAttention,
+    Conv,
+    Exit,
+    Interpolation,
+    Module,
+    PatchProgram,
+    Reconstruct,
+    Stage,
+    Upsample,
+)
+from ape_kernels.table import Column, Opcode
+from ape_sr.models import ECBSR, EDSR, RCAN, VDSR, RRDBNet
+
+OPS = torch.ops.ape_kernels
+DTYPES = [torch.float32, torch.float16]
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2}  # of the value range, one pixel's worst
+BAND = {torch.float32: 1e-4, torch.float16: 1e-2}  # of a prediction
+SIZES = [(1, 1), (3, 29), (20, 17)]
+FAMILIES = {
+    "edsr": lambda: spread_network(4, 4, 16, 1),
+    "edsr-24ch-x3": lambda: spread_network(3, 4, 24, 2),
+    "edsr-7ch-range-255": lambda: spread_network(2, 2, 7, 1, res_scale=0.3, rgb_range=255.0),
+    "edsr-32ch": lambda: spread_network(2, 2, 32, 1, res_scale=0.3),
+    "edsr-60ch": lambda: spread_network(2, 2, 60, 2),
+    "rcan": lambda: randomise(RCAN(2, 2, 2, 20, 5, exit_interval=1)),
+    "rcan-32ch": lambda: randomise(RCAN(2, 2, 2, 32, 5, exit_interval=1)),
+    "vdsr": lambda: randomise(VDSR(2, n_resblocks=6, exit_interval=2, n_feats=24), 1.4),
+    "ecbsr": lambda: randomise(ECBSR(2, 4, 8, exit_interval=2), 0.7),
+    "compact": lambda: Compact(3),
+    "rrdb": lambda: randomise(RRDBNet(4, 2, 20, 8, exit_interval=1)),
+}
+
+
+@pytest.fixture
+def host(monkeypatch):
+    """The backend as on a GPU, its kernel on the CPU."""
+    return install(monkeypatch, HostLauncher(build()))
+
+
+def install(monkeypatch, launcher: HostLauncher) -> HostLauncher:
+    monkeypatch.setattr(run, "launcher", lambda: launcher)
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda, "unavailable", lambda: None)
+    return launcher
+
+
+PAIRS = {"edsr": 4, "edsr-24ch-x3": 4, "edsr-32ch": 2, "edsr-60ch": 2, "rcan": 4, "vdsr": 2, "compact": 1}
+
+
+@pytest.mark.parametrize("family", PAIRS)
+def test_pairs_of_convolutions_are_found(family):
+    """Also where there are too few channels for the fused pass: the kernel decides that."""
+    table = cuda.pack(to_program(FAMILIES[family]()), torch.device("cpu"), torch.float16).table
+    assert table[:, Column.FUSED].sum() == PAIRS[family]
+    assert (table[table[:, Column.FUSED] == 1][:, Column.OPCODE] == Opcode.CONV).all()
+
+
+def test_a_result_that_is_read_again_is_not_fused_away():
+    program = to_program(spread_network(2, 2, 32, 1))
+    hidden = program.stages[0].steps[0].dst
+    tail = (Conv(hidden, 1, torch.zeros(3, 32, 1, 1)), *program.tail)
+    for changed, pairs in ((program, 2), (replace(program, tail=tail), 0)):
+        assert cuda.pack(changed, torch.device("cpu"), torch.float16).table[:, Column.FUSED].sum() == pairs
+
+
+def schedule(model, count: int) -> torch.Tensor:
+    return torch.arange(count) % len(to_program(model).stages)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forced_exits_on_odd_sizes(host, family, dtype):
+    model = FAMILIES[family]()
+    fast, oracle = (APEForward(model, backend=name, dtype=d) for name, d in (("cuda", dtype), ("torch", torch.float32)))
+    for size in SIZES:
+        patches = test_patches(4, *size) * getattr(model, "rgb_range", 1.0)
+        exit_at = schedule(model, 4)
+        sr, exit_index, capacity = fast.forward_patches(patches, exit_at)
+        expected, _, expected_capacity = oracle.forward_patches(patches, exit_at)
+        assert_pictures_close(sr, expected, TOLERANCE[dtype])
+        assert torch.equal(exit_index, exit_at)
+        torch.testing.assert_close(capacity, expected_capacity, atol=BAND[dtype], rtol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+def test_leaves_as_predicted(host, threshold, dtype):
+    model, patches = spread_network(), test_patches(24)
+    oracle = APEForward(model, backend="torch")
+    every = [oracle.forward_patches(patches, torch.full((24,), i)) for i in range(4)]
+    sr, exit_index, _ = APEForward(model, threshold, backend="cuda", dtype=dtype).forward_patches(patches)
+    predictions = [1 - capacity for _, _, capacity in every]
+    assert_exits_agree(exit_index, predictions, exit_boundary(threshold), BAND[dtype])
+    expected = torch.stack([sr for sr, _, _ in every])[exit_index, torch.arange(24)]
+    assert_pictures_close(sr, expected, TOLERANCE[dtype])
+    assert len(set(exit_index.tolist())) >= 3
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 129], ids=lambda n: f"{n}patches")
+def test_counts(host, count):
+    model, patches = spread_network(2, 2, 7, 1), test_patches(count, 3, 2)
+    got = APEForward(model, 0.5, backend="cuda").forward_patches(patches)
+    expected = APEForward(model, 0.5, backend="torch").forward_patches(patches)
+    assert_pictures_close(got[0], expected[0])
+    torch.testing.assert_close(got[2], expected[2], atol=1e-4, rtol=0)
+    assert torch.equal(got[1], expected[1])
+    assert (got[1].dtype, got[2].dtype) == (torch.int64, torch.float32)
+
+
+def test_a_result_depends_on_the_patch_alone(host):
+    """Not on the number of thread blocks, nor on the order in which warps and blocks run, nor on company."""
+    fast, patches = APEForward(spread_network(), 0.5, backend="cuda", dtype=torch.float16), test_patches(7, 9, 18)
+    expected = fast.forward_patches(patches)
+    assert len(set(expected[1].tolist())) > 1
+    for host.blocks, host.seed, host.chance in ((1, 0, 0), (7, 1, 0), (2, 2, 300), (5, 3, 40)):
+        got = fast.forward_patches(patches)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    alone = fast.forward_patches(patches[3:4])
+    assert all(torch.equal(a, b[3:4]) for a, b in zip(alone, expected, strict=True))
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["163KB", "99KB"])
+@pytest.mark.parametrize("family", ["edsr-32ch", "edsr-60ch", "rcan-32ch"])
+def test_fused_pairs(host, family, small):
+    """Rows by eights and a rest; on devices with little shared memory and with more."""
+    model, host.small = FAMILIES[family](), small
+    fast, oracle = (APEForward(model, backend=n, dtype=d) for n, d in (("cuda", torch.float16), ("torch", None)))
+    for height, width in ((1, 1), (8, 5), (15, 17), (17, 48), (4, 49)):
+        host.sites.clear()
+        patches, exit_at = test_patches(3, height, width), schedule(model, 3)
+        sr, _, capacity = fast.forward_patches(patches, exit_at)
+        expected, _, expected_capacity = oracle.forward_patches(patches, exit_at)
+        assert_pictures_close(sr, expected, TOLERANCE[torch.float16])
+        torch.testing.assert_close(capacity, expected_capacity, atol=BAND[torch.float16], rtol=0)
+        assert any("pair.h" in site for site in host.sites) == (width <= 48)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_48x48_64_channels(host, dtype):
+    """The case the kernel is made for."""
+    model = randomise(EDSR(4, 2, 64, 1))
+    patches = test_patches(2, 48, 48)[: 2 if dtype == torch.float16 else 1]
+    exit_at = torch.tensor([1, 0])[: len(patches)]
+    sr, _, capacity = APEForward(model, backend="cuda", dtype=dtype).forward_patches(patches, exit_at)
+    expected, _, expected_capacity = APEForward(model, backend="torch").forward_patches(patches, exit_at)
+    assert_pictures_close(sr, expected, TOLERANCE[dtype])
+    torch.testing.assert_close(capacity, expected_capacity, atol=BAND[dtype], rtol=0)
+
+
+def test_half_precision_stays_within_a_hundredth_db(host):
+    """Against a high-resolution picture of which the fp32 result is 30 dB away."""
+    model, patches = spread_network(res_scale=0.1), test_patches(8)
+    exact = APEForward(model, backend="torch").forward_patches(patches)[0]
+    half = APEForward(model, backend="cuda", dtype=torch.float16).forward_patches(patches)[0]
+    truth = exact + torch.randn(exact.shape, generator=torch.Generator().manual_seed(3)) * 10 ** (-30 / 20)
+    psnr = lambda sr: -10 * math.log10((sr - truth).square().mean())  # noqa: E731
+    assert not torch.equal(half, exact)
+    assert psnr(half) > psnr(exact) - 0.01
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5
+
+
+def mixed_program(wide: int = 80) -> PatchProgram:
+    """What no family has together: kernels of 1, 3 and 5 taps, many channels, every step, other resolutions."""
+    tail = CollapsedTail(random(4, 4, 12, wide, 5, 5) * 4, random(4, 4, 12))
+    return PatchProgram(
+        buffers=(Buffer(3), Buffer(19), Buffer(wide), Buffer(33), Buffer(33, 2), Buffer(wide), Buffer(3, 2)),
+        head=(
+            Conv(0, 1, random(19, 3, 5, 5), random(19), Activation.RELU, scale=0.7),
+            Conv(1, 2, random(wide, 19, 1, 1), None, Activation.PRELU, slope=random(wide)),
+            Upsample(0, 6, Interpolation.BICUBIC),
+        ),
+        stages=(
+            Stage(
+                2,
+                5,
+                (
+                    Conv(2, 1, random(19, wide, 1, 1), random(19)),
+                    Conv((1, 2), 3, random(33, 19 + wide, 3, 3), random(33), Activation.RELU),
+                    Upsample(3, 4, Interpolation.NEAREST),
+                    Conv((3, 2, 1), 5, random(wide, 52 + wide, 3, 3), random(wide), scale=1.5, add=2),
+                    ChannelAttention(5, 5, random(5, wide), random(5), random(wide, 5), random(wide), 2.0, add=2),
+                    Exit(5, random(wide), torch.tensor([0.1])),
+                ),
+            ),
+        ),
+        tail=(Reconstruct(5, tail, 2, add=6),),
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (6, 1), (2, 2), (19, 33)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_step(host, dtype, size):
+    program, patches = mixed_program(), test_patches(2, *size)
+    results = []
+    for name, d in (("cuda", dtype), ("torch", torch.float32)):
+        backend = get_backend(name)
+        packed = backend.pack(program, torch.device("cpu"), d)
+        results.append(backend.run_patches(patches, packed.table, packed.weights, 0.5, None, 2, 3))
+    (sr, _, capacity), (expected, _, expected_capacity) = results
+    assert_pictures_close(sr, expected, TOLERANCE[dtype])
+    torch.testing.assert_close(capacity, expected_capacity, atol=BAND[dtype], rtol=0)
+
+
+def test_run_stage_chained_equals_run_patches(host):
+    model, patches = spread_network(), test_patches(10)
+    fast = APEForward(model, 0.5, backend="cuda")
+    expected, expected_index, expected_capacity = fast.forward_patches(patches)
+    packed = fast._prepare().packed
+    features, ids = model.head(model.sub_mean(patches)), torch.arange(10)
+    skip, done, exit_index = features, torch.empty_like(features), torch.full((10,), -1)
+    capacity = torch.empty(10)
+    for stage in range(4):
+        features, order, predicted, n_left = OPS.run_stage(
+            features, torch.arange(len(ids)), packed.table, packed.weights, stage, exit_boundary(0.5), None, "cuda"
+        )
+        ids, left = ids[order], int(n_left)
+        assert torch.equal(ids[:left], ids[:left].sort().values), "patches that leave keep their order"
+        assert torch.equal(ids[left:], ids[left:].sort().values), "patches that stay keep their order"
+        done[ids[:left]], exit_index[ids[:left]], capacity[ids[:left]] = features[:left], stage, predicted[:left]
+        features, ids = features[left:], ids[left:]
+    assert torch.equal(exit_index, expected_index)
+    torch.testing.assert_close(capacity, expected_capacity, atol=1e-4, rtol=0)
+    assert_pictures_close(model.reconstruct(skip + model.body[-1](done)), expected)
+
+
+@pytest.mark.parametrize("family", ["edsr", "vdsr"])
+def test_run_stage_takes_rows_in_any_order(host, family):
+    """VDSR's stages run at twice the patch's resolution."""
+    model = FAMILIES[family]()
+    stage = 0
+    packed = {name: APEForward(model, backend=name)._prepare().packed for name in ("cuda", "torch")}
+    channels = to_program(model).buffers[to_program(model).stages[stage].src].channels
+    features, active, exit_at = (
+        random(6, channels, 10, 8) * 20,
+        torch.tensor([4, 1, 5]),
+        torch.tensor([9, 9, 0, 0, 9, 0]),
+    )
+    results = [
+        OPS.run_stage(features, active, packed[name].table, packed[name].weights, stage, math.inf, exit_at, name)
+        for name in ("cuda", "torch")
+    ]
+    assert results[0][1].tolist() == [5, 4, 1]
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got.float(), expected.float(), atol=2e-4, rtol=1e-4)
+
+
+def test_rows_outside_the_features_come_back_as_nan(host):
+    """They cannot be refused without waiting for the device."""
+    packed = APEForward(spread_network(), backend="cuda")._prepare().packed
+    arguments = (packed.table, packed.weights, 0, math.inf, None, "cuda")
+    features, ids, capacity, _ = OPS.run_stage(torch.rand(2, 16, 4, 4), torch.tensor([1, 2, -1]), *arguments)
+    assert ids.tolist() == [1, 2, -1]
+    assert features[0].isfinite().all()
+    assert features[1:].isnan().all()
+    assert capacity.isnan().tolist() == [False, True, True]
+
+
+FAULTS = {
+    "unknown-opcode": (Opcode.CONV, Column.OPCODE, 17, "unknown opcode"),
+    "module": (Opcode.CONV, Column.OPCODE, Opcode.MODULE, "unknown opcode"),
+    "buffer-out-of-range": (Opcode.CONV, Column.SRC, 9, "no such buffer"),
+    "negative-buffer": (Opcode.CONV, Column.DST, -2, "no such buffer"),
+    "channels": (Opcode.CONV, Column.IN_CHANNELS, 99, "channels differ from the buffer's"),
+    "weights-past-the-end": (Opcode.CONV, Column.WEIGHT, 1 << 30, "weights outside the weight buffer"),
+    "weights-not-aligned": (Opcode.CONV, Column.WEIGHT, 8, "weights outside the weight buffer"),
+    "negative-bias": (Opcode.EXIT, Column.BIAS, -16, "bias outside the weight buffer"),
+    "even-kernel": (Opcode.CONV, Column.KERNEL, 2, "kernel: expected 1, 3 or 5"),
+    "activation": (Opcode.CONV, Column.ACTIVATION, 9, "unknown activation"),
+    "shuffle": (Opcode.RECONSTRUCT, Column.UPSCALE, 5, "channels do not shuffle"),
+    "overlapping-buffers": (Opcode.BUFFER, Column.WEIGHT, 16, "a buffer lies after the one before"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_malformed_tables_are_refused(host, fault):
+    opcode, column, value, message = FAULTS[fault]
+    packed = APEForward(spread_network(), backend="cuda")._prepare().packed
+    table = packed.table.clone()
+    row = int((table[:, Column.OPCODE] == opcode).nonzero()[0])
+    table[row, column] = value
+    with pytest.raises(ValueError, match=f"table: row {row}: {message}"):
+        OPS.run_patches(test_patches(1), table, packed.weights, 0.5, None, 4, 3, "cuda")
+
+
+def test_unknown_stage_is_named(host):
+    packed = APEForward(spread_network(), backend="cuda")._prepare().packed
+    with pytest.raises(ValueError, match="stage: expected 0 to 3, got 4"):
+        OPS.run_stage(torch.rand(1, 16, 4, 4), torch.tensor([0]), packed.table, packed.weights, 4, 0.5, None, "cuda")
+
+
+def test_what_cannot_run_is_said(host):
+    with pytest.raises(
+        BackendUnavailable, match=r"cuda cannot run: computes in .*float32.*float16, not torch.bfloat16"
+    ):
+        APEForward(spread_network(), backend="cuda", dtype=torch.bfloat16).forward_patches(test_patches(1))
+    module = PatchProgram((Buffer(3),), (Module(0, 0, torch.nn.Tanh()),), (), ())
+    assert cuda.supports(module, torch.device("cpu"), torch.float32) == "has no kernels for Tanh"
+    assert cuda.supports(module, torch.device("meta"), torch.float32) == "runs on CUDA devices, not on meta"
+
+
+def test_changed_weights_are_packed_anew(host):
+    model, patches = spread_network(), test_patches(2)
+    fast = APEForward(model, backend="cuda")
+    before = fast.forward_patches(patches)[0]
+    model.body[0].body[0].weight.mul_(0.5)
+    after = fast.forward_patches(patches)[0]
+    assert not torch.equal(before, after)
+    assert_pictures_close(after, model(patches))

@@ -1,0 +1,88 @@
+"""Mistakes planted in the cuda backend's kernel are noticed when it is executed on the CPU.
+
+Every barrier and every wait for asynchronous copies is left out once; slots are made too few, prefetches too early.
+Each runs in a process of its own: some crash.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+import torch
+from cuda_host import HostLauncher, build
+from families import randomise
+from support import spread_network, test_patches
+from test_cuda import install
+
+from ape_kernels import APEForward
+from ape_sr.models import RCAN
+
+SECONDS = 20  # a mistake may also hang
+
+
+def problems() -> list[Callable[[], tuple[torch.Tensor, ...]]]:
+    """Runs that reach every barrier of the kernel; several tiles, channels and patches."""
+    rcan = APEForward(randomise(RCAN(2, 2, 1, 33, 5, exit_interval=1)), backend="cuda", dtype=torch.float16)
+    edsr = APEForward(spread_network(2, 2, 16, 1), 0.5, backend="cuda", dtype=torch.float32)
+    return [lambda: rcan.forward_patches(test_patches(2, 18, 19)), lambda: edsr.forward_patches(test_patches(3, 5, 6))]
+
+
+def notices(problem: Callable[[], tuple[torch.Tensor, ...]], expected: tuple[torch.Tensor, ...]) -> bool:
+    """Whether the run fails, hangs, crashes or gives anything but `expected`."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(SECONDS)
+        try:
+            same = all(torch.equal(a, b) for a, b in zip(problem(), expected, strict=True))
+            os._exit(0 if same else 1)
+        except BaseException:
+            os._exit(2)
+    return os.waitpid(child, 0)[1] != 0
+
+
+@pytest.fixture
+def threads():
+    """One thread: a forked child has no others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def unnoticed(host: HostLauncher, fault: str, runs: list, results: list) -> bool:
+    """Whether three schedules of every run give the expected result in spite of the fault."""
+    host.fault = fault
+    for host.seed, host.chance in ((0, 0), (1, 300), (2, 30)):
+        if any(notices(run, result) for run, result in zip(runs, results, strict=True)):
+            return False
+    return True
+
+
+def test_every_barrier_and_every_wait_is_needed(monkeypatch, threads):
+    host = install(monkeypatch, HostLauncher(build()))
+    runs = problems()
+    results = [run() for run in runs]
+    assert {site.split(".")[0] for site in host.sites} >= {"sync conv", "wait conv", "sync steps", "sync worker"}
+    assert [site for site in sorted(host.sites) if unnoticed(host, site, runs, results)] == []
+
+
+MISTAKES = {
+    "wait-too-lax": ("conv.h", "wait<E::kStages - 2>", "wait<E::kStages - 1>"),
+    "one-weight-slot-too-few": (
+        "conv.h",
+        "weight_slots() + E::kStages * slot",
+        "weight_slots() + (E::kStages - 1) * slot",
+    ),
+    "halo-one-row-short": ("conv.h", "y >= 0 && y < to.height", "y >= 0 && y < to.height - 1"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_noticed(monkeypatch, threads, mistake):
+    host = install(monkeypatch, HostLauncher(build()))
+    runs = problems()
+    results = [run() for run in runs]
+    assert unnoticed(host, "", runs, results)
+    host.library = build((MISTAKES[mistake],))
+    assert not unnoticed(host, "", runs, results)
