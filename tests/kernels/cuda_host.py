@@ -35,7 +35,8 @@ class Request(ctypes.Structure):
 class HostLauncher:
     """Has the functions of the native core that the cuda backend calls.
 
-    library: as `build` made it. blocks: at most, whatever the device. small: with little shared memory. seed, chance, fault: `Run` in host/exec_host.h.
+    library: as `build` made it. blocks: at most, whatever the device. small: with little shared memory.
+    seed, chance, fault: `Run` in host/exec_host.h.
     Raises AssertionError for what the execution layer finds: races, accesses outside, deadlocks.
     """
 
@@ -59,6 +60,7 @@ class HostLauncher:
         assert stream == 0
         request = Request(table, table_rows, weights, weight_count, element, stage, *arguments)
         sites, message = ctypes.create_string_buffer(8192), ctypes.create_string_buffer(8192)
+        how = (self.small, self.seed, self.chance, self.fault.encode())
         errors = ctypes.CDLL(str(self.library)).ape_host_run(
             ctypes.byref(request),
             self.small,

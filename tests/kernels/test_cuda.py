@@ -313,9 +313,7 @@ def test_unknown_stage_is_named(host):
 
 
 def test_what_cannot_run_is_said(host):
-    with pytest.raises(
-        BackendUnavailable, match=r"cuda cannot run: computes in .*float32.*float16, not torch.bfloat16"
-    ):
+    with pytest.raises(BackendUnavailable, match=r"cuda cannot run: .*float32.*float16, not torch.bfloat16"):
         APEForward(spread_network(), backend="cuda", dtype=torch.bfloat16).forward_patches(test_patches(1))
     module = PatchProgram((Buffer(3),), (Module(0, 0, torch.nn.Tanh()),), (), ())
     assert cuda.supports(module, torch.device("cpu"), torch.float32) == "has no kernels for Tanh"
