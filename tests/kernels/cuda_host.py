@@ -60,7 +60,6 @@ class HostLauncher:
         assert stream == 0
         request = Request(table, table_rows, weights, weight_count, element, stage, *arguments)
         sites, message = ctypes.create_string_buffer(8192), ctypes.create_string_buffer(8192)
-        how = (self.small, self.seed, self.chance, self.fault.encode())
         errors = ctypes.CDLL(str(self.library)).ape_host_run(
             ctypes.byref(request),
             self.small,
