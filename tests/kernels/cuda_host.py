@@ -35,7 +35,8 @@ class Request(ctypes.Structure):
 class HostLauncher:
     """Has the functions of the native core that the cuda backend calls.
 
-    library: as `build` made it. blocks: at most, whatever the device. small: with little shared memory. seed, chance, fault: `Run` in host/exec_host.h.
+    library: as `build` made it. blocks: at most, whatever the device. small: with little shared memory.
+    seed, chance, fault: `Run` in host/exec_host.h.
     Raises AssertionError for what the execution layer finds: races, accesses outside, deadlocks.
     """
 
