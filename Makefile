@@ -9,7 +9,7 @@ demo: venv
 	$(BIN)/ape-sr upscale -i assets/photo.png -o results -s 4 --exit-map
 
 test: venv
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: venv
 	$(BIN)/python -m pytest bench --benchmark-only

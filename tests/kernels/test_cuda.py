@@ -238,8 +238,8 @@ def test_run_stage_chained_equals_run_patches(host):
             features, torch.arange(len(ids)), packed.table, packed.weights, stage, exit_boundary(0.5), None, "cuda"
         )
         ids, left = ids[order], int(n_left)
-        assert torch.equal(ids[:left], ids[:left].sort().values), "patches that leave keep their order"
-        assert torch.equal(ids[left:], ids[left:].sort().values), "patches that stay keep their order"
+        assert torch.equal(order[:left], order[:left].sort().values), "patches that leave keep their order"
+        assert torch.equal(order[left:], order[left:].sort(descending=True).values), "those that stay are reversed"
         done[ids[:left]], exit_index[ids[:left]], capacity[ids[:left]] = features[:left], stage, predicted[:left]
         features, ids = features[left:], ids[left:]
     assert torch.equal(exit_index, expected_index)
