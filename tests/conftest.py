@@ -29,15 +29,16 @@ settings.load_profile("ape")
 
 
 def backends() -> list[pytest.param]:
-    """Backends to run a network on the test device; one that cannot is skipped with its reason."""
+    """Backends to run a network on the test device; one that cannot is skipped with its reason.
+
+    On the CPU, test_cuda.py and test_triton.py execute the GPU's kernels, on cases small enough for that.
+    """
     params = []
     program = to_program(EDSR(2, 1, 4, 1))
     for name in ORDER:
         backend = get_backend(name)
-        if not hasattr(backend, "run_patches"):
+        if DEVICE.type == "cpu" and name in ("cuda", "triton"):
             continue
-        if name == "triton" and DEVICE.type == "cpu":
-            continue  # too slow in the interpreter for all tests: test_triton.py has its own
         reason = backend.unavailable() or backend.supports(program, DEVICE, torch.float32)
         params.append(pytest.param(name, marks=[] if reason is None else pytest.mark.skip(reason=f"{name}: {reason}")))
     return params
