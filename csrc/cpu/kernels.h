@@ -21,7 +21,7 @@ constexpr int MAX_SOURCES = 5;
 // zero: a border as wide as the convolutions read, right and below of it up to 3 pixels more, so that the 4x4 tiles of
 // Winograd cover the map.
 struct FeatureMap {
-  float* pixels;       // [height][width][channels padded to LANES]
+  float* pixels;       // [height][width][channels, padded to LANES but for pictures that no convolution touches]
   int64_t row, pixel;  // strides in floats
   bf16* half;          // [channels / CHUNK, rounded up][height][width][CHUNK]
   int64_t half_row, half_plane;

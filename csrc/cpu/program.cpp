@@ -171,19 +171,28 @@ Program::Program(const int32_t* table, int64_t rows, int64_t weight_count) {
     border = std::max(border, in.kernel / 2);
   }
   check.require(!tail.empty() && reconstruct().opcode == RECONSTRUCT, "the reconstruction ends the tail");
-  buffers[0].floats = true;  // filled with floats
+  buffers[0].floats = buffers[0].grouped = true;  // filled with floats
   for (const Step& step : head) note_reads(step);
   for (const Stage& stage : stages) {
-    buffers[stage.src].floats = buffers[stage.dst].floats = true;  // what run_stage takes and gives
+    for (int32_t number : {stage.src, stage.dst})  // what run_stage takes and gives
+      buffers[number].floats = buffers[number].grouped = true;
     for (const Step& step : stage.steps) note_reads(step);
-    if (stage.has_exit) buffers[stage.exit.src].floats = true;
+    if (stage.has_exit) buffers[stage.exit.src].floats = buffers[stage.exit.src].grouped = true;
   }
   for (const Step& step : tail) note_reads(step);
 }
 
-// Which form of its buffers a step reads; steps that are no convolutions also write floats.
+// Which form of its buffers a step reads; steps that are no convolutions also write floats. Pictures that are only
+// upsampled and added to the result are not grouped: their three channels would be sixteen.
 void Program::note_reads(const Step& step) {
   const Instruction& in = step.in;
+  if (in.opcode != UPSAMPLE) {
+    for (int32_t source : step.sources) buffers[source].grouped = true;
+    if (in.opcode != RECONSTRUCT) {
+      buffers[in.src].grouped = buffers[in.dst].grouped = true;
+      if (in.add != NO_BUFFER) buffers[in.add].grouped = true;
+    }
+  }
   if (in.opcode != UPSAMPLE && in.add != NO_BUFFER) buffers[in.add].floats = true;
   if (in.opcode == CONV || in.opcode == RECONSTRUCT) {
     for (int32_t source : step.sources) (layout(in) == PAIRS ? buffers[source].half : buffers[source].floats) = true;

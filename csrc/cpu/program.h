@@ -8,13 +8,14 @@
 
 namespace ape::cpu {
 
-// Channels of a buffer as stored: whole groups of output channels.
+// Channels in whole groups of output channels.
 inline int64_t padded(int64_t channels) { return (channels + LANES - 1) / LANES * LANES; }
 
 // A feature map: `channels` at `resolution` times the patch's height and width.
 struct BufferSpec {
   int channels, resolution;
   bool floats, half;  // read as floats, as bf16
+  bool grouped;       // stored in whole groups of channels: convolutions and attention read or write it
 };
 
 // How the weights of a CONV or RECONSTRUCT are laid out; the mode column holds it above the border classes' bit.

@@ -55,13 +55,13 @@ Workspace::Workspace(const Program& program, const Kernels& kernels, const float
     map.height = height * spec.resolution;
     map.width = width * spec.resolution;
     const int64_t rows = tiled(map.height) + 2 * border, columns = tiled(map.width) + 2 * border;
-    map.pixel = padded(spec.channels);
+    map.pixel = spec.grouped ? padded(spec.channels) : spec.channels;
     map.row = columns * map.pixel;
     map.half_row = columns * CHUNK;
     map.half_plane = rows * map.half_row;
     float_start.push_back(float_count + border * (map.row + map.pixel));
     half_start.push_back(half_count + border * (map.half_row + CHUNK));
-    if (spec.floats) float_count += rows * map.row;
+    if (spec.floats) float_count += padded(rows * map.row);  // the next one begins a cache line
     if (spec.half) half_count += (spec.channels + CHUNK - 1) / CHUNK * map.half_plane;
     widest = std::max(widest, map.pixel);
     longest_row = std::max(longest_row, map.half_row);
@@ -181,24 +181,29 @@ void Workspace::nearest(const Instruction& in) {
   const FeatureMap &src = buffers_[in.src], &dst = buffers_[in.dst];
   for (int y = 0; y < dst.height; y++)
     for (int x = 0; x < dst.width; x++)
-      std::copy_n(src.pixels + y / in.upscale * src.row + x / in.upscale * src.pixel, src.pixel,
+      std::copy_n(src.pixels + y / in.upscale * src.row + x / in.upscale * src.pixel, src.channels,
                   dst.pixels + y * dst.row + x * dst.pixel);
 }
 
+// Down first, a line of source pixels at a time, then across.
 void Workspace::bicubic(const Instruction& in) {
   const FeatureMap &src = buffers_[in.src], &dst = buffers_[in.dst];
   const CubicTaps rows(src.height, in.upscale), columns(src.width, in.upscale);
+  const int channels = src.channels;
+  std::vector<float> line(int64_t(src.width) * channels);
   for (int y = 0; y < dst.height; y++) {
+    std::fill(line.begin(), line.end(), 0.0f);
+    for (int i = 0; i < 4; i++) {
+      const float weight = rows.weight[y * 4 + i];
+      const float* from = src.pixels + rows.index[y * 4 + i] * src.row;
+      for (int x = 0; x < src.width; x++)
+        for (int c = 0; c < channels; c++) line[x * channels + c] += weight * from[x * src.pixel + c];
+    }
     for (int x = 0; x < dst.width; x++) {
       float* to = dst.pixels + y * dst.row + x * dst.pixel;
-      for (int c = 0; c < src.channels; c++) {
+      for (int c = 0; c < channels; c++) {
         float sum = 0.0f;
-        for (int i = 0; i < 4; i++) {
-          const float* line = src.pixels + rows.index[y * 4 + i] * src.row + c;
-          float across = 0.0f;
-          for (int j = 0; j < 4; j++) across += columns.weight[x * 4 + j] * line[columns.index[x * 4 + j] * src.pixel];
-          sum += rows.weight[y * 4 + i] * across;
-        }
+        for (int j = 0; j < 4; j++) sum += columns.weight[x * 4 + j] * line[columns.index[x * 4 + j] * channels + c];
         to[c] = sum;
       }
     }
