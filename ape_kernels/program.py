@@ -228,6 +228,11 @@ class PatchProgram:
         """Channels of the image, before it is folded."""
         return self.buffers[INPUT].channels // self.fold**2
 
+    @property
+    def opaque(self) -> str:
+        """The classes of its `Module` steps, comma-separated: what only PyTorch can run. Empty for most."""
+        return ", ".join(sorted({type(step.module).__name__ for step in self.steps() if isinstance(step, Module)}))
+
     def steps(self) -> Iterator[Step]:
         """All steps in program order."""
         yield from self.head

@@ -7,15 +7,9 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+from peers import Run, Unavailable
 from reference import literal_forward
 from torch import Tensor, nn
-
-NEVER = 2.0  # tanh does not reach it
-Run = Callable[[Tensor], Tensor]
-
-
-class Unavailable(Exception):
-    """Why a row cannot run here."""
 
 
 def authors(model: nn.Module, patches: Tensor, boundary: float) -> Run:

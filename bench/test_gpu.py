@@ -15,9 +15,10 @@ from functools import cache
 
 import pytest
 import torch
-from gpu_peers import NEVER, PEERS, RUN_EXITS, Unavailable, ceilings, milliseconds_in_turns
+from gpu_peers import PEERS, RUN_EXITS, ceilings, milliseconds_in_turns
 from interleave import ReplayClock
 from networks import make
+from peers import NEVER, Unavailable
 from reference import literal_forward, literal_merge, literal_split
 from torch import Tensor, nn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +46,11 @@ def test_patches(count: int, height: int = 12, width: int = 12, seed: int = 1) -
 
 
 test_patches.__test__ = False  # type: ignore[attr-defined]
+
+
+def bitwise(got: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether all tensors are equal bit by bit, NaN equal to NaN."""
+    return all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(got, expected, strict=True))
 
 
 def assert_pictures_close(sr: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:

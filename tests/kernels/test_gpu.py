@@ -3,7 +3,7 @@
 import pytest
 import torch
 from families import randomise
-from support import DEVICE, assert_pictures_close, spread_network, test_patches
+from support import DEVICE, assert_pictures_close, bitwise, spread_network, test_patches
 
 from ape_kernels import APEForward
 from ape_kernels.backends import get_backend
@@ -16,10 +16,6 @@ FUSED = [
     pytest.param(name, marks=pytest.mark.skipif(bool(get_backend(name).unavailable()), reason=f"{name} cannot run"))
     for name in ("triton", "cuda")
 ]
-
-
-def bitwise(got, expected) -> bool:
-    return all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(got, expected, strict=True))
 
 
 @pytest.mark.parametrize("backend", FUSED)

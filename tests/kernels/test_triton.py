@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 from families import randomise, spread_regressor
-from support import DEVICE, assert_pictures_close, spread_network, test_patches
+from support import DEVICE, assert_pictures_close, bitwise, spread_network, test_patches
 from test_compact import Compact
 
 from ape_kernels import APEForward, PatchGrid, to_program
@@ -55,10 +55,6 @@ def pair(model, threshold: float = 0.0, dtype: torch.dtype | None = None) -> tup
         APEForward(model, threshold, backend="triton", dtype=dtype),
         APEForward(model, threshold, backend="torch", dtype=dtype),
     )
-
-
-def bitwise(got, expected) -> bool:
-    return all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(got, expected, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -250,10 +246,11 @@ def test_autotune_takes_the_fastest_and_asks_once(monkeypatch):
         tried.append(config)
         return math.inf if config.stages == 4 else abs(config.bm - 128) + config.warps
 
-    choose = lambda: configurations.choose(64, torch.float16, (9, 0), seconds)  # noqa: E731
+    choose = lambda timer=seconds: configurations.choose(64, torch.float16, (9, 0), timer)  # noqa: E731
     assert choose() == configurations.shipped(64, torch.float16, (9, 0))
     assert not tried
     monkeypatch.setenv("APE_TRITON_AUTOTUNE", "1")
+    assert choose(None) == configurations.shipped(64, torch.float16, (9, 0)), "what cannot be timed decides nothing"
     best = choose()
     assert (best.bm, best.warps) == (128, 4)
     count = len(tried)

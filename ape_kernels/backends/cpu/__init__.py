@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from ape_kernels.backends.cpu.winograd import transform
 from ape_kernels.backends.order import leaving_first
 from ape_kernels.native import core, missing
-from ape_kernels.program import ChannelAttention, Conv, Exit, Module, PatchProgram, Reconstruct, Step
+from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step
 from ape_kernels.table import Column, Opcode, PackedProgram
 from ape_kernels.table import pack as pack_program
 
@@ -44,9 +44,8 @@ def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) ->
         return f"runs on the CPU, not on {device}"
     if dtype not in (torch.float32, torch.bfloat16):
         return f"computes in torch.float32 and torch.bfloat16, not {dtype}"
-    opaque = [type(step.module).__name__ for step in program.steps() if isinstance(step, Module)]
-    if opaque:
-        return f"has no kernels for {', '.join(sorted(set(opaque)))}"
+    if program.opaque:
+        return f"has no kernels for {program.opaque}"
     return None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ape_kernels.backends.cuda.layout import pack
 from ape_kernels.backends.cuda.run import ELEMENTS, run_patches, run_stage
 from ape_kernels.native import core, missing
-from ape_kernels.program import Module, PatchProgram
+from ape_kernels.program import PatchProgram
 
 __all__ = ["merge", "pack", "run_patches", "run_stage", "split", "supports", "supports_patches", "unavailable"]
 
@@ -32,9 +32,8 @@ def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) ->
         return f"runs on CUDA devices, not on {device}"
     if dtype not in ELEMENTS:
         return f"computes in {' and '.join(map(str, ELEMENTS))}, not {dtype}: features stay in the type of the operands"
-    opaque = [type(step.module).__name__ for step in program.steps() if isinstance(step, Module)]
-    if opaque:
-        return f"has no kernels for {', '.join(sorted(set(opaque)))}"
+    if program.opaque:
+        return f"has no kernels for {program.opaque}"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY:
         major, minor = torch.cuda.get_device_capability(device)
         return f"needs compute capability 8.0, {torch.cuda.get_device_name(device)} has {major}.{minor}"

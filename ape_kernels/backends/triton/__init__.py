@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ape_kernels.backends.triton.plan import program_unit
-from ape_kernels.program import ChannelAttention, Conv, Exit, Module, PatchProgram, Reconstruct, Step
+from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step
 from ape_kernels.table import PackedProgram
 from ape_kernels.table import pack as pack_program
 
@@ -42,9 +42,8 @@ def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) ->
         return reason
     if dtype not in DTYPES or (INTERPRETED and dtype == torch.bfloat16):
         return f"computes in {', '.join(map(str, DTYPES))} (the last not in the interpreter), not {dtype}"
-    opaque = [type(step.module).__name__ for step in program.steps() if isinstance(step, Module)]
-    if opaque:
-        return f"has no kernels for {', '.join(sorted(set(opaque)))}"
+    if program.opaque:
+        return f"has no kernels for {program.opaque}"
     return None
 
 

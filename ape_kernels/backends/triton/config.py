@@ -66,14 +66,14 @@ _TUNED: dict[tuple[int, torch.dtype, tuple[int, int]], Config] = {}
 
 
 def choose(
-    channels: int, dtype: torch.dtype, capability: tuple[int, int], seconds: Callable[[Config], float]
+    channels: int, dtype: torch.dtype, capability: tuple[int, int], seconds: Callable[[Config], float] | None = None
 ) -> Config:
     """The configuration to run with.
 
     seconds: times a configuration on the call at hand, infinity for one that does not fit the device; only called with
-    ``APE_TRITON_AUTOTUNE=1`` and then once for each (channels, dtype, capability) of the process.
+    ``APE_TRITON_AUTOTUNE=1`` and then once for each (channels, dtype, capability) of the process. None: what is known.
     """
     key = (channels, dtype, capability)
-    if os.environ.get("APE_TRITON_AUTOTUNE") == "1" and key not in _TUNED:
+    if seconds is not None and os.environ.get("APE_TRITON_AUTOTUNE") == "1" and key not in _TUNED:
         _TUNED[key] = min(candidates(channels, dtype), key=seconds)
     return _TUNED.get(key) or shipped(channels, dtype, capability)

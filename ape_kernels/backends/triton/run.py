@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -76,7 +77,7 @@ def run_stage(
     resolution = network.buffer(network.rows[row][Column.SRC])[Column.UPSCALE]
     with torch.cuda.device_of(features):
         call = _Call(network, weights, height // resolution, width // resolution, boundary, exit_at)
-        config = call.config(lambda _: math.inf)
+        config = call.config()
         workers = min(call.workers_by_device(), count)
         zeros = torch.zeros(1 + count, dtype=torch.int32, device=features.device)
         run_stage_kernel[(workers,)](
@@ -101,7 +102,7 @@ class _Call:
         self.geometry: Geometry = network.geometry(height, width)
         self.device = weights.device
 
-    def config(self, seconds: Any) -> Config:
+    def config(self, seconds: Callable[[Config], float] | None = None) -> Config:
         return choose(self.network.channels, self.weights.dtype, _capability(self.device), seconds)
 
     def scratch(self, spaces: int) -> Tensor:
