@@ -2,8 +2,8 @@
 
     python bench/results.py -i DEV
 
-DEV holds `Set5/x4` and `Urban10/x4`, pairs <name>_HR and <name>_LR. Takes the weights that come with the package and
-the paper's regressor fitted to the same backbone (bench/paper_regressor.json).
+DEV holds `Set5` and `Urban10`, each with `x4` and `x2`, pairs <name>_HR and <name>_LR. Takes the weights that come with
+the package and the paper's regressors fitted to the same backbones (bench/paper_regressor_x<scale>.json).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ape_sr.weights import shipped_weights
 ROOT = Path(__file__).parent.parent
 PICTURES = Path("docs/results")
 SETS = ("Set5", "Urban10")
+SCALES = (4, 2)
 THRESHOLDS = "0 0.06 0.08 0.1 0.12 0.14 0.17 0.2 0.3 1"
 BUDGETS = "0.5 0.7 0.9"
 RULES = {
@@ -64,9 +65,34 @@ def percent(text: str | float) -> str:
     return f"{100 * float(text):.1f}%" if text != "" else ""
 
 
-def evaluated(name: str) -> str:
+def commands(dev: str) -> dict[str, str]:
+    """What makes the page, by name; every scale has a folder of its own."""
+    made = {}
+    for scale in SCALES:
+        folder = PICTURES / f"x{scale}"
+        sets = {name: f"{dev}/{name}/x{scale}" for name in SETS}
+        for name, pictures in sets.items():
+            made[f"x{scale}_{name}"] = (
+                f"ape-sr evaluate -s {scale} -i {pictures} --threshold {THRESHOLDS} --budget {BUDGETS} "
+                f"--csv {folder}/{name}.csv --plot {folder}/{name}.png"
+            )
+        made[f"x{scale}_curves"] = (
+            f"python bench/curves.py -i {' '.join(sets.values())} -n {weights(scale)} "
+            f"--paper bench/paper_regressor_x{scale}.json -o {folder}"
+        )
+    made["map"] = f"ape-sr upscale -i assets/photo.png -o {PICTURES}/photo.png --threshold 0.14 --exit-map"
+    made["seams"] = f"python bench/seams.py -i {dev}/Urban10/x4 -n {weights(4)} --show assets -o {PICTURES}"
+    return made
+
+
+def weights(scale: int) -> Path:
+    """Those that come with the package, from the repository's root."""
+    return shipped_weights(scale).resolve().relative_to(ROOT)
+
+
+def evaluated(scale: int, name: str) -> str:
     """The table of `ape-sr evaluate`."""
-    rows = csv.DictReader((ROOT / PICTURES / f"{name}.csv").read_text().splitlines())
+    rows = csv.DictReader((ROOT / PICTURES / f"x{scale}" / f"{name}.csv").read_text().splitlines())
     header = [
         name,
         "PSNR Y",
@@ -96,9 +122,9 @@ def evaluated(name: str) -> str:
     )
 
 
-def compared() -> str:
+def compared(scale: int) -> str:
     """What the curves come to."""
-    summary = json.loads((ROOT / PICTURES / "curves.json").read_text())["summary"]
+    summary = json.loads((ROOT / PICTURES / f"x{scale}" / "curves.json").read_text())["summary"]
     rows = [[text, *(percent(summary[name][f"saving_{rule}"]) for name in SETS)] for rule, text in RULES.items()]
     counted = [("oracle", "oracle"), ("look-ahead", "look-ahead"), ("paper", "the paper's target")]
     rows += [
@@ -139,36 +165,24 @@ def seams() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-i", "--input", type=Path, required=True, help="folder with Set5/x4 and Urban10/x4")
+    parser.add_argument("-i", "--input", type=Path, required=True, help="folder with Set5 and Urban10")
     parser.add_argument("--text-only", action="store_true", help="write the page anew from what was measured before")
     args = parser.parse_args()
-    weights = shipped_weights(4).resolve().relative_to(ROOT)
-    names = {name: f"{args.input}/{name}/x4" for name in SETS}
-    commands = {
-        name: f"ape-sr evaluate -i {names[name]} --threshold {THRESHOLDS} --budget {BUDGETS} "
-        f"--csv {PICTURES}/{name}.csv --plot {PICTURES}/{name}.png"
-        for name in SETS
-    }
-    commands["map"] = f"ape-sr upscale -i assets/photo.png -o {PICTURES}/photo.png --threshold 0.14 --exit-map"
-    folders = " ".join(names.values())
-    commands["curves"] = (
-        f"python bench/curves.py -i {folders} -n {weights} --paper bench/paper_regressor.json -o {PICTURES}"
-    )
-    commands["seams"] = f"python bench/seams.py -i {names['Urban10']} -n {weights} --show assets -o {PICTURES}"
+    to_run = commands(str(args.input))
     if not args.text_only:
-        (ROOT / PICTURES).mkdir(parents=True, exist_ok=True)
-        for command in commands.values():
+        for scale in SCALES:
+            (ROOT / PICTURES / f"x{scale}").mkdir(parents=True, exist_ok=True)
+        for command in to_run.values():
             run(command)
         shrink(ROOT / PICTURES / "photo_exits.png")
         (ROOT / PICTURES / "photo.png").unlink()
         (ROOT / PICTURES / "machine.txt").write_text(machine() + "\n")
-    shown = {key: shell(command.replace(str(args.input), "DEV")) for key, command in commands.items()}
     page = (Path(__file__).parent / "results_page.md").read_text()
     parts = {
         "machine": (ROOT / PICTURES / "machine.txt").read_text().strip(),
-        **{f"command_{key}": text for key, text in shown.items()},
-        **{f"table_{name}": evaluated(name) for name in SETS},
-        "table_curves": compared(),
+        **{f"command_{key}": shell(command) for key, command in commands("DEV").items()},
+        **{f"table_x{scale}_{name}": evaluated(scale, name) for scale in SCALES for name in SETS},
+        **{f"table_x{scale}_curves": compared(scale) for scale in SCALES},
         "table_seams": seams(),
     }
     for key, text in parts.items():

@@ -35,6 +35,7 @@ def draw_rows(path: Path, rows: Sequence[Row]) -> None:
             by_time.annotate(row.method.name, (row.mean("seconds"), row.mean("psnr_y")), fontsize=7)
     by_flops.set(xlabel="FLOPs, % of full depth", ylabel="PSNR Y (dB)")
     by_time.set(xlabel="seconds a picture")
+    by_time.margins(x=0.15)  # for the names
     by_flops.legend(fontsize=7)
     _draw_exits(exits, early)
     for axes in (by_flops, by_time):
@@ -53,5 +54,5 @@ def _draw_exits(axes: object, rows: Sequence[Row]) -> None:
         axes.bar(range(len(rows)), share, bottom=below, color=colours[exit_index], label=f"exit {exit_index}")
         below += share
     axes.set_xticks(range(len(rows)), [row.method.name for row in rows], rotation=60, fontsize=7, ha="right")
-    axes.set(ylabel="% of patches", xlim=(-0.6, len(rows) + 1.2))
-    axes.legend(fontsize=6, loc="center right")
+    axes.set(ylabel="% of patches", xlim=(-0.6, len(rows) - 0.4))
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
