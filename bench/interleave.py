@@ -130,7 +130,8 @@ def measure(rows: dict[str, Callable[[], object]], rounds: int, isa: str | None)
     """`rounds` samples of every row, taken in turns after one call to warm up.
 
     isa: the raw loop's, None for none; it runs on as many cores as torch has threads. Samples in a slow phase are
-    dropped and taken again, at most `rounds` more times; a row without a good sample keeps them, and counts all as dropped.
+    dropped and taken again, at most `rounds` more times; a row without a good sample keeps all of them, and counts
+    them as dropped.
     """
     threads, speed = torch.get_num_threads(), raw_loop(isa)[0] if isa else None
     taken: dict[str, Samples] = {name: Samples() for name in rows}
