@@ -17,7 +17,7 @@ bench: venv
 # The native core under AddressSanitizer and UndefinedBehaviorSanitizer, without CUDA, in a package of its own.
 ASAN_TESTS ?= test_native test_backends test_ops test_patches test_cpu_bf16 test_rcan test_rrdb test_vdsr test_compact
 asan: venv
-	APE_SANITIZE=address,undefined APE_BUILD_CUDA=0 $(BIN)/python setup.py -q build --build-lib build/asan
+	APE_SANITIZE=address,undefined APE_BUILD_CUDA=0 $(BIN)/python -m pip install -q --no-deps --upgrade --target build/asan .
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan \
 	$(BIN)/pytest -q $(ASAN_TESTS:%=tests/kernels/%.py)

@@ -1,8 +1,9 @@
 """Rows measured in turns, in one process, with a raw loop beside every sample.
 
 The machine's speed changes from second to second, so only ratios of samples that were taken side by side mean
-anything. Code with AMX tile loads may run several times slower for seconds to minutes, whatever it computes:
-the raw loop shows it, and samples taken then are dropped.
+anything. Code with AMX tile loads may run several times slower for seconds to minutes, whatever it computes, and other
+processes, or the host of a virtual machine, take cores away for milliseconds: the raw loop and the kernel's
+accounts of the cores show it, and samples taken then are dropped.
 """
 
 from __future__ import annotations
@@ -10,15 +11,24 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from ape_kernels.native import core
+
 FAST_ENOUGH = 0.7  # of the best raw loop seen: slower samples are dropped
+DISTURBED = 0.03  # of a sample's time on all cores was spent elsewhere, 0.03 s at least: the sample is dropped
+LOOPS = 5  # their best shows a slow phase, and no core that was away for a moment
 FLAGS = {
     "amx": "-mavx512f -mamx-tile -mamx-bf16",
     "avx512": "-mavx512f",
@@ -28,11 +38,21 @@ FLAGS = {
 
 @dataclass
 class Samples:
-    """Samples of one row: seconds a call, and the raw loop's FLOP/s beside each (0 without one)."""
+    """Samples of one row: seconds a call, beside each the raw loop's FLOP/s a core (0 without one) and its turn."""
 
     seconds: list[float] = field(default_factory=list)
     raw: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)  # seconds of all cores that were ours
+    elsewhere: list[float] = field(default_factory=list)  # seconds of all cores that were not ours
+    turns: list[int] = field(default_factory=list)
     dropped: int = 0
+
+    def keep(self, wanted: list[int]) -> None:
+        """Drop all samples but those of these positions."""
+        self.dropped = len(self.seconds) - len(wanted)
+        for name in ("seconds", "raw", "cpu", "elsewhere", "turns"):
+            values = getattr(self, name)
+            setattr(self, name, [values[i] for i in wanted])
 
 
 class ReplayClock:
@@ -49,9 +69,15 @@ class ReplayClock:
         self.now += next(self.pending)
 
 
+CLOCK = ReplayClock()
+
+
 @cache
-def raw_loop(isa: str) -> tuple[Callable[[], float] | None, str]:
-    """A function that gives the FLOP/s of `isa`'s raw loop on one core now, or None and why not."""
+def raw_loop(isa: str) -> tuple[Callable[[int], float] | None, str]:
+    """A function that gives the FLOP/s a core of `isa`'s raw loop now, or None and why not.
+
+    It takes the number of cores that run the loop at once; the slowest one counts.
+    """
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if isa not in FLAGS:
         return None, f"no raw loop for {isa}"
@@ -65,42 +91,106 @@ def raw_loop(isa: str) -> tuple[Callable[[], float] | None, str]:
         return None, f"raw loop does not compile: {done.stderr.splitlines()[0]}"
     loop = ctypes.CDLL(library).raw_loop
     loop.restype = ctypes.c_double
-    rounds = 10000 if isa == "amx" else 200000
+    rounds = 10_000 if isa == "amx" else 200_000  # about 0.5 ms
 
-    def speed() -> float:
+    def one() -> float:
         begin = time.perf_counter()
         flops = loop(ctypes.c_long(rounds))
         return flops / (time.perf_counter() - begin)
 
+    def best(_: int) -> float:
+        return max(one() for _ in range(LOOPS))
+
+    def speed(cores: int) -> float:
+        with ThreadPoolExecutor(cores) as pool:  # the call runs without the interpreter lock
+            return min(pool.map(best, range(cores)))
+
     return speed, ""
+
+
+def loop_of(dtype: torch.dtype) -> str | None:
+    """The raw loop of the instructions that the cpu backend runs this precision with; None where there is none."""
+    isa = core().cpu_isa()
+    loop = "amx" if isa == "amx" and dtype == torch.bfloat16 else "avx512" if isa.startswith(("avx512", "amx")) else isa
+    return loop if raw_loop(loop)[0] else None
+
+
+def elsewhere() -> float:
+    """Seconds of all cores since the start that were spent on other processes or taken by a virtual machine's host."""
+    try:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    except (OSError, ValueError):
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal = fields
+    own = os.times()
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - own.user - own.system
 
 
 def measure(rows: dict[str, Callable[[], object]], rounds: int, isa: str | None) -> dict[str, Samples]:
     """`rounds` samples of every row, taken in turns after one call to warm up.
 
-    isa: the raw loop's, None for none. Samples in a slow phase are dropped and taken again, at most
-    `rounds` more times; a row without a fast sample keeps what it has.
+    isa: the raw loop's, None for none; it runs on as many cores as torch has threads. Samples in a slow phase are
+    dropped and taken again, at most `rounds` more times; a row without a good sample keeps all of them, and counts
+    them as dropped.
     """
-    speed = raw_loop(isa)[0] if isa else None
+    threads, speed = torch.get_num_threads(), raw_loop(isa)[0] if isa else None
     taken: dict[str, Samples] = {name: Samples() for name in rows}
     for run in rows.values():
         run()
     for turn in range(2 * rounds):
         for name, run in rows.items():
-            before = speed() if speed else 0.0
-            begin = time.perf_counter()
+            before, lost = speed(threads) if speed else 0.0, elsewhere()
+            begin, used = time.perf_counter(), time.process_time()
             run()
-            seconds = time.perf_counter() - begin
-            taken[name].seconds.append(seconds)
-            taken[name].raw.append(min(before, speed()) if speed else 0.0)
-        best = max(max(samples.raw) for samples in taken.values())
-        kept = [sum(raw >= FAST_ENOUGH * best for raw in samples.raw) for samples in taken.values()]
-        if turn + 1 >= rounds and min(kept) >= rounds:
+            seconds, used = time.perf_counter() - begin, time.process_time() - used
+            samples = taken[name]
+            samples.cpu.append(used)
+            samples.seconds.append(seconds)
+            samples.elsewhere.append(elsewhere() - lost)
+            samples.raw.append(min(before, speed(threads)) if speed else 0.0)
+            samples.turns.append(turn)
+        good = {name: _good(taken[name], taken) for name in rows}
+        if turn + 1 >= rounds and min(map(len, good.values())) >= rounds:
             break
-    for samples in taken.values():
-        good = [i for i, raw in enumerate(samples.raw) if raw >= FAST_ENOUGH * best]
-        samples.dropped = len(samples.seconds) - len(good)
-        if good:
-            samples.seconds = [samples.seconds[i] for i in good]
-            samples.raw = [samples.raw[i] for i in good]
+    for name, samples in taken.items():
+        samples.dropped = len(samples.seconds)
+        if good[name]:
+            samples.keep(good[name])
     return taken
+
+
+def _good(samples: Samples, taken: dict[str, Samples]) -> list[int]:
+    """Positions of the samples that nothing disturbed."""
+    best = max(max(other.raw) for other in taken.values())
+    cores = os.cpu_count() or 1
+    return [
+        i
+        for i, raw in enumerate(samples.raw)
+        if raw >= FAST_ENOUGH * best
+        and samples.elsewhere[i] <= max(0.03, DISTURBED * samples.seconds[i] * cores)  # the clock ticks every 0.01 s
+    ]
+
+
+def side_by_side(taken: dict[str, Samples]) -> list[dict[str, float]]:
+    """Seconds by row of every turn in which no row's sample was dropped."""
+    by_turn = {name: dict(zip(samples.turns, samples.seconds, strict=True)) for name, samples in taken.items()}
+    shared = set.intersection(*map(set, by_turn.values()))
+    return [{name: seconds[turn] for name, seconds in by_turn.items()} for turn in sorted(shared)]
+
+
+def spread(values: list[float]) -> str:
+    """Median and range, for people."""
+    if not values:
+        return "unknown: every turn was disturbed"
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f} in {len(values)} turns)"
+
+
+def replay(
+    benchmark: BenchmarkFixture, group: str, row: str, samples: Samples, units: int, facts: dict[str, object]
+) -> None:
+    """Hand samples of calls over `units` to pytest-benchmark, which was told `CLOCK`, as seconds a unit."""
+    benchmark.group = group
+    threads = torch.get_num_threads()
+    benchmark.extra_info |= {"row": row, "threads": threads, "dropped": samples.dropped, **facts}
+    CLOCK.pending = (seconds / units for seconds in samples.seconds)
+    benchmark.pedantic(CLOCK.advance, rounds=len(samples.seconds), iterations=1, warmup_rounds=0)

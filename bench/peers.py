@@ -1,4 +1,7 @@
-"""What a user would run instead: engines for the same network on the same patches."""
+"""What a user would run instead: engines for the same network on the same patches, or on a whole picture.
+
+A peer takes the model, the precision and pictures ``[N, 3, h, w]`` such as its calls will get; it gives what to call.
+"""
 
 from __future__ import annotations
 
@@ -31,33 +34,33 @@ class Whole(nn.Module):
         return self.model(patches)
 
 
-def authors(model: nn.Module, dtype: torch.dtype) -> Run:
+def authors(model: nn.Module, dtype: torch.dtype, pictures: Tensor) -> Run:
     """The paper's test loop, float32 whatever `dtype`: its authors ran it so."""
     if not hasattr(model, "exit_interval") or not hasattr(model, "tail"):
         raise Unavailable("the literal test loop is written for EDSR's frame")
     return lambda patches: literal_forward(model, patches, NEVER)[0]
 
 
-def torch_eager(model: nn.Module, dtype: torch.dtype) -> Run:
+def torch_eager(model: nn.Module, dtype: torch.dtype, pictures: Tensor) -> Run:
     """PyTorch, channels_last."""
     network = copy.deepcopy(model).to(dtype).to(memory_format=torch.channels_last)
     return lambda patches: network(patches.to(dtype, memory_format=torch.channels_last)).float()
 
 
-def torch_compile(model: nn.Module, dtype: torch.dtype) -> Run:
+def torch_compile(model: nn.Module, dtype: torch.dtype, pictures: Tensor) -> Run:
     """torch.compile of the same."""
     network = torch.compile(copy.deepcopy(model).to(dtype).to(memory_format=torch.channels_last))
     return lambda patches: network(patches.to(dtype, memory_format=torch.channels_last)).float()
 
 
-def onnxruntime(model: nn.Module, dtype: torch.dtype) -> Run:
+def onnxruntime(model: nn.Module, dtype: torch.dtype, pictures: Tensor) -> Run:
     """ONNX Runtime's CPU provider, all graph optimisations."""
     _require("onnxruntime", "onnx", "onnxscript")
     if dtype != torch.float32:
         raise Unavailable(f"its CPU provider has no convolutions in {dtype}")
     import onnxruntime as ort
 
-    example, file = torch.rand(2, 3, 48, 48), io.BytesIO()
+    example, file = torch.rand(2, *pictures.shape[1:]), io.BytesIO()
     shapes = {"patches": {0: torch.export.Dim("n", min=1, max=4096)}}
     torch.onnx.export(Whole(model), (example,), dynamic_shapes=shapes).save(file)
     options = ort.SessionOptions()
@@ -67,8 +70,8 @@ def onnxruntime(model: nn.Module, dtype: torch.dtype) -> Run:
     return lambda patches: torch.from_numpy(session.run(None, {name: patches.numpy()})[0])
 
 
-def openvino(model: nn.Module, dtype: torch.dtype) -> Run:
-    """OpenVINO's CPU plugin for throughput at the given precision, a patch a request as it likes best."""
+def openvino(model: nn.Module, dtype: torch.dtype, pictures: Tensor) -> Run:
+    """OpenVINO's CPU plugin at the given precision, a picture a request, as many at once as there are threads."""
     _require("openvino")
     import openvino as ov
 
@@ -76,27 +79,29 @@ def openvino(model: nn.Module, dtype: torch.dtype) -> Run:
     core = ov.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise Unavailable("its CPU plugin has no bf16 on this CPU")
-    converted = ov.convert_model(Whole(model), example_input=torch.rand(1, 3, 48, 48), input=[1, 3, 48, 48])
+    shape = (1, *pictures.shape[1:])
+    converted = ov.convert_model(Whole(model), example_input=torch.rand(shape), input=list(shape))
     threads = torch.get_num_threads()
+    streams = min(threads, len(pictures))
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": threads,
+        "NUM_STREAMS": streams,
     }
     compiled = core.compile_model(converted, "CPU", settings)
-    queue = ov.AsyncInferQueue(compiled, threads)
+    queue = ov.AsyncInferQueue(compiled, streams)
 
     def run(patches: Tensor) -> Tensor:
-        pictures: list[Tensor] = [patches] * len(patches)
+        upscaled: list[Tensor] = [patches] * len(patches)
 
         def keep(request: object, i: int) -> None:
-            pictures[i] = torch.from_numpy(request.get_output_tensor().data.copy())
+            upscaled[i] = torch.from_numpy(request.get_output_tensor().data.copy())
 
         queue.set_callback(keep)
         for i, patch in enumerate(patches):
             queue.start_async({0: patch[None].numpy()}, i)
         queue.wait_all()
-        return torch.cat(pictures)
+        return torch.cat(upscaled)
 
     return run
 

@@ -1,6 +1,6 @@
-"""python bench/report.py out.json: how many times faster each row's rivals are beaten; a table, JSON and a plot.
+"""python bench/report.py out.json ...: our fastest row against each of its rivals; a table, JSON and a plot.
 
-Writes <out>.ratios.json and <out>.png beside the file that `pytest bench --benchmark-json` made.
+Takes files that `pytest bench --benchmark-json` made and writes <out>.ratios.json and <out>.png beside the first.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 PREFIX = "ape_kernels "  # of our rows
+FACTS = ("raw_gflops", "body_over_raw", "floor_ms", "body_off", "cores_busy", "speedup", "raw_speedup")
 
 
 def ours(rows: dict[str, dict[str, float]]) -> str | None:
@@ -18,12 +19,12 @@ def ours(rows: dict[str, dict[str, float]]) -> str | None:
 
 
 def ratios(benchmarks: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
-    """By group and row: median milliseconds, and how many times faster our fastest row is (1 for itself)."""
+    """By group and row: median milliseconds, what was dropped, `FACTS`, and `times`: over those of our fastest row."""
     groups: dict[str, dict[str, dict[str, float]]] = {}
     for entry in benchmarks:
         info, median = entry["extra_info"], entry["stats"]["median"]
         row = {"ms": median * 1e3, "dropped": info.get("dropped", 0)}
-        row |= {name: info[name] for name in ("raw_gflops", "body_over_raw", "floor_ms") if name in info}
+        row |= {name: info[name] for name in FACTS if name in info}
         groups.setdefault(entry["group"], {})[info.get("row", entry["name"])] = row
     for rows in groups.values():
         if best := ours(rows):
@@ -32,52 +33,85 @@ def ratios(benchmarks: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
     return groups
 
 
+def unit(group: str) -> str:
+    """What the times of a group are."""
+    return "ms" if group.startswith("gpu") else "ms a picture" if "picture" in group else "ms a patch"
+
+
 def table(groups: dict[str, dict[str, dict[str, float]]]) -> str:
     """Markdown, a section a group."""
     lines = []
     for group, rows in groups.items():
         best = ours(rows)
-        unit = "ms a patch" if group.startswith("cpu") else "ms"
-        lines += [f"### {group}", "", f"| row | {unit} | {best} is faster by |", "|---|---|---|"]
+        head = ["row", unit(group), *([f"{best} is faster by"] if best else [])]
+        lines += [f"### {group}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for name, row in sorted(rows.items(), key=lambda item: -item[1]["ms"]):
-            times = f"{row['times']:.2f}" if "times" in row else ""
-            lines.append(f"| {name} | {row['ms']:.2f} | {times} |")
-        facts = rows.get(best, {})
-        if "body_over_raw" in facts:
-            lines += ["", f"Body's FLOP/s over the raw loop's ({facts['raw_gflops']:.0f} GFLOP/s a core): "]
-            lines[-1] += f"{facts['body_over_raw']:.2f}, direct-convolution count."
-        if "floor_ms" in facts:
-            lines += ["", f"Floor by the ceilings measured in the same run: {facts['floor_ms']:.2f} ms."]
-        lines.append("")
+            cells = [name, f"{row['ms']:.2f}", *([f"{row['times']:.2f}"] if best else [])]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", *(f"{note}\n" for note in notes(rows))]
     return "\n".join(lines)
 
 
+def notes(rows: dict[str, dict[str, float]]) -> list[str]:
+    """What else was measured in a group, a sentence each."""
+    facts, said = rows.get(ours(rows), {}), []
+    if "body_over_raw" in facts:
+        said.append(
+            f"Body's FLOP/s over the raw loop's ({facts['raw_gflops']:.0f} GFLOP/s a core): "
+            f"{facts['body_over_raw']:.2f}, direct-convolution count."
+        )
+    if "floor_ms" in facts:
+        said.append(f"Floor by the ceilings measured in the same run: {facts['floor_ms']:.2f} ms.")
+    for name, row in rows.items():
+        if "body_off" in row:
+            said.append(
+                f"{name}: the body's time is {row['body_off']:+.1%} off its share of the FLOPs, "
+                f"cores busy {row['cores_busy']:.1%}."
+            )
+    one = next(iter(rows.values()))
+    if "speedup" in one:
+        said.append(f"Threads bring {one['speedup']:.2f}x, the raw loop {one.get('raw_speedup', float('nan')):.2f}x.")
+    return said
+
+
 def plot(groups: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """Bars of milliseconds a patch, a panel a group."""
+    """Bars of times, a panel a group; at each bar the time and how many times ours it is."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(groups), 1, figsize=(8, 0.6 + 2.0 * len(groups)), squeeze=False)
+    heights = [0.8 + 0.28 * len(rows) for rows in groups.values()]  # inches: title and axis, then a bar each
+    figure, axes = plt.subplots(
+        len(groups), 1, figsize=(8, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
+    )
     for axis, (group, rows) in zip(axes[:, 0], groups.items(), strict=True):
         names = sorted(rows, key=lambda name: rows[name]["ms"])
         colours = ["tab:orange" if name == ours(rows) else "tab:blue" for name in names]
-        axis.barh(names, [rows[name]["ms"] for name in names], color=colours)
+        bars = axis.barh(names, [rows[name]["ms"] for name in names], color=colours, height=0.7)
+        times = [f" ({rows[name]['times']:.1f}x)" if "times" in rows[name] else "" for name in names]
+        labels = [
+            f"{rows[name]['ms']:.{1 if rows[name]['ms'] < 100 else 0}f}{more}"
+            for name, more in zip(names, times, strict=True)
+        ]
+        axis.bar_label(bars, labels, padding=3, fontsize=8)
+        axis.margins(x=0.18)
         axis.invert_yaxis()
-        axis.set_title(group, fontsize=9)
-        axis.set_xlabel("ms a patch" if group.startswith("cpu") else "ms", fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_title(group, fontsize=9, loc="left")
+        axis.set_xlabel(unit(group), fontsize=8)
         axis.tick_params(labelsize=8)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def main() -> None:
     """The command."""
-    if len(sys.argv) != 2:
-        sys.exit("usage: python bench/report.py out.json")
-    source = Path(sys.argv[1])
-    groups = ratios(json.loads(source.read_text())["benchmarks"])
+    sources = [Path(name) for name in sys.argv[1:]]
+    if not sources:
+        sys.exit("usage: python bench/report.py out.json ...")
+    source = sources[0]
+    groups = ratios([entry for path in sources for entry in json.loads(path.read_text())["benchmarks"]])
     print(table(groups))
     source.with_suffix(".ratios.json").write_text(json.dumps(groups, indent=2) + "\n")
     plot(groups, source.with_suffix(".png"))

@@ -9,30 +9,29 @@ The rows of a group are measured in turns (interleave.py); what pytest-benchmark
 from __future__ import annotations
 
 import os
+import statistics
 from functools import cache
 
 import pytest
 import torch
-from interleave import ReplayClock, Samples, measure, raw_loop
+from interleave import CLOCK, Samples, loop_of, measure, replay
 from networks import NETWORKS, make
-from peers import NEVER, PEERS, Unavailable
+from peers import NEVER, PEERS, Run, Unavailable
 from reference import literal_forward
 from torch import Tensor, nn
 
 from ape_kernels import APEForward
-from ape_kernels.native import core
 
-CLOCK = ReplayClock()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OURS = ("ape_kernels torch", "ape_kernels cpu")
 HELD = " (AVX2)" if os.environ.get("APE_CPU_ISA") == "avx2" else ""
 
 
-def _runs(network: str, dtype: torch.dtype, row: str, model: nn.Module):
+def _run_of(row: str, model: nn.Module, dtype: torch.dtype, patches: Tensor) -> Run:
     if row in OURS:
         fast = APEForward(model, 0.0, backend=row.split()[1], dtype=dtype)
         return lambda patches: fast.forward_patches(patches)[0]
-    return PEERS[row](model, dtype)
+    return PEERS[row](model, dtype, patches)
 
 
 def _expected(model: nn.Module, patches: Tensor) -> Tensor:
@@ -42,8 +41,8 @@ def _expected(model: nn.Module, patches: Tensor) -> Tensor:
 
 
 @cache
-def group(network: str, dtype_name: str, count: int, rounds: int) -> tuple[dict[str, Samples], dict[str, str], str]:
-    """Samples of the rows that can run, the reasons of those that cannot, and whose raw loop ran beside them."""
+def group(network: str, dtype_name: str, count: int, rounds: int) -> tuple[dict[str, Samples], dict[str, str], int]:
+    """Samples of the rows that can run, the reasons of those that cannot, and the patches a call."""
     model, share = make(network)
     dtype = DTYPES[dtype_name]
     patches = torch.rand(max(2, int(count * share)), 3, 48, 48, generator=torch.Generator().manual_seed(1))
@@ -53,7 +52,7 @@ def group(network: str, dtype_name: str, count: int, rounds: int) -> tuple[dict[
     with torch.inference_mode():
         for row in (*PEERS, *OURS):
             try:
-                run = _runs(network, dtype, row, model)
+                run = _run_of(row, model, dtype, patches)
             except Unavailable as reason:
                 reasons[row] = f"{row}: {reason}"
                 continue
@@ -62,13 +61,8 @@ def group(network: str, dtype_name: str, count: int, rounds: int) -> tuple[dict[
             exact = dtype == torch.float32 or row.startswith("authors")
             assert error <= (1e-4 if exact else 0.05) * max(1.0, span), f"{row} computes another picture: {error:.1e}"
             runs[row] = lambda run=run: run(patches)
-        isa = core().cpu_isa()
-        raw = "avx512" if isa.startswith(("avx512", "amx")) else isa
-        raw = "amx" if isa == "amx" and dtype == torch.bfloat16 else raw
-        samples = measure(runs, rounds, raw if raw_loop(raw)[0] else None)
-    for taken in samples.values():
-        taken.seconds = [seconds / len(patches) for seconds in taken.seconds]
-    return samples, reasons, raw
+        samples = measure(runs, rounds, loop_of(dtype))
+    return samples, reasons, len(patches)
 
 
 @pytest.mark.parametrize("row", [*PEERS, *OURS])
@@ -78,21 +72,13 @@ def group(network: str, dtype_name: str, count: int, rounds: int) -> tuple[dict[
 def test_full_depth(benchmark, request, network, dtype, row):
     """Seconds a patch."""
     option = request.config.getoption
-    samples, reasons, raw = group(network, dtype, option("--patches"), option("--rounds"))
+    samples, reasons, count = group(network, dtype, option("--patches"), option("--rounds"))
     if row in reasons:
         pytest.skip(reasons[row])
-    taken = samples[row]
-    benchmark.group = f"cpu {network} {dtype}{HELD}"
-    benchmark.extra_info |= {"row": row, "threads": torch.get_num_threads(), "dropped": taken.dropped}
-    if taken.raw and taken.raw[0]:
-        middle = sorted(taken.raw)[len(taken.raw) // 2]
+    taken, facts = samples[row], {"patches": count}
+    if raw := statistics.median(taken.raw):
         program = APEForward(make(network)[0], 0.0, backend="torch").program
         body = program.body_flops_to_stage(len(program.stages) - 1) * 48 * 48
-        seconds = sorted(taken.seconds)[len(taken.seconds) // 2]
-        benchmark.extra_info |= {
-            "raw_loop": raw,
-            "raw_gflops": middle / 1e9,
-            "body_over_raw": body / seconds / middle / torch.get_num_threads(),
-        }
-    CLOCK.pending = iter(taken.seconds)
-    benchmark.pedantic(CLOCK.advance, rounds=len(taken.seconds), iterations=1, warmup_rounds=0)
+        speed = body * count / statistics.median(taken.seconds) / torch.get_num_threads()
+        facts |= {"raw_loop": loop_of(DTYPES[dtype]), "raw_gflops": raw / 1e9, "body_over_raw": speed / raw}
+    replay(benchmark, f"cpu {network} {dtype}{HELD}", row, taken, count, facts)

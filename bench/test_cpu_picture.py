@@ -1,0 +1,97 @@
+"""A picture of 510x339 pixels, four times enlarged on the CPU, end to end: image in, image out, full depth.
+
+The paper's forward and ours work in patches of 48x48 every 46 pixels, cut and merged within the time; every other
+engine gets the whole picture, as its user would. The two kinds compute different pictures, as the body sees no further
+than its patch: each row is checked against a rendering of its own kind, and ours against the paper's where both put the
+patches in the same places. The paper's drops what its step does not divide (77 patches, 508x324 pixels); ours covers
+every pixel, with the last row and column of patches moved back (96 patches): it does a quarter more work.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from interleave import CLOCK, Samples, loop_of, measure, replay
+from networks import make
+from peers import NEVER, PEERS, Run, Unavailable
+from reference import literal_forward, literal_merge, literal_split
+from skimage import data
+from torch import Tensor, nn
+
+from ape_kernels import APEForward
+from ape_kernels.patches import patch_grid
+
+NETWORK = "EDSR 16x64 x4"
+WIDTH, HEIGHT, PATCH, STEP, SCALE = 510, 339, 48, 46, 4
+ROWS, COLUMNS = (HEIGHT - PATCH) // STEP + 1, (WIDTH - PATCH) // STEP + 1  # of the paper's patches
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+AUTHORS = "authors' eager forward"
+OURS = ("ape_kernels torch", "ape_kernels cpu")
+
+
+def _image() -> Tensor:
+    pixels = torch.from_numpy(data.astronaut()[:HEIGHT, :WIDTH].copy())
+    return pixels.permute(2, 0, 1)[None].float().div(255).contiguous()
+
+
+def _authors(model: nn.Module) -> Run:
+    def run(image: Tensor) -> Tensor:
+        pictures = literal_forward(model, literal_split(image, PATCH, STEP), NEVER)[0]
+        return literal_merge(pictures, ROWS, COLUMNS, STEP * SCALE)
+
+    return run
+
+
+def _patchwise(model: nn.Module, image: Tensor) -> Tensor:
+    """What ours has to compute: the network's literal forward on every patch, blended by the torch backend."""
+    grid = patch_grid(HEIGHT, WIDTH, PATCH, PATCH - STEP, SCALE, "linear")
+    return grid.merge(literal_forward(model, grid.split(image, "torch"), NEVER)[0], 1, "torch")
+
+
+def _assert_same(row: str, got: Tensor, expected: Tensor, tolerance: float) -> None:
+    span = max(1.0, float(expected.max() - expected.min()))
+    error = float((got - expected).abs().max())
+    assert got.shape == expected.shape and error <= tolerance * span, f"{row} computes another picture: {error:.1e}"
+
+
+@cache
+def group(dtype_name: str, rounds: int) -> tuple[dict[str, Samples], dict[str, str]]:
+    """Samples of the rows that can run, and the reasons of those that cannot."""
+    model, dtype, image = make(NETWORK)[0], DTYPES[dtype_name], _image()
+    runs, reasons = {}, {}
+    with torch.inference_mode():
+        whole, patchwise, authors = model(image), _patchwise(model, image), _authors(model)(image)
+        tolerance = 1e-4 if dtype == torch.float32 else 0.05
+        # there the paper's patches and ours stand in the same places, and none that was moved back reaches
+        same = (..., slice((HEIGHT - PATCH) * SCALE), slice((WIDTH - PATCH) * SCALE))
+        for row in (*PEERS, *OURS):
+            try:
+                if row == AUTHORS:
+                    runs[row] = lambda: _authors(model)(image)
+                elif row in OURS:
+                    options = {"backend": row.split()[1], "dtype": dtype, "patch_size": PATCH, "overlap": PATCH - STEP}
+                    run = APEForward(model, 0.0, **options)
+                    _assert_same(row, run(image), patchwise, tolerance)
+                    averaged = APEForward(model, 0.0, blend="average", **options)(image)
+                    _assert_same(row, averaged[same], authors[same], tolerance)
+                    runs[row] = lambda run=run: run(image)
+                else:
+                    run = PEERS[row](model, dtype, image)
+                    _assert_same(row, run(image), whole, tolerance)
+                    runs[row] = lambda run=run: run(image)
+            except Unavailable as reason:
+                reasons[row] = f"{row}: {reason}"
+        return measure(runs, rounds, loop_of(dtype)), reasons
+
+
+@pytest.mark.parametrize("row", [*PEERS, *OURS])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.benchmark(timer=CLOCK)
+def test_picture(benchmark, request, dtype, row):
+    """Seconds a picture."""
+    samples, reasons = group(dtype, request.config.getoption("--rounds"))
+    if row in reasons:
+        pytest.skip(reasons[row])
+    replay(benchmark, f"cpu {NETWORK} {dtype}, picture {WIDTH}x{HEIGHT}", row, samples[row], 1, {})
