@@ -40,57 +40,55 @@ struct Worker {
   static_assert(kPoolBytes <= kTaken, "pooled sums lie where the rings are");
 
   Carrier<E> b;
-  int stage;       // being run, -1 before the first
-  bool leaves;     // after the stage that has ended
-  float capacity;  // 1 - the last prediction
-  int pooled;      // buffer whose sums over pixels the step before left in kPooled, or NO_BUFFER
+  int stage;    // being run, -1 before the first
+  bool leaves;  // after the stage that has ended
 
   FN Worker(Warp& w, const WorkerArgs& args) : b{w, args} {}
 
   FN void run() {
-    for (int number; (number = take()) < b.args.count;) carry(number);
+    while (take()) carry();
   }
 
-  // The next patch's number, for the whole block.
-  FN int take() {
-    b.w.lanes([&](int l) {
-      if (b.w.id == 0 && l == 0) b.w.sts(kTaken, b.w.atomic_add(b.args.queue, 1));
-    });
+  // The patch that the block carries. Read anew wherever it is needed: a register less while convolutions run.
+  FN int number() const { return b.w.template lds<int>(kTaken); }
+
+  // Takes the next patch for the whole block; false when there is none left.
+  FN bool take() {
+    b.w.sync();  // every warp has read the number before
+    b.once([&] { b.w.sts(kTaken, b.w.atomic_add(b.args.queue, 1)); });
     b.w.sync();
-    return b.w.template lds<int>(kTaken);
+    return number() < b.args.count;
   }
 
-  // The row of the input that patch `number` is; 0 for one that is out of range.
-  FN int64_t input_of(int number) const {
-    return b.args.active && in_range(number) ? b.w.template load<int64_t>(b.args.active + number)
-           : b.args.active                   ? 0
-                                             : number;
+  // The row of the input that the patch is; 0 for one that is out of range.
+  FN int64_t input_row() const {
+    if (!b.args.active) return number();
+    return in_range() ? b.w.template load<int64_t>(b.args.active + number()) : 0;
   }
-  FN bool in_range(int number) const {
+  FN bool in_range() const {
     if (!b.args.active) return true;
-    const int64_t input = b.w.template load<int64_t>(b.args.active + number);
+    const int64_t input = b.w.template load<int64_t>(b.args.active + number());
     return input >= 0 && input < b.args.input_rows;
   }
 
   // One patch, from the input to what it leaves behind.
-  FN void carry(int number) {
+  FN void carry() {
     const bool whole = b.args.stage == WHOLE;
     const Feature<E> to = b.feature(whole ? 0 : b.row(b.args.first_row).src);
-    load_feature(b, b.args.input + input_of(number) * to.channels * to.pixels(), to, in_range(number));
+    load_feature(b, b.args.input + input_row() * to.channels * to.pixels(), to, in_range());
+    b.once([&] { b.w.store(b.args.capacity + number(), NAN); });
     b.w.sync();
     stage = b.args.stage;
     leaves = false;
-    capacity = NAN;
-    pooled = NO_BUFFER;
     for (int row = b.args.first_row + (whole ? 0 : 1);; ++row) {
       const int opcode = b.row(row).opcode;
       if (opcode != STAGE && opcode != TAIL) {
-        step(row, number);
+        step(row);
         if (opcode == RECONSTRUCT) break;
         continue;
       }
       if (stage >= 0) {  // a stage has ended
-        if (b.args.exit_at) leaves = b.w.template load<int64_t>(b.args.exit_at + input_of(number)) <= stage;
+        if (b.args.exit_at) leaves = b.w.template load<int64_t>(b.args.exit_at + input_row()) <= stage;
         leaves = leaves || opcode == TAIL;
         if (!whole) break;
       }
@@ -101,26 +99,22 @@ struct Worker {
     }
     if (!whole) {
       const Feature<E> from = b.feature(b.row(b.args.first_row).dst);
-      store_feature(b, from, b.args.output + static_cast<int64_t>(number) * from.channels * from.pixels());
+      store_feature(b, from, b.args.output + static_cast<int64_t>(number()) * from.channels * from.pixels());
     }
-    b.w.lanes([&](int l) {
-      if (b.w.id || l) return;
-      b.w.store(b.args.capacity + number, capacity);
+    b.once([&] {
       if (whole)
-        b.w.store(b.args.exit_index + number, static_cast<int64_t>(stage));
+        b.w.store(b.args.exit_index + number(), static_cast<int64_t>(stage));
       else
-        b.w.store(b.args.leaves + number, static_cast<uint8_t>(leaves));
+        b.w.store(b.args.leaves + number(), static_cast<uint8_t>(leaves));
     });
   }
 
   // Runs one row, or two that are fused, up to and with the barrier that lets the next one see what they wrote.
-  FN void step(int& row, int number) {
+  FN void step(int& row) {
     b.w.forget();
     const int first = row;
     while (b.row(row).opcode == SOURCE) ++row;
     const Instruction& in = b.row(row);
-    const int sums = pooled;
-    pooled = NO_BUFFER;
     switch (in.opcode) {
       case CONV:
       case RECONSTRUCT:
@@ -128,25 +122,34 @@ struct Worker {
           run_pair(row);
           break;
         }
-        Conv<E>(b, row, first, number).run();
-        if (in.opcode == RECONSTRUCT && in.mode) reconstruct_ring(b, in, number);
+        Conv<E>(b, row, first, number()).run();
+        if (in.opcode == RECONSTRUCT && in.mode) reconstruct_ring(b, in, number());
         break;
       case UPSAMPLE:
         upsample(b, in);
         break;
       case ATTENTION:
-        if (sums != in.src) pool(b, b.feature(in.src));
+        if (!is_pooled(row)) pool(b, b.feature(in.src));
         attention(b, in);
         break;
       case EXIT: {
-        if (sums != in.src) pool(b, b.feature(in.src));
+        if (!is_pooled(row)) pool(b, b.feature(in.src));
         const float prediction = predict(b, in);
-        capacity = 1.0f - prediction;
+        b.once([&] { b.w.store(b.args.capacity + number(), 1.0f - prediction); });
         leaves = prediction >= b.args.boundary;
         break;
       }
     }
     b.w.sync();
+  }
+
+  // Whether the two rows before `row` ran as a fused pair and left in kPooled the sums that `row` begins with.
+  FN bool is_pooled(int row) const {
+    return row >= 2 && b.row(row - 2).opcode == CONV && fuses(b.row(row - 2)) && sums_follow(row - 2);
+  }
+  FN bool sums_follow(int pair) const {
+    const Instruction& after = b.row(pair + 2);
+    return (after.opcode == EXIT || after.opcode == ATTENTION) && after.src == b.row(pair + 1).dst;
   }
 
   FN bool fuses(const Instruction& in) const {
@@ -157,14 +160,11 @@ struct Worker {
 
   FN void run_pair(int& row) {
     if constexpr (kFuses) {
-      const Instruction& after = b.row(row + 2);
-      const int dst = b.row(row + 1).dst;
-      const bool sums = (after.opcode == EXIT || after.opcode == ATTENTION) && after.src == dst;
+      const bool sums = sums_follow(row);
       if (padded(b.row(row).out_channels) == Shapes::Wide::kChannels)
         Pair<typename Shapes::Wide>(b, row, sums).run();
       else
         Pair<typename Shapes::Narrow>(b, row, sums).run();
-      if (sums) pooled = dst;
       ++row;
     }
   }
