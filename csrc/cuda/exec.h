@@ -9,7 +9,7 @@
 // load, store and copy; 16-byte cells not shared by warps between two barriers.
 #pragma once
 
-#include <cstdint>
+#include "args.h"
 
 namespace ape::cuda {
 
@@ -22,10 +22,6 @@ struct alignas(8) F2 {
 struct alignas(16) F4 {
   float v[4];
 };
-
-constexpr int kLanes = 32;
-constexpr int kWarps = 8;  // of a block
-constexpr int kThreads = kWarps * kLanes;
 
 }  // namespace ape::cuda
 
@@ -77,6 +73,8 @@ struct Warp {
     f(lane);
   }
   FN void sync() const { __syncthreads(); }
+  // The lanes together again after code in which they may have parted: ldmatrix and mma ask for it.
+  FN void converge() const { __syncwarp(); }
 
   // Shared memory, by byte offset.
   template <class T>

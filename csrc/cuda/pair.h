@@ -38,7 +38,7 @@ struct PairShape {
   static constexpr uint32_t kX = 0, kH = kRing * kRowBytes, kWeights = 2 * kH, kSums = kWeights + STAGES * kTapBytes;
   static constexpr uint32_t kBytes = kSums + kWarps * kColumns * 8 * sizeof(float);
   static_assert(kWarps % ROWS == 0 && kColumns % 2 == 0, "whole units for a warp");
-  static_assert(C % 32 == 0 && STAGES >= 2 && STAGES <= 9, "a copy of x is complete before its convolution ends");
+  static_assert(C % kUnitChannels == 0 && STAGES >= 2 && STAGES <= 9, "a copy of x is complete before its convolution ends");
   static_assert(kRowBytes % 16 == 0 && kTapBytes % (kLanes * 16) == 0, "16-byte copies, whole units");
 };
 
@@ -119,6 +119,7 @@ struct Pair {
       if (i == 0 && coming) fetch_rows(coming * S::kRows + 1, (coming + 1) * S::kRows + 1);
       b.w.commit();
       if (!live) continue;
+      b.w.converge();
       const uint32_t from = ring + slot(row + i / 3 - 1) + i % 3 * Half::kCellBytes;
       const uint32_t units = S::kWeights + tap % S::kStages * S::kTapBytes + column() / 2 * Half::kUnitBytes;
       UNROLL for (int k = 0; k < S::kChunks; ++k) Half::multiply<kPairTiles, S::kColumns, S::kColumns / 2>(
@@ -141,6 +142,7 @@ struct Pair {
       b.w.commit();
     }
     ROLLED for (int half = 0; half < 2 * steps(); ++half) {
+      b.w.forget();
       const int step = half / 2;
       const bool makes_y = half % 2;
       const int row = step * S::kRows + line() - makes_y;

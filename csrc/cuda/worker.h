@@ -11,6 +11,7 @@
 // Rounding   products take operands of type E, sums are float32; features are rounded to E where they are stored.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "pair.h"
@@ -18,24 +19,28 @@
 
 namespace ape::cuda {
 
-// Shapes of the fused pair for parts with 163 KB of shared memory a block and more, and with 99 KB.
-struct LargeShapes {
-  using Wide = PairShape<64, 8, 4>;
-  using Narrow = PairShape<32, 8, 4>;
+// The fused pair's shapes, one for each number of channels that it takes.
+template <class... S>
+struct PairShapes {
+  static constexpr uint32_t kBytes = std::max({S::kBytes...});
+
+  static FN bool has(int channels) { return ((channels == S::kChannels) || ...); }
+  static FN void run(Carrier<Half>& b, int row, int channels, bool sums) {
+    ((channels == S::kChannels ? Pair<S>(b, row, sums).run() : void()), ...);
+  }
 };
-struct SmallShapes {
-  using Wide = PairShape<64, 4, 2>;
-  using Narrow = PairShape<32, 8, 4>;
-};
-static_assert(LargeShapes::Wide::kBytes + 16 <= 163 * 1024 && SmallShapes::Wide::kBytes + 16 <= 99 * 1024 &&
-                  LargeShapes::Narrow::kBytes <= SmallShapes::Wide::kBytes,
+// For parts with 163 KB of shared memory a block and more, and with 99 KB.
+using LargeShapes =
+    PairShapes<PairShape<16, 8, 4>, PairShape<32, 8, 4>, PairShape<48, 8, 4>, PairShape<64, 8, 4>, PairShape<96, 4, 2>>;
+using SmallShapes = PairShapes<PairShape<16, 8, 4>, PairShape<32, 8, 4>, PairShape<64, 4, 2>>;
+static_assert(LargeShapes::kBytes + 16 <= 163 * 1024 && SmallShapes::kBytes + 16 <= 99 * 1024,
               "shared memory of a block: A100 163 KB, RTX 99 KB");
 
 template <class E, class Shapes>
 struct Worker {
   static constexpr bool kFuses = std::is_same_v<E, Half>;
   static constexpr uint32_t kTaken =
-      kFuses && Shapes::Wide::kBytes > ConvShared<E>::kBytes ? Shapes::Wide::kBytes : ConvShared<E>::kBytes;
+      kFuses && Shapes::kBytes > ConvShared<E>::kBytes ? Shapes::kBytes : ConvShared<E>::kBytes;
   static constexpr uint32_t kSharedBytes = kTaken + 16;
   static_assert(kPoolBytes <= kTaken, "pooled sums lie where the rings are");
 
@@ -153,21 +158,23 @@ struct Worker {
   }
 
   FN bool fuses(const Instruction& in) const {
-    const int channels = padded(in.out_channels);
-    return kFuses && in.fused && b.feature(in.src).width <= kPairWidth &&
-           (channels == Shapes::Wide::kChannels || channels == Shapes::Narrow::kChannels);
+    return kFuses && in.fused && b.feature(in.src).width <= kPairWidth && Shapes::has(padded(in.out_channels));
   }
 
   FN void run_pair(int& row) {
-    if constexpr (kFuses) {
-      const bool sums = sums_follow(row);
-      if (padded(b.row(row).out_channels) == Shapes::Wide::kChannels)
-        Pair<typename Shapes::Wide>(b, row, sums).run();
-      else
-        Pair<typename Shapes::Narrow>(b, row, sums).run();
-      ++row;
-    }
+    if constexpr (kFuses) Shapes::run(b, row, padded(b.row(row).out_channels), sums_follow(row));
+    ++row;
   }
 };
+
+// Whether a device of compute capability `arch` (80, 120, ...) has 163 KB of shared memory a block or more.
+constexpr bool has_large_shared(int arch) { return arch == 80 || arch == 87 || arch / 10 == 9 || arch / 10 == 10; }
+
+// Shared memory that a block of the kernel compiled for `arch` asks for.
+constexpr uint32_t shared_bytes_of(bool half, int arch) {
+  return !half                    ? Worker<Float, SmallShapes>::kSharedBytes
+         : has_large_shared(arch) ? Worker<Half, LargeShapes>::kSharedBytes
+                                  : Worker<Half, SmallShapes>::kSharedBytes;
+}
 
 }  // namespace ape::cuda
