@@ -11,11 +11,16 @@
 // y written once, no halo is computed twice. Weights stream by tap, kStages deep; one barrier a tap serves weights, x
 // and h alike. A warp owns a pixel row of a step and C / kSplit output channels.
 //
-// Rings are [slot][C / 8][50] cells: columns -1 and W stay zero, a tap is a start address. Shared memory and, a tap of
-// a warp, the instructions (C = 64):
-//     kRows 8, kSplit 1, 4 stages   2 * 10 * 6400 + 4 * 8192 B = 160 768 B   96 mma, 12 ldmatrix.x4, 16 16-byte loads
-//     kRows 4, kSplit 2, 2 stages   2 *  6 * 6400 + 2 * 8192 B =  93 184 B   48 mma, 12 ldmatrix.x4,  8 16-byte loads
-// and the sums over pixels of every channel of y, for an exit or attention that follows: 2 KB.
+// Rings are [slot][C / 8][50] cells: columns -1 and W stay zero, a tap is a start address. Shared memory is two rings
+// of kRows + 2 rows, the weights of kStages taps, and the sums over pixels of every channel of y, for an exit or
+// attention that follows. With the instructions of a warp, a tap (worker.h lists the shapes):
+//      C   kRows kSplit kStages   rings + weights + sums                              mma, ldmatrix.x4, 16-byte loads
+//     16     8     1      4       2 * 10 * 1600 + 4 *   512 +  512 B =  34 560 B        6    3    1
+//     32     8     1      4       2 * 10 * 3200 + 4 *  2048 + 1024 B =  73 216 B       24    6    4
+//     48     8     1      4       2 * 10 * 4800 + 4 *  4608 + 1536 B = 115 968 B       54    9    9
+//     64     8     1      4       2 * 10 * 6400 + 4 *  8192 + 2048 B = 162 816 B       96   12   16
+//     64     4     2      2       2 *  6 * 6400 + 2 *  8192 + 1024 B =  94 208 B       48   12    8
+//     96     4     2      2       2 *  6 * 9600 + 2 * 18432 + 1536 B = 153 600 B      108   18   18
 #pragma once
 
 #include "conv.h"
@@ -38,7 +43,8 @@ struct PairShape {
   static constexpr uint32_t kX = 0, kH = kRing * kRowBytes, kWeights = 2 * kH, kSums = kWeights + STAGES * kTapBytes;
   static constexpr uint32_t kBytes = kSums + kWarps * kColumns * 8 * sizeof(float);
   static_assert(kWarps % ROWS == 0 && kColumns % 2 == 0, "whole units for a warp");
-  static_assert(C % kUnitChannels == 0 && STAGES >= 2 && STAGES <= 9, "a copy of x is complete before its convolution ends");
+  static_assert(C % kUnitChannels == 0 && STAGES >= 2 && STAGES <= 9,
+                "a copy of x is complete before its convolution ends");
   static_assert(kRowBytes % 16 == 0 && kTapBytes % (kLanes * 16) == 0, "16-byte copies, whole units");
 };
 

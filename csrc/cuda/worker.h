@@ -3,11 +3,14 @@
 //
 // Grid       as many blocks of 8 warps as fit the device at once, no more than patches; see launch.h.
 // Ownership  a block owns one arena of feature buffers in `scratch`, of which it alone reads and writes; patches do not
-//            touch each other, so a result does not depend on which block runs it, nor on its company.
+//            touch each other, so a result does not depend on which block runs it, nor on its company. Blocks share
+//            the queue's counter alone, which orders nothing else: no fence is needed between them.
 // Program    the rows of the instruction table, read as they stand (docs/program.md). Steps hand on through the arena,
-//            which the L2 cache holds; one barrier after each.
+//            in the L2 cache where that holds the arenas of all blocks (docs/kernels.md); one barrier after each.
 // Shared     one place for the rings of convolutions (conv.h, pair.h) and the floats of pooling (steps.h); after it 16
-//            bytes for the queue's answer. 163 KB parts: 162 832 B, 99 KB parts: 95 248 B; Float: 78 352 B.
+//            bytes for the queue's answer. 163 KB parts: 162 832 B, 99 KB parts: 94 224 B; Float: 78 352 B.
+// Arithmetic at the head of pair.h and conv.h, by tap.
+// Registers  up to 255 a thread: what a patch has come to is looked up, in shared memory and in the table, not held.
 // Rounding   products take operands of type E, sums are float32; features are rounded to E where they are stored.
 #pragma once
 

@@ -34,8 +34,8 @@ from ape_sr.models import ECBSR, EDSR, RCAN, VDSR, RRDBNet
 OPS = torch.ops.ape_kernels
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.float16]
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2}  # of the value range, one pixel's worst
-BAND = {torch.float32: 1e-4, torch.float16: 1e-2}  # of a prediction
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2}  # of the value range, one pixel's worst
+BAND = {torch.float32: 1e-5, torch.float16: 1e-2}  # of a prediction
 SIZES = [(1, 1), (3, 29), (20, 17)]
 FAMILIES = {
     "edsr": lambda: spread_network(4, 4, 16, 1),

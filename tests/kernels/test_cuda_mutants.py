@@ -88,6 +88,8 @@ MISTAKES = {
         "weight_slots() + (E::kStages - 1) * slot",
     ),
     "rings-one-row-short": ("pair.h", "kRing = ROWS + 2", "kRing = ROWS + 1"),
+    "tap-fetched-too-early": ("pair.h", "fetch_tap(tap + S::kStages - 1)", "fetch_tap(tap + S::kStages)"),
+    "row-fetched-too-early": ("pair.h", "(coming + 1) * S::kRows + 1)", "(coming + 1) * S::kRows + 2)"),
     "halo-one-row-short": ("conv.h", "y >= 0 && y < to.height", "y >= 0 && y < to.height - 1"),
 }
 
