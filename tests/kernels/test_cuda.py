@@ -149,7 +149,7 @@ FUSED = {False: (16, 32, 48, 64, 96), True: (16, 32, 64)}  # channels, padded, o
 @pytest.mark.parametrize("channels", [16, 24, 48, 50, 60, 96, 112])
 @pytest.mark.parametrize("small", [False, True], ids=["163KB", "99KB"])
 def test_whole_numbers_come_out_exactly(host, channels, small):
-    """Weights of 0 and +-1 on small whole numbers: every sum is a float16, so both paths must give the oracle's bits."""
+    """Weights of 0 and +-1 on small whole numbers: every sum is a float16, so both paths give the oracle's bits."""
     host.small = small
     model = EDSR(2, 1, channels, 1)
     generator = torch.Generator().manual_seed(channels)
