@@ -44,7 +44,7 @@ FAMILIES = {
     "edsr-32ch": lambda: spread_network(2, 2, 32, 1, res_scale=0.3),
     "edsr-48ch": lambda: spread_network(2, 2, 48, 1, res_scale=0.3),
     "edsr-60ch": lambda: spread_network(2, 2, 60, 2),
-    "edsr-96ch": lambda: spread_network(2, 2, 96, 1, res_scale=0.3),
+    "edsr-96ch": lambda: randomise(EDSR(2, 2, 96, 1)),
     "rcan": lambda: randomise(RCAN(2, 2, 2, 20, 5, exit_interval=1)),
     "rcan-32ch": lambda: randomise(RCAN(2, 2, 2, 32, 5, exit_interval=1)),
     "vdsr": lambda: randomise(VDSR(2, n_resblocks=6, exit_interval=2, n_feats=24), 1.4),
