@@ -94,7 +94,9 @@ def ninja_file(compiler: str, nvcc: str | None, output: str) -> str:
         device = "-G -g" if DEBUG else "-lineinfo"
         common = f"{driver} -std=c++17 {forwarded} $flags -MD -MF $out.d -c $in -o $out"
         quiet = "-Xcompiler=-Wno-unused-function"  # clang++ warns of hundreds in the toolkit's own headers
-        rules |= {"nvcc": f"{common} {device} {quiet} {' '.join(codes)}", "nvcc_host": common}
+        # what ptxas says of registers, shared memory and spills stays next to the object: a test reads it
+        report = "-Xptxas -v 2> $out.ptxas || (cat $out.ptxas; exit 1)"
+        rules |= {"nvcc": f"{common} {device} {quiet} {' '.join(codes)} {report}", "nvcc_host": common}
         listed = shlex.quote(f'"{";".join(architectures)}"')
         defines += f" -DAPE_WITH_CUDA=1 -DAPE_CUDA_ARCHITECTURES={listed}"
         link = f"{driver} -shared -cudart static -Xcompiler=-pthread $in -o $out -ldl -lrt -lpthread"

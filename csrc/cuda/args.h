@@ -7,6 +7,10 @@
 
 namespace ape::cuda {
 
+constexpr int kLanes = 32;
+constexpr int kWarps = 8;  // of a block
+constexpr int kThreads = kWarps * kLanes;
+
 constexpr int64_t kPoolBytes = 64 * 1024;  // of shared memory, for pooled sums and gates (steps.h)
 constexpr int32_t WHOLE = -1;              // in the place of a stage: the whole forward
 

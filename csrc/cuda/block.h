@@ -50,6 +50,13 @@ struct Carrier {
   FN void each(int count, F f) const {
     w.lanes([&](int l) { ROLLED for (int i = w.id * kLanes + l; i < count; i += kThreads) f(i); });
   }
+  // f() by one of the block's threads, always the same.
+  template <class F>
+  FN void once(F f) const {
+    w.lanes([&](int l) {
+      if (w.id == 0 && l == 0) f();
+    });
+  }
 };
 
 FN float scale_of(const Instruction& in) {

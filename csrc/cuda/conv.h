@@ -147,6 +147,7 @@ struct Conv {
       if (lead > 0) continue;
       const bool live = now.y + b.w.id * kTileRows < to.height;
       if (now.step == 0) begin();
+      b.w.converge();
       if (live) taps();
       if (live && now.step == steps - 1) finish();
       next(now);

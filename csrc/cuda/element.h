@@ -77,6 +77,7 @@ struct Half {
       }
       b[l] = w.load<U4>(unit + l * 8);
     });
+    w.converge();
     w.mma(acc[0][0], a, b, 0);
     w.mma(acc[0][1], a, b, 1);
   }

@@ -9,7 +9,7 @@
 // load, store and copy; 16-byte cells not shared by warps between two barriers.
 #pragma once
 
-#include <cstdint>
+#include "args.h"
 
 namespace ape::cuda {
 
@@ -22,10 +22,6 @@ struct alignas(8) F2 {
 struct alignas(16) F4 {
   float v[4];
 };
-
-constexpr int kLanes = 32;
-constexpr int kWarps = 8;  // of a block
-constexpr int kThreads = kWarps * kLanes;
 
 }  // namespace ape::cuda
 
@@ -60,13 +56,12 @@ FN F2 unpack_halves(uint32_t bits) {
 FN float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 
 struct Warp {
-  char* shared;
-  uint32_t shared_base;  // the same as a shared-window address
+  uint32_t shared_base;  // of the block's shared memory, as an address in its window
   int id, block, lane;
 
   // The warp a thread belongs to. The shuffle tells the compiler that the number is uniform.
   FN static Warp current(char* shared) {
-    return {shared, static_cast<uint32_t>(__cvta_generic_to_shared(shared)),
+    return {static_cast<uint32_t>(__cvta_generic_to_shared(shared)),
             __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kLanes, 0), static_cast<int>(blockIdx.x),
             static_cast<int>(threadIdx.x) % kLanes};
   }
@@ -77,15 +72,18 @@ struct Warp {
     f(lane);
   }
   FN void sync() const { __syncthreads(); }
+  // The lanes together again after code in which they may have parted: ldmatrix and mma ask for it.
+  FN void converge() const { __syncwarp(); }
 
   // Shared memory, by byte offset.
   template <class T>
   FN T lds(uint32_t at) const {
-    return *reinterpret_cast<const T*>(shared + at);
+    // by way of the window, so that the compiler sees which memory it is on every architecture
+    return *static_cast<const T*>(__cvta_shared_to_generic(shared_base + at));
   }
   template <class T>
   FN void sts(uint32_t at, T value) const {
-    *reinterpret_cast<T*>(shared + at) = value;
+    *static_cast<T*>(__cvta_shared_to_generic(shared_base + at)) = value;
   }
   // Global memory.
   template <class T>

@@ -6,11 +6,12 @@
 
 namespace ape::cuda {
 
-// How many thread blocks of the worker kernel the current device runs at once.
+// How many thread blocks of the worker kernel the current device runs at once. cudaErrorNoKernelImageForDevice where
+// what was compiled needs more shared memory than the device has.
 cudaError_t worker_blocks(int element, int* blocks);
 
-// One launch of `blocks` thread blocks on `stream`, which it never waits for; pointers and shapes as WorkerArgs says.
-// May be captured in a CUDA graph.
+// One launch of `blocks` thread blocks on `stream` of the current device, which it never waits for; none for no
+// patches. Pointers and shapes as WorkerArgs says. May be captured in a CUDA graph.
 cudaError_t launch_worker(const WorkerArgs& args, int element, int blocks, cudaStream_t stream);
 
 }  // namespace ape::cuda

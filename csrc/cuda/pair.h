@@ -11,11 +11,16 @@
 // y written once, no halo is computed twice. Weights stream by tap, kStages deep; one barrier a tap serves weights, x
 // and h alike. A warp owns a pixel row of a step and C / kSplit output channels.
 //
-// Rings are [slot][C / 8][50] cells: columns -1 and W stay zero, a tap is a start address. Shared memory and, a tap of
-// a warp, the instructions (C = 64):
-//     kRows 8, kSplit 1, 4 stages   2 * 10 * 6400 + 4 * 8192 B = 160 768 B   96 mma, 12 ldmatrix.x4, 16 16-byte loads
-//     kRows 4, kSplit 2, 2 stages   2 *  6 * 6400 + 2 * 8192 B =  93 184 B   48 mma, 12 ldmatrix.x4,  8 16-byte loads
-// and the sums over pixels of every channel of y, for an exit or attention that follows: 2 KB.
+// Rings are [slot][C / 8][50] cells: columns -1 and W stay zero, a tap is a start address. Shared memory is two rings
+// of kRows + 2 rows, the weights of kStages taps, and the sums over pixels of every channel of y, for an exit or
+// attention that follows. With the instructions of a warp, a tap (worker.h lists the shapes):
+//      C   kRows kSplit kStages   rings + weights + sums                              mma, ldmatrix.x4, 16-byte loads
+//     16     8     1      4       2 * 10 * 1600 + 4 *   512 +  512 B =  34 560 B        6    3    1
+//     32     8     1      4       2 * 10 * 3200 + 4 *  2048 + 1024 B =  73 216 B       24    6    4
+//     48     8     1      4       2 * 10 * 4800 + 4 *  4608 + 1536 B = 115 968 B       54    9    9
+//     64     8     1      4       2 * 10 * 6400 + 4 *  8192 + 2048 B = 162 816 B       96   12   16
+//     64     4     2      2       2 *  6 * 6400 + 2 *  8192 + 1024 B =  94 208 B       48   12    8
+//     96     4     2      2       2 *  6 * 9600 + 2 * 18432 + 1536 B = 153 600 B      108   18   18
 #pragma once
 
 #include "conv.h"
@@ -38,7 +43,8 @@ struct PairShape {
   static constexpr uint32_t kX = 0, kH = kRing * kRowBytes, kWeights = 2 * kH, kSums = kWeights + STAGES * kTapBytes;
   static constexpr uint32_t kBytes = kSums + kWarps * kColumns * 8 * sizeof(float);
   static_assert(kWarps % ROWS == 0 && kColumns % 2 == 0, "whole units for a warp");
-  static_assert(C % 32 == 0 && STAGES >= 2 && STAGES <= 9, "a copy of x is complete before its convolution ends");
+  static_assert(C % kUnitChannels == 0 && STAGES >= 2 && STAGES <= 9,
+                "a copy of x is complete before its convolution ends");
   static_assert(kRowBytes % 16 == 0 && kTapBytes % (kLanes * 16) == 0, "16-byte copies, whole units");
 };
 
@@ -46,24 +52,28 @@ template <class S>
 struct Pair {
   using Element = Half::Element;
   Carrier<Half>& b;
-  const Instruction& in1;
-  const Feature<Half> x;  // its geometry is that of y
-  const bool sums;        // wanted
+  const int number;         // of the first of the two rows
+  const int height, width;  // of x, h and y
+  const bool sums;          // wanted
   int tap = 0;
   PerLane<uint32_t> rows;  // ldmatrix addresses
   Accumulators<kPairTiles, S::kColumns> acc;
 
-  FN Pair(Carrier<Half>& b_, int row, bool sums_) : b(b_), in1(b_.row(row)), x(b_.feature(in1.src)), sums(sums_) {
+  FN Pair(Carrier<Half>& b_, int row, bool sums_)
+      : b(b_), number(row), height(x().height), width(x().width), sums(sums_) {
     b.w.lanes([&](int l) { rows[l] = l / 16 * S::kGroupBytes + l % 16 * Half::kCellBytes; });
   }
 
-  FN const Instruction& in2() const { return (&in1)[1]; }
+  // Looked up whenever they are needed: the tap loop has no registers left to keep them in.
+  FN const Instruction& in1() const { return b.row(number); }
+  FN const Instruction& in2() const { return b.row(number + 1); }
+  FN Feature<Half> x() const { return b.feature(in1().src); }
   FN int line() const { return b.w.id / S::kSplit; }                            // of a step
   FN int column() const { return b.w.id % S::kSplit * S::kColumns; }            // the warp's first mma column
   FN int total() const { return 18 * steps() - (has_h(steps() - 1) ? 0 : 9); }  // taps
-  FN int steps() const { return (x.height + S::kRows) / S::kRows; }
+  FN int steps() const { return (height + S::kRows) / S::kRows; }
   // In the last step of a height of whole steps there is no h left to compute.
-  FN bool has_h(int step) const { return step * S::kRows < x.height; }
+  FN bool has_h(int step) const { return step * S::kRows < height; }
   FN static uint32_t slot(int row) { return static_cast<uint32_t>((row + S::kRing) % S::kRing) * S::kRowBytes; }
   FN static uint32_t cell(int pixel, int channel) {
     return channel / 8 * S::kGroupBytes + (pixel + 1) * Half::kCellBytes + channel % 8 * sizeof(Element);
@@ -71,6 +81,7 @@ struct Pair {
 
   // Rows [begin, end) of x to the ring, zeros outside the patch.
   FN void fetch_rows(int begin, int end) {
+    const Feature<Half> x = this->x();
     const int across = S::kGroups * x.width;
     b.each((end - begin) * across, [&](int i) {
       const int row = begin + i / across, group = i / x.width % S::kGroups, pixel = i % x.width;
@@ -85,8 +96,8 @@ struct Pair {
   FN void fetch_tap(int fetched) {
     if (fetched < total()) {
       const bool skips = fetched >= 18 * (steps() - 1) && !has_h(steps() - 1);
-      const int number = fetched % 18 + (skips ? 9 : 0);
-      const Element* weights = b.weights(number < 9 ? in1.weight : in2().weight) + number % 9 * kUnitElements;
+      const int in_pair = fetched % 18 + (skips ? 9 : 0);
+      const Element* weights = b.weights(in_pair < 9 ? in1().weight : in2().weight) + in_pair % 9 * kUnitElements;
       const uint32_t to = S::kWeights + fetched % S::kStages * S::kTapBytes;
       b.each(S::kTapBytes / 16, [&](int i) {
         const int unit = i / kLanes, chunk = unit / S::kChunks, pair = unit % S::kChunks;
@@ -114,6 +125,7 @@ struct Pair {
       if (i == 0 && coming) fetch_rows(coming * S::kRows + 1, (coming + 1) * S::kRows + 1);
       b.w.commit();
       if (!live) continue;
+      b.w.converge();
       const uint32_t from = ring + slot(row + i / 3 - 1) + i % 3 * Half::kCellBytes;
       const uint32_t units = S::kWeights + tap % S::kStages * S::kTapBytes + column() / 2 * Half::kUnitBytes;
       UNROLL for (int k = 0; k < S::kChunks; ++k) Half::multiply<kPairTiles, S::kColumns, S::kColumns / 2>(
@@ -125,7 +137,7 @@ struct Pair {
   FN void run() {
     // the columns left and right of the patch, in both rings, and h above it
     b.each(2 * S::kRing * S::kGroups * 2, [&](int i) {
-      const uint32_t side = i % 2 ? (x.width + 1) * Half::kCellBytes : 0;
+      const uint32_t side = i % 2 ? (width + 1) * Half::kCellBytes : 0;
       b.w.sts(i / 2 * S::kGroupBytes + side, U4{});
     });
     if (line() == 0) zero_h(-1);
@@ -136,18 +148,19 @@ struct Pair {
       b.w.commit();
     }
     ROLLED for (int half = 0; half < 2 * steps(); ++half) {
+      b.w.forget();
       const int step = half / 2;
       const bool makes_y = half % 2;
       const int row = step * S::kRows + line() - makes_y;
-      const bool live = row >= 0 && row < x.height;
+      const bool live = row >= 0 && row < height;
       if (makes_y || has_h(step)) {
-        start(b.vector(makes_y ? in2().bias : in1.bias));
+        start(b.vector(makes_y ? in2().bias : in1().bias));
         if (makes_y && live && in2().add != NO_BUFFER) add_x(row);
         convolve(makes_y ? S::kH : S::kX, row, live, makes_y && step + 1 < steps() ? step + 1 : 0);
         if (live && makes_y) put_y(row);
         if (live && !makes_y) put_h(row);
       }
-      if (!makes_y && row == x.height) zero_h(row);
+      if (!makes_y && row == height) zero_h(row);
     }
     if (sums) gather_sums();
   }
@@ -168,8 +181,8 @@ struct Pair {
   // The warp's part of a row of h that is outside the patch.
   FN void zero_h(int row) {
     b.w.lanes([&](int l) {
-      ROLLED for (int i = l; i < S::kColumns * x.width; i += kLanes)
-          b.w.sts(S::kH + slot(row) + cell(i % x.width, (column() + i / x.width) * 8), U4{});
+      ROLLED for (int i = l; i < S::kColumns * width; i += kLanes)
+          b.w.sts(S::kH + slot(row) + cell(i % width, (column() + i / width) * 8), U4{});
     });
   }
 
@@ -177,10 +190,10 @@ struct Pair {
   FN void put_h(int row) {
     UNROLL for (int n = 0; n < S::kColumns; ++n) b.w.lanes([&](int l) {
       const uint32_t at = S::kH + slot(row) + cell(0, channel_at(l, n));
-      const F2 slope = slope_of(b, in1, channel_at(l, n));
+      const F2 slope = slope_of(b, in1(), channel_at(l, n));
       UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
         const int pixel = m * 16 + fragment_pixel(l, j);
-        if (pixel >= x.width) continue;
+        if (pixel >= width) continue;
         const F2 v = activated(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1], slope);
         b.w.sts(at + pixel * Half::kCellBytes, pack_halves(v.x, v.y));
       }
@@ -188,7 +201,7 @@ struct Pair {
   }
 
   FN void put_y(int row) {
-    Element* const y = b.feature(in2().dst).data;
+    const Feature<Half> y = b.feature(in2().dst);
     UNROLL for (int n = 0; n < S::kColumns; ++n) {
       PerLane<float> part[2];
       b.w.lanes([&](int l) {
@@ -197,9 +210,9 @@ struct Pair {
         part[0][l] = part[1][l] = 0.0f;
         UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
           const int pixel = m * 16 + fragment_pixel(l, j);
-          if (pixel >= x.width) continue;
+          if (pixel >= width) continue;
           const F2 value = activated(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1], slope);
-          Half::store_pair(b.w, y + (x.cell(channel / 8, row * x.width + pixel) - x.data) + channel % 8, value);
+          Half::store_pair(b.w, y.cell(channel / 8, row * width + pixel) + channel % 8, value);
           part[0][l] += value.x;
           part[1][l] += value.y;
         }
@@ -208,6 +221,7 @@ struct Pair {
       UNROLL for (int i = 0; i < 2; ++i) b.w.sum_rows(part[i]);
       const uint32_t at = S::kSums + (b.w.id * S::kColumns + n) * 8 * sizeof(float);
       b.w.lanes([&](int l) {
+        if (l >= 4) return;  // a lane reads and writes the sums it owns, so that none reads what another writes
         const F2 before = b.w.lds<F2>(at + fragment_channel(l) * sizeof(float));
         part[0][l] += before.x;
         part[1][l] += before.y;

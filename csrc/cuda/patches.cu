@@ -67,8 +67,11 @@ __global__ void __launch_bounds__(kWarp* kWarps) merge_kernel(MergeArgs args) {
 template <class Args>
 cudaError_t launch(void (*kernel)(Args), const Args& args, int64_t rows, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  kernel<<<grid_for(rows), dim3(kWarp, kWarps), 0, stream>>>(args);
-  return cudaGetLastError();
+  void* parameters[] = {const_cast<Args*>(&args)};
+  const cudaError_t error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid_for(rows), dim3(kWarp, kWarps),
+                                             parameters, 0, stream);
+  if (error != cudaSuccess) cudaGetLastError();  // reported to this caller alone
+  return error;
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // The instruction table as the launcher sees it on the host: checked, and what a launch needs to know of it.
 #pragma once
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -19,6 +20,7 @@ class Plan {
   int first_row = 0;            // after the BUFFER rows
   int tail_row = -1;
   int64_t scratch_elements = 0;  // a low-resolution pixel's share of an arena
+  int64_t most_cells = 1;        // of a buffer or the pixels of a picture's channel, a low-resolution pixel
 
   // table: [rows][16] on the host. weight_count: elements in the weight buffer, element: ElementType.
   Plan(const int32_t* table, int64_t rows, int64_t weight_count, int element)
@@ -43,6 +45,7 @@ class Plan {
   }
 
  private:
+  static constexpr int kMostUpscale = 64;  // squares of it are far from what an int holds
   int64_t rows_, weight_count_, vector_size_;
   int64_t at_ = 0;
   int buffers_ = 0;
@@ -77,7 +80,9 @@ class Plan {
         require(in.src == buffers_ && at_ == buffers_, "buffers come first, in order");
         require(in.in_channels >= 1 && in.upscale >= 1, "a buffer has channels and a resolution");
         require(in.weight == scratch_elements, "a buffer lies after the one before");
+        require(in.upscale <= kMostUpscale, "resolution: expected at most 64");
         scratch_elements += padded(in.in_channels) * in.upscale * in.upscale;
+        most_cells = std::max(most_cells, padded(in.in_channels) / 8 * in.upscale * in.upscale);
         first_row = ++buffers_;
         break;
       case STAGE: {
@@ -176,12 +181,14 @@ class Plan {
     require((2 * padded(channels) + hidden) * int64_t(sizeof(float)) <= kPoolBytes, "more channels than can be pooled");
   }
 
-  void reconstruct(const Instruction& in) const {
+  void reconstruct(const Instruction& in) {
     require(in.kernel == 1 || in.kernel == 3 || in.kernel == 5, "kernel: expected 1, 3 or 5");
     require(in.mode == 0 || in.mode == 1, "unknown mode");
-    require(in.upscale >= 1 && in.out_channels >= 1 && in.out_channels % (in.upscale * in.upscale) == 0,
+    require(in.upscale >= 1 && in.upscale <= kMostUpscale && in.out_channels >= 1 &&
+                in.out_channels % (in.upscale * in.upscale) == 0,
             "channels do not shuffle");
     const int resolution = buffer(in.src).upscale;
+    most_cells = std::max(most_cells, int64_t(resolution) * in.upscale * resolution * in.upscale);
     fits(in.src, in.in_channels, resolution);
     if (in.add != NO_BUFFER) fits(in.add, in.out_channels / (in.upscale * in.upscale), resolution * in.upscale);
     const int64_t variants = in.mode ? BORDER_CLASSES * BORDER_CLASSES : 1, phases = padded(in.out_channels);

@@ -1,6 +1,8 @@
 // A call of the worker as Python makes it: addresses as integers, sizes, and the table on the host.
 #pragma once
 
+#include <limits>
+
 #include "plan.h"
 
 namespace ape::cuda {
@@ -35,12 +37,37 @@ inline int64_t table_elements(int64_t table_rows, int64_t element) {
 
 // Throws std::invalid_argument for a malformed table.
 inline Plan plan_of(uintptr_t table, int64_t table_rows, int64_t weight_count, int64_t element) {
+  if (weight_count % 16)
+    throw std::invalid_argument("weights: expected a multiple of 16 elements, got " + std::to_string(weight_count));
   return {reinterpret_cast<const int32_t*>(table), table_rows, weight_count - table_elements(table_rows, element),
           int(element)};
 }
 
-inline WorkerArgs args_of(const Request& request, const Plan& plan) {
+// Throws std::invalid_argument for what the kernel could not count or address.
+inline void check(const Request& request, const Plan& plan) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - kThreads;  // loops step past their end by a block
+  const auto within = [](const char* name, int64_t value, int64_t least, int64_t most) {
+    if (value < least || value > most)
+      throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(least) + " to " +
+                                  std::to_string(most) + ", got " + std::to_string(value));
+  };
+  const auto aligned = [](const char* name, uintptr_t address) {
+    if (address % 16) throw std::invalid_argument(std::string(name) + ": expected memory aligned to 16 bytes");
+  };
   plan.input_buffer(int(request.stage));
+  within("count", request.count, 0, kMost);
+  within("input_rows", request.input_rows, 0, kMost);
+  within("blocks", request.blocks, 0, kMost - request.count);  // the queue counts a patch too many for each
+  within("height", request.height, 1, kMost);
+  within("width", request.width, 1, kMost / request.height);
+  within("height * width", request.height * request.width, 1, kMost / plan.most_cells);
+  aligned("weights", request.weights);
+  aligned("scratch", request.scratch);
+}
+
+// Throws std::invalid_argument as `check` does.
+inline WorkerArgs args_of(const Request& request, const Plan& plan) {
+  check(request, plan);
   const int64_t size = request.element == kHalfElements ? 2 : 4;
   const int64_t rows_at = request.weight_count - table_elements(request.table_rows, request.element);
   WorkerArgs args{};

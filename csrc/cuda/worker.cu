@@ -5,9 +5,6 @@
 namespace ape::cuda {
 namespace {
 
-// Whether a device of compute capability `arch` (80, 120, ...) has 163 KB of shared memory a block or more.
-constexpr bool has_large_shared(int arch) { return arch == 80 || arch == 87 || arch / 10 == 9 || arch / 10 == 10; }
-
 #ifdef __CUDA_ARCH__
 using Shapes = std::conditional_t<has_large_shared(__CUDA_ARCH__ / 10), LargeShapes, SmallShapes>;
 #else
@@ -27,15 +24,24 @@ using Kernel = void (*)(WorkerArgs);
 
 Kernel kernel_of(int element) { return element == kHalfElements ? worker_kernel<Half> : worker_kernel<Float>; }
 
-// The kernel was compiled for an architecture; its shapes, and so its shared memory, follow from that.
+// What went wrong is reported once, to who asked: the runtime would tell the next caller as well.
+cudaError_t reported(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+
+// The kernel was compiled for an architecture; its shapes, and so its shared memory, follow from that. Binaries of
+// sm_80 also run on sm_86 and sm_89, where there is too little of it. Both calls are for the current device.
 cudaError_t prepare(int element, uint32_t* shared_bytes) {
   const Kernel kernel = kernel_of(element);
   cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  int device = 0, most = 0;
+  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;
-  *shared_bytes = element != kHalfElements                  ? Worker<Float, SmallShapes>::kSharedBytes
-                  : has_large_shared(attributes.ptxVersion) ? Worker<Half, LargeShapes>::kSharedBytes
-                                                            : Worker<Half, SmallShapes>::kSharedBytes;
+  *shared_bytes = shared_bytes_of(element == kHalfElements, attributes.ptxVersion);
+  if (*shared_bytes > static_cast<uint32_t>(most)) return cudaErrorNoKernelImageForDevice;
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(*shared_bytes));
 }
 
@@ -50,15 +56,17 @@ cudaError_t worker_blocks(int element, int* blocks) {
   if (error == cudaSuccess)
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel_of(element), kThreads, shared_bytes);
   *blocks = processors * per_processor;
-  return error == cudaSuccess && *blocks == 0 ? cudaErrorLaunchOutOfResources : error;
+  return error == cudaSuccess && *blocks == 0 ? cudaErrorLaunchOutOfResources : reported(error);
 }
 
 cudaError_t launch_worker(const WorkerArgs& args, int element, int blocks, cudaStream_t stream) {
+  if (args.count == 0) return cudaSuccess;
   uint32_t shared_bytes = 0;
   const cudaError_t error = prepare(element, &shared_bytes);
-  if (error != cudaSuccess) return error;
-  kernel_of(element)<<<blocks, kThreads, shared_bytes, stream>>>(args);
-  return cudaGetLastError();
+  if (error != cudaSuccess) return reported(error);
+  void* parameters[] = {const_cast<WorkerArgs*>(&args)};
+  return reported(cudaLaunchKernel(reinterpret_cast<const void*>(kernel_of(element)), dim3(blocks), dim3(kThreads),
+                                   parameters, shared_bytes, stream));
 }
 
 }  // namespace ape::cuda

@@ -3,14 +3,18 @@
 //
 // Grid       as many blocks of 8 warps as fit the device at once, no more than patches; see launch.h.
 // Ownership  a block owns one arena of feature buffers in `scratch`, of which it alone reads and writes; patches do not
-//            touch each other, so a result does not depend on which block runs it, nor on its company.
+//            touch each other, so a result does not depend on which block runs it, nor on its company. Blocks share
+//            the queue's counter alone, which orders nothing else: no fence is needed between them.
 // Program    the rows of the instruction table, read as they stand (docs/program.md). Steps hand on through the arena,
-//            which the L2 cache holds; one barrier after each.
+//            in the L2 cache where that holds the arenas of all blocks (docs/kernels.md); one barrier after each.
 // Shared     one place for the rings of convolutions (conv.h, pair.h) and the floats of pooling (steps.h); after it 16
-//            bytes for the queue's answer. 163 KB parts: 162 832 B, 99 KB parts: 95 248 B; Float: 78 352 B.
+//            bytes for the queue's answer. 163 KB parts: 162 832 B, 99 KB parts: 94 224 B; Float: 78 352 B.
+// Arithmetic at the head of pair.h and conv.h, by tap.
+// Registers  up to 255 a thread: what a patch has come to is looked up, in shared memory and in the table, not held.
 // Rounding   products take operands of type E, sums are float32; features are rounded to E where they are stored.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "pair.h"
@@ -18,79 +22,81 @@
 
 namespace ape::cuda {
 
-// Shapes of the fused pair for parts with 163 KB of shared memory a block and more, and with 99 KB.
-struct LargeShapes {
-  using Wide = PairShape<64, 8, 4>;
-  using Narrow = PairShape<32, 8, 4>;
+// The fused pair's shapes, one for each number of channels that it takes.
+template <class... S>
+struct PairShapes {
+  static constexpr uint32_t kBytes = std::max({S::kBytes...});
+
+  static FN bool has(int channels) { return ((channels == S::kChannels) || ...); }
+  static FN void run(Carrier<Half>& b, int row, int channels, bool sums) {
+    ((channels == S::kChannels ? Pair<S>(b, row, sums).run() : void()), ...);
+  }
 };
-struct SmallShapes {
-  using Wide = PairShape<64, 4, 2>;
-  using Narrow = PairShape<32, 8, 4>;
-};
-static_assert(LargeShapes::Wide::kBytes + 16 <= 163 * 1024 && SmallShapes::Wide::kBytes + 16 <= 99 * 1024 &&
-                  LargeShapes::Narrow::kBytes <= SmallShapes::Wide::kBytes,
+// For parts with 163 KB of shared memory a block and more, and with 99 KB.
+using LargeShapes =
+    PairShapes<PairShape<16, 8, 4>, PairShape<32, 8, 4>, PairShape<48, 8, 4>, PairShape<64, 8, 4>, PairShape<96, 4, 2>>;
+using SmallShapes = PairShapes<PairShape<16, 8, 4>, PairShape<32, 8, 4>, PairShape<64, 4, 2>>;
+static_assert(LargeShapes::kBytes + 16 <= 163 * 1024 && SmallShapes::kBytes + 16 <= 99 * 1024,
               "shared memory of a block: A100 163 KB, RTX 99 KB");
 
 template <class E, class Shapes>
 struct Worker {
   static constexpr bool kFuses = std::is_same_v<E, Half>;
   static constexpr uint32_t kTaken =
-      kFuses && Shapes::Wide::kBytes > ConvShared<E>::kBytes ? Shapes::Wide::kBytes : ConvShared<E>::kBytes;
+      kFuses && Shapes::kBytes > ConvShared<E>::kBytes ? Shapes::kBytes : ConvShared<E>::kBytes;
   static constexpr uint32_t kSharedBytes = kTaken + 16;
   static_assert(kPoolBytes <= kTaken, "pooled sums lie where the rings are");
 
   Carrier<E> b;
-  int stage;       // being run, -1 before the first
-  bool leaves;     // after the stage that has ended
-  float capacity;  // 1 - the last prediction
-  int pooled;      // buffer whose sums over pixels the step before left in kPooled, or NO_BUFFER
+  int stage;    // being run, -1 before the first
+  bool leaves;  // after the stage that has ended
 
   FN Worker(Warp& w, const WorkerArgs& args) : b{w, args} {}
 
   FN void run() {
-    for (int number; (number = take()) < b.args.count;) carry(number);
+    while (take()) carry();
   }
 
-  // The next patch's number, for the whole block.
-  FN int take() {
-    b.w.lanes([&](int l) {
-      if (b.w.id == 0 && l == 0) b.w.sts(kTaken, b.w.atomic_add(b.args.queue, 1));
-    });
+  // The patch that the block carries. Read anew wherever it is needed: a register less while convolutions run.
+  FN int number() const { return b.w.template lds<int>(kTaken); }
+
+  // Takes the next patch for the whole block; false when there is none left.
+  FN bool take() {
+    b.w.sync();  // every warp has read the number before
+    b.once([&] { b.w.sts(kTaken, b.w.atomic_add(b.args.queue, 1)); });
     b.w.sync();
-    return b.w.template lds<int>(kTaken);
+    return number() < b.args.count;
   }
 
-  // The row of the input that patch `number` is; 0 for one that is out of range.
-  FN int64_t input_of(int number) const {
-    return b.args.active && in_range(number) ? b.w.template load<int64_t>(b.args.active + number)
-           : b.args.active                   ? 0
-                                             : number;
+  // The row of the input that the patch is; 0 for one that is out of range.
+  FN int64_t input_row() const {
+    if (!b.args.active) return number();
+    return in_range() ? b.w.template load<int64_t>(b.args.active + number()) : 0;
   }
-  FN bool in_range(int number) const {
+  FN bool in_range() const {
     if (!b.args.active) return true;
-    const int64_t input = b.w.template load<int64_t>(b.args.active + number);
+    const int64_t input = b.w.template load<int64_t>(b.args.active + number());
     return input >= 0 && input < b.args.input_rows;
   }
 
   // One patch, from the input to what it leaves behind.
-  FN void carry(int number) {
+  FN void carry() {
     const bool whole = b.args.stage == WHOLE;
     const Feature<E> to = b.feature(whole ? 0 : b.row(b.args.first_row).src);
-    load_feature(b, b.args.input + input_of(number) * to.channels * to.pixels(), to, in_range(number));
+    load_feature(b, b.args.input + input_row() * to.channels * to.pixels(), to, in_range());
+    b.once([&] { b.w.store(b.args.capacity + number(), NAN); });
     b.w.sync();
     stage = b.args.stage;
     leaves = false;
-    capacity = NAN;
-    pooled = NO_BUFFER;
     for (int row = b.args.first_row + (whole ? 0 : 1);; ++row) {
       const int opcode = b.row(row).opcode;
       if (opcode != STAGE && opcode != TAIL) {
-        step(row, number);
+        step(row);
         if (opcode == RECONSTRUCT) break;
         continue;
       }
       if (stage >= 0) {  // a stage has ended
-        if (b.args.exit_at) leaves = b.w.template load<int64_t>(b.args.exit_at + input_of(number)) <= stage;
+        if (b.args.exit_at) leaves = b.w.template load<int64_t>(b.args.exit_at + input_row()) <= stage;
         leaves = leaves || opcode == TAIL;
         if (!whole) break;
       }
@@ -101,26 +107,22 @@ struct Worker {
     }
     if (!whole) {
       const Feature<E> from = b.feature(b.row(b.args.first_row).dst);
-      store_feature(b, from, b.args.output + static_cast<int64_t>(number) * from.channels * from.pixels());
+      store_feature(b, from, b.args.output + static_cast<int64_t>(number()) * from.channels * from.pixels());
     }
-    b.w.lanes([&](int l) {
-      if (b.w.id || l) return;
-      b.w.store(b.args.capacity + number, capacity);
+    b.once([&] {
       if (whole)
-        b.w.store(b.args.exit_index + number, static_cast<int64_t>(stage));
+        b.w.store(b.args.exit_index + number(), static_cast<int64_t>(stage));
       else
-        b.w.store(b.args.leaves + number, static_cast<uint8_t>(leaves));
+        b.w.store(b.args.leaves + number(), static_cast<uint8_t>(leaves));
     });
   }
 
   // Runs one row, or two that are fused, up to and with the barrier that lets the next one see what they wrote.
-  FN void step(int& row, int number) {
+  FN void step(int& row) {
     b.w.forget();
     const int first = row;
     while (b.row(row).opcode == SOURCE) ++row;
     const Instruction& in = b.row(row);
-    const int sums = pooled;
-    pooled = NO_BUFFER;
     switch (in.opcode) {
       case CONV:
       case RECONSTRUCT:
@@ -128,20 +130,20 @@ struct Worker {
           run_pair(row);
           break;
         }
-        Conv<E>(b, row, first, number).run();
-        if (in.opcode == RECONSTRUCT && in.mode) reconstruct_ring(b, in, number);
+        Conv<E>(b, row, first, number()).run();
+        if (in.opcode == RECONSTRUCT && in.mode) reconstruct_ring(b, in, number());
         break;
       case UPSAMPLE:
         upsample(b, in);
         break;
       case ATTENTION:
-        if (sums != in.src) pool(b, b.feature(in.src));
+        if (!is_pooled(row)) pool(b, b.feature(in.src));
         attention(b, in);
         break;
       case EXIT: {
-        if (sums != in.src) pool(b, b.feature(in.src));
+        if (!is_pooled(row)) pool(b, b.feature(in.src));
         const float prediction = predict(b, in);
-        capacity = 1.0f - prediction;
+        b.once([&] { b.w.store(b.args.capacity + number(), 1.0f - prediction); });
         leaves = prediction >= b.args.boundary;
         break;
       }
@@ -149,25 +151,33 @@ struct Worker {
     b.w.sync();
   }
 
+  // Whether the two rows before `row` ran as a fused pair and left in kPooled the sums that `row` begins with.
+  FN bool is_pooled(int row) const {
+    return row >= 2 && b.row(row - 2).opcode == CONV && fuses(b.row(row - 2)) && sums_follow(row - 2);
+  }
+  FN bool sums_follow(int pair) const {
+    const Instruction& after = b.row(pair + 2);
+    return (after.opcode == EXIT || after.opcode == ATTENTION) && after.src == b.row(pair + 1).dst;
+  }
+
   FN bool fuses(const Instruction& in) const {
-    const int channels = padded(in.out_channels);
-    return kFuses && in.fused && b.feature(in.src).width <= kPairWidth &&
-           (channels == Shapes::Wide::kChannels || channels == Shapes::Narrow::kChannels);
+    return kFuses && in.fused && b.feature(in.src).width <= kPairWidth && Shapes::has(padded(in.out_channels));
   }
 
   FN void run_pair(int& row) {
-    if constexpr (kFuses) {
-      const Instruction& after = b.row(row + 2);
-      const int dst = b.row(row + 1).dst;
-      const bool sums = (after.opcode == EXIT || after.opcode == ATTENTION) && after.src == dst;
-      if (padded(b.row(row).out_channels) == Shapes::Wide::kChannels)
-        Pair<typename Shapes::Wide>(b, row, sums).run();
-      else
-        Pair<typename Shapes::Narrow>(b, row, sums).run();
-      if (sums) pooled = dst;
-      ++row;
-    }
+    if constexpr (kFuses) Shapes::run(b, row, padded(b.row(row).out_channels), sums_follow(row));
+    ++row;
   }
 };
+
+// Whether a device of compute capability `arch` (80, 120, ...) has 163 KB of shared memory a block or more.
+constexpr bool has_large_shared(int arch) { return arch == 80 || arch == 87 || arch / 10 == 9 || arch / 10 == 10; }
+
+// Shared memory that a block of the kernel compiled for `arch` asks for.
+constexpr uint32_t shared_bytes_of(bool half, int arch) {
+  return !half                    ? Worker<Float, SmallShapes>::kSharedBytes
+         : has_large_shared(arch) ? Worker<Half, LargeShapes>::kSharedBytes
+                                  : Worker<Half, SmallShapes>::kSharedBytes;
+}
 
 }  // namespace ape::cuda

@@ -55,6 +55,10 @@ class HostLauncher:
             raise ValueError(message.value.decode())
         return *result, self.blocks
 
+    def shared_bytes(self, half: bool, arch: int) -> int:
+        """What a block of the kernel compiled for `arch` asks for."""
+        return ctypes.CDLL(str(self.library)).ape_host_shared_bytes(half, arch)
+
     def cuda_run_worker(self, table, table_rows, weight_count, element, stage, weights, *arguments):
         *arguments, stream = arguments
         assert stream == 0
@@ -70,6 +74,8 @@ class HostLauncher:
             message,
             ctypes.c_int64(8192),
         )
+        if errors < 0:
+            raise ValueError(message.value.decode())
         self.sites |= set(sites.value.decode().split("\n")) - {""}
         assert not errors, f"{errors} errors, the first: {message.value.decode()}"
 

@@ -32,19 +32,23 @@ from ape_kernels.table import Column, Opcode
 from ape_sr.models import ECBSR, EDSR, RCAN, VDSR, RRDBNet
 
 OPS = torch.ops.ape_kernels
+CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.float16]
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2}  # of the value range, one pixel's worst
-BAND = {torch.float32: 1e-4, torch.float16: 1e-2}  # of a prediction
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2}  # of the value range, one pixel's worst
+BAND = {torch.float32: 1e-5, torch.float16: 1e-2}  # of a prediction
 SIZES = [(1, 1), (3, 29), (20, 17)]
 FAMILIES = {
     "edsr": lambda: spread_network(4, 4, 16, 1),
     "edsr-24ch-x3": lambda: spread_network(3, 4, 24, 2),
     "edsr-7ch-range-255": lambda: spread_network(2, 2, 7, 1, res_scale=0.3, rgb_range=255.0),
     "edsr-32ch": lambda: spread_network(2, 2, 32, 1, res_scale=0.3),
+    "edsr-48ch": lambda: spread_network(2, 2, 48, 1, res_scale=0.3),
     "edsr-60ch": lambda: spread_network(2, 2, 60, 2),
+    "edsr-96ch": lambda: randomise(EDSR(2, 2, 96, 1)),
     "rcan": lambda: randomise(RCAN(2, 2, 2, 20, 5, exit_interval=1)),
     "rcan-32ch": lambda: randomise(RCAN(2, 2, 2, 32, 5, exit_interval=1)),
     "vdsr": lambda: randomise(VDSR(2, n_resblocks=6, exit_interval=2, n_feats=24), 1.4),
+    "ecbsr-16ch": lambda: randomise(ECBSR(2, 4, 16, exit_interval=2), 0.5),
     "ecbsr": lambda: randomise(ECBSR(2, 4, 8, exit_interval=2), 0.7),
     "compact": lambda: Compact(3),
     "rrdb": lambda: randomise(RRDBNet(4, 2, 20, 8, exit_interval=1)),
@@ -139,8 +143,46 @@ def test_a_result_depends_on_the_patch_alone(host):
     assert all(torch.equal(a, b[3:4]) for a, b in zip(alone, expected, strict=True))
 
 
+FUSED = {False: (16, 32, 48, 64, 96), True: (16, 32, 64)}  # channels, padded, on devices with 163 KB and with 99 KB
+
+
+@pytest.mark.parametrize("channels", [16, 24, 48, 50, 60, 96, 112])
 @pytest.mark.parametrize("small", [False, True], ids=["163KB", "99KB"])
-@pytest.mark.parametrize("family", ["edsr-32ch", "edsr-60ch", "rcan-32ch"])
+def test_whole_numbers_come_out_exactly(host, channels, small):
+    """Weights of 0 and +-1 on small whole numbers: every sum is a float16, so both paths give the oracle's bits."""
+    host.small = small
+    model = EDSR(2, 1, channels, 1)
+    generator = torch.Generator().manual_seed(channels)
+    for parameter in model.eval().requires_grad_(False).parameters():
+        signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2.0 - 1
+        keep = torch.rand(parameter.shape, generator=generator) < 12 / max(12, math.prod(parameter.shape[1:]))
+        parameter.copy_(signs * keep)
+    program = to_program(model)
+    fast, oracle = (cuda.pack(program, CPU, torch.float16), get_backend("torch").pack(program, CPU, torch.float32))
+    features = torch.randint(-4, 5, (2, channels, 10, 11), generator=generator).float()
+    ids, exit_at = torch.arange(2), torch.zeros(2, dtype=torch.int64)
+    results = [
+        OPS.run_stage(features, ids, packed.table, packed.weights, 0, math.inf, exit_at, name)
+        for name, packed in (("cuda", fast), ("torch", oracle))
+    ]
+    assert results[1][0].abs().max() < 2048
+    assert torch.equal(results[0][0], results[1][0])
+    assert any("pair.h" in site for site in host.sites) == (channels + -channels % 16 in FUSED[small])
+
+
+@pytest.mark.parametrize("channels", [*range(16, 257, 16), 1, 24, 50, 60, 100, 255])
+def test_any_number_of_channels(host, channels):
+    """One residual block, exit, closing convolution and 5x5 tail with its border."""
+    model, patches = randomise(EDSR(2, 1, channels, 1)), test_patches(1, 3, 4)
+    expected = APEForward(model, backend="torch").forward_patches(patches)
+    for dtype in DTYPES if channels % 64 == 0 or channels % 16 else DTYPES[1:]:
+        sr, _, capacity = APEForward(model, backend="cuda", dtype=dtype).forward_patches(patches)
+        assert_pictures_close(sr, expected[0], TOLERANCE[dtype])
+        torch.testing.assert_close(capacity, expected[2], atol=BAND[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["163KB", "99KB"])
+@pytest.mark.parametrize("family", ["ecbsr-16ch", "edsr-32ch", "edsr-48ch", "edsr-60ch", "rcan-32ch", "edsr-96ch"])
 def test_fused_pairs(host, family, small):
     """Rows by eights and a rest; on devices with little shared memory and with more."""
     model, host.small = FAMILIES[family](), small
@@ -152,7 +194,8 @@ def test_fused_pairs(host, family, small):
         expected, _, expected_capacity = oracle.forward_patches(patches, exit_at)
         assert_pictures_close(sr, expected, TOLERANCE[torch.float16])
         torch.testing.assert_close(capacity, expected_capacity, atol=BAND[torch.float16], rtol=0)
-        assert any("pair.h" in site for site in host.sites) == (width <= 48)
+        fuses = width <= 48 and not (small and family in ("edsr-48ch", "edsr-96ch"))
+        assert any("pair.h" in site for site in host.sites) == fuses
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -304,6 +347,30 @@ def test_malformed_tables_are_refused(host, fault):
     table[row, column] = value
     with pytest.raises(ValueError, match=f"table: row {row}: {message}"):
         OPS.run_patches(test_patches(1), table, packed.weights, 0.5, None, 4, 3, "cuda")
+
+
+SIZES_REFUSED = {
+    "count": ({"count": 2**31}, r"count: expected 0 to \d+, got 2147483648"),
+    "blocks": ({"blocks": 2**31 - 1}, r"blocks: expected 0 to \d+, got 2147483647"),
+    "no-pixels": ({"height": 0}, r"height: expected 1 to \d+, got 0"),
+    "cells": ({"height": 40000, "width": 40000}, r"height \* width: expected 1 to \d+, got 1600000000"),
+    "weights": ({"weights": 8}, r"weights: expected memory aligned to 16 bytes"),
+    "scratch": ({"scratch": 8}, r"scratch: expected memory aligned to 16 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES_REFUSED)
+def test_what_cannot_be_counted_or_addressed_is_refused(host, case):
+    """Before anything runs: the pointers lead nowhere."""
+    changed, message = SIZES_REFUSED[case]
+    packed = APEForward(spread_network(), backend="cuda", dtype=torch.float16)._prepare().packed
+    sizes = {"count": 1, "blocks": 1, "height": 8, "width": 8, "weights": 0, "scratch": 0, **changed}
+    pointers = [0] * 6 + [sizes["scratch"], 0]
+    with pytest.raises(ValueError, match=message):
+        host.cuda_run_worker(
+            packed.table.data_ptr(), len(packed.table), len(packed.weights), 1, run.WHOLE,
+            sizes["weights"], 0, 1, *pointers, sizes["blocks"], sizes["count"], sizes["height"], sizes["width"], 0.5, 0,
+        )  # fmt: skip
 
 
 def test_unknown_stage_is_named(host):

@@ -25,7 +25,14 @@ def problems() -> list[Callable[[], tuple[torch.Tensor, ...]]]:
     """Runs that reach every barrier of the kernel; several tiles, channels and patches."""
     rcan = APEForward(randomise(RCAN(2, 2, 1, 32, 5, exit_interval=1)), backend="cuda", dtype=torch.float16)
     edsr = APEForward(spread_network(2, 2, 16, 1), 0.5, backend="cuda", dtype=torch.float32)
-    return [lambda: rcan.forward_patches(test_patches(2, 18, 19)), lambda: edsr.forward_patches(test_patches(3, 5, 6))]
+    packed = edsr._prepare().packed
+    stage = (torch.arange(3), packed.table, packed.weights, 0, 0.5, None, "cuda")
+    features = test_patches(16, 5, 6).reshape(3, 16, 5, 6)
+    return [
+        lambda: rcan.forward_patches(test_patches(2, 18, 19)),
+        lambda: edsr.forward_patches(test_patches(3, 5, 6)),
+        lambda: torch.ops.ape_kernels.run_stage(features, *stage),
+    ]
 
 
 def notices(problem: Callable[[], tuple[torch.Tensor, ...]], expected: tuple[torch.Tensor, ...]) -> bool:
@@ -81,6 +88,8 @@ MISTAKES = {
         "weight_slots() + (E::kStages - 1) * slot",
     ),
     "rings-one-row-short": ("pair.h", "kRing = ROWS + 2", "kRing = ROWS + 1"),
+    "tap-fetched-too-early": ("pair.h", "fetch_tap(tap + S::kStages - 1)", "fetch_tap(tap + S::kStages)"),
+    "row-fetched-too-early": ("pair.h", "(coming + 1) * S::kRows + 1)", "(coming + 1) * S::kRows + 2)"),
     "halo-one-row-short": ("conv.h", "y >= 0 && y < to.height", "y >= 0 && y < to.height - 1"),
 }
 

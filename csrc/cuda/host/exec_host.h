@@ -95,6 +95,7 @@ struct Warp {
   void lanes(F&& f) {
     for (int l = 0; l < kLanes; ++l) f(l);
   }
+  void converge() {}
   inline void sync(const char* file = __builtin_FILE(), int line = __builtin_LINE());
 
   template <class T>

@@ -1,4 +1,5 @@
-// The worker kernel run on the host, for tests: a shared library of two C functions, compiled by the tests themselves.
+// The worker kernel run on the host, for tests: a shared library of three C functions, compiled by the tests
+// themselves.
 #include <cstdio>
 
 #include "../request.h"
@@ -68,11 +69,21 @@ extern "C" int ape_host_plan(uintptr_t table, int64_t table_rows, int64_t weight
   }
 }
 
+// As `shared_bytes_of`.
+extern "C" int64_t ape_host_shared_bytes(int half, int arch) { return shared_bytes_of(half, arch); }
+
 // small: as on a device with 99 KB of shared memory a block. seed, chance, fault: see Run. Returns the number of errors
-// the checks found, the first in `message`; `sites` gets the barriers and waits that were reached, a line each.
+// the checks found, the first in `message`, or -1 with a message for a request that is refused; `sites` gets the
+// barriers and waits that were reached, a line each.
 extern "C" int ape_host_run(const Request* request, int small, unsigned seed, int chance, const char* fault,
                             char* sites, char* message, int64_t size) {
   const Plan plan = plan_of(request->table, request->table_rows, request->weight_count, request->element);
+  try {
+    check(*request, plan);
+  } catch (const std::invalid_argument& error) {
+    put(message, size, error.what());
+    return -1;
+  }
   Run run{seed, chance, fault, 0, {}, {}};
   if (request->element != kHalfElements)
     execute<Float, SmallShapes>(*request, plan, run);
