@@ -8,10 +8,9 @@
 //
 // Accumulators cannot be read: they are stored and read back. Each is stored in the first step of the NEXT block,
 // just before it is zeroed again, and the finished block's epilogue is spread over that block's steps, so
-// that loads, stores and vector arithmetic run beside the products.
+// that loads, stores and vector arithmetic run beside the products. It begins DELAY steps later: a load of what is
+// still on its way to L1 (96 lines; the core's store buffer holds 112) waits, and all that follows with it.
 #include <immintrin.h>
-
-#include <cstring>
 
 #include "avx512.h"
 #include "kernel_set.h"
@@ -20,8 +19,14 @@ namespace ape::cpu {
 namespace {
 
 constexpr int MAX_RUNS = 6;
-constexpr int TILE = 16;  // pixels, and output channels
+constexpr int TILE = 16;                // pixels, and output channels
+constexpr int TAP = CHUNK / 2 * LANES;  // words of weights in a tile
+constexpr int DELAY = 2;                // steps from storing a block's accumulators to the first slice of its epilogue
+constexpr int SLICE = 6;  // pixels of the epilogue a step: 16 steps of the 18 that 64 channels and nine taps make
+using S = Simd<16>;
 static_assert(PAIRS_SCRATCH == MAX_RUNS * TILE * LANES, "the accumulators of a block");
+
+inline int smaller(int a, int b) { return a < b ? a : b; }
 
 // All eight tiles 16 rows of 64 bytes.
 class TileConfig {
@@ -46,6 +51,44 @@ struct Run {
   bf16* half;
 };
 
+// What the epilogues of one group's runs share. Steps: from one pixel of a run to the next.
+struct Ending {
+  const float *bias, *slope;
+  float scale;
+  int64_t add_step, pixel_step, half_step;
+};
+
+// Pixels [from, to) of a run, whose sums begin at `sums`. One for each kind of convolution, so that a pixel takes five
+// to eight instructions and no branch.
+template <bool SLOPE, bool ADD, bool PIXELS, bool HALF>
+void finish_run(const Ending& ending, const Run& run, const float* sums, int from, int to) {
+  const Ending e = ending;  // the stores below may not change it
+  const S::Vector bias = S::load(e.bias), slope = SLOPE ? S::load(e.slope) : S::Vector{};
+  const float* add = ADD ? run.add + from * e.add_step : nullptr;
+  float* pixels = PIXELS ? run.pixels + from * e.pixel_step : nullptr;
+  bf16* half = HALF ? run.half + from * e.half_step : nullptr;
+  for (int i = from; i < to; i++) {
+    S::Vector v = S::load(sums + i * LANES) + bias;
+    if constexpr (SLOPE) v = v < 0 ? v * slope : v;
+    v = v * e.scale;
+    if constexpr (ADD) v += S::load(add), add += e.add_step;
+    if constexpr (PIXELS) S::store(pixels, v), pixels += e.pixel_step;
+    if constexpr (HALF) S::store_half(half, v), half += e.half_step;
+  }
+}
+
+using FinishRun = void (*)(const Ending&, const Run&, const float*, int, int);
+
+template <bool... CHOSEN>
+FinishRun choose() {
+  return finish_run<CHOSEN...>;
+}
+
+template <bool... CHOSEN, class... Rest>
+FinishRun choose(bool next, Rest... rest) {
+  return next ? choose<CHOSEN..., true>(rest...) : choose<CHOSEN..., false>(rest...);
+}
+
 // A block whose accumulators wait: in their tiles, then in the scratch.
 template <int RUNS>
 struct Block {
@@ -64,11 +107,12 @@ class Lines {
     total_ = per_line_ * (down_ ? 1 : area.height);
     const FeatureMap& map = args.sources[0];
     stride_ = int(down_ ? map.half_row : CHUNK) * int(sizeof(bf16));
-    add_step_ = down_ ? args.add.row : args.add.pixel;
-    pixel_step_ = down_ ? args.dst.row : args.dst.pixel;
-    half_step_ = down_ ? args.dst.half_row : CHUNK;
-    int64_t steps = args.group_size / (CHUNK / 2 * LANES);
-    slice_ = int((RUNS * TILE + steps - 2) / (steps > 1 ? steps - 1 : 1));
+    ending_.scale = args.scale;
+    ending_.add_step = down_ ? args.add.row : args.add.pixel;
+    ending_.pixel_step = down_ ? args.dst.row : args.dst.pixel;
+    ending_.half_step = down_ ? args.dst.half_row : CHUNK;
+    finish_run_ =
+        choose(args.slope != nullptr, args.add.pixels != nullptr, args.dst.pixels != nullptr, args.dst.half != nullptr);
   }
 
   static void conv(const ConvArgs& args, const Area& area, float* scratch) { Lines(args, area, scratch).blocks(); }
@@ -119,31 +163,35 @@ class Lines {
       if (dst.half)
         run.half = dst.half + channel / CHUNK * dst.half_plane + run.y * dst.half_row + run.x * CHUNK + channel % CHUNK;
     }
-    bias_ = S::load(a_.bias + channel);
-    if (a_.slope) slope_ = S::load(a_.slope + channel);
+    ending_.bias = a_.bias + channel;
+    ending_.slope = a_.slope ? a_.slope + channel : nullptr;
   }
 
-  // Starts the block and carries on with the epilogue of the one that waits.
+  // Starts the block and carries on with the epilogue of the one that waits. Taps that are outside the map for the
+  // whole area multiply zeros and are left out: a corner of a 5x5 kernel has 9 taps, not 25, and so much less to load.
   void products(const Block<RUNS>& block, const int64_t (&start)[RUNS]) {
     const int radius = a_.kernel / 2;
-    const float* weight = a_.weight + block.group * a_.group_size;
-    bool first = true;
+    const int top = -smaller(radius, area_.y + area_.height - 1);
+    const int left = -smaller(radius, area_.x + area_.width - 1);
+    const int bottom = smaller(radius, a_.sources[0].height - 1 - area_.y);
+    const int right = smaller(radius, a_.sources[0].width - 1 - area_.x);
+    const float* weights = a_.weight + block.group * a_.group_size;
+    int steps = 0;
     next_ = 0;
     for (int s = 0; s < a_.source_count; s++) {
       const FeatureMap& map = a_.sources[s];
-      for (int c = 0; c < map.channels; c += CHUNK) {
+      for (int c = 0; c < map.channels; c += CHUNK, weights += a_.kernel * a_.kernel * TAP) {
         const bf16* plane = map.half + c / CHUNK * map.half_plane;
-        for (int ky = -radius; ky <= radius; ky++) {
-          for (int kx = -radius; kx <= radius; kx++, weight += CHUNK / 2 * LANES) {
+        for (int ky = top; ky <= bottom; ky++) {
+          const float* weight = weights + ((ky + radius) * a_.kernel + left + radius) * TAP;
+          for (int kx = left; kx <= right; kx++, weight += TAP) {
             const bf16* src = plane + ky * map.half_row + kx * CHUNK;
             _tile_loadd(7, weight, 64);
-            if (first) {
+            if (steps == 0)
               step<true>(src, start);
-              first = false;
-            } else {
+            else
               step<false>(src, start);
-              finish(slice_);
-            }
+            if (steps++ >= DELAY) finish(SLICE);
           }
         }
       }
@@ -179,29 +227,20 @@ class Lines {
       const Run& run = waiting_.runs[next_ / TILE];
       const int from = next_ % TILE, left = TILE - from < end - next_ ? TILE - from : end - next_;
       const int to = from + left < run.count ? from + left : run.count;
-      const float* sums = scratch_ + next_ / TILE * TILE * LANES;
-      for (int i = from; i < to; i++) {
-        const S::Vector sum = S::load(sums + i * LANES) + bias_;
-        S::Vector v = (sum < 0 ? sum * slope_ : sum) * a_.scale;
-        if (run.add) v += S::load(run.add + i * add_step_);
-        if (run.pixels) S::store(run.pixels + i * pixel_step_, v);
-        if (run.half) S::store_half(run.half + i * half_step_, v);
-      }
+      finish_run_(ending_, run, scratch_ + next_ / TILE * TILE * LANES, from, to);
       next_ += left;
     }
   }
-
-  using S = Simd<16>;
 
   const ConvArgs& a_;
   const Area area_;
   float* const scratch_;
   const bool down_;
-  int line_, per_line_, total_, stride_, slice_;
+  int line_, per_line_, total_, stride_;
   int next_ = 0;  // pixel of `waiting_` that its epilogue has come to
   Block<RUNS> waiting_;
-  S::Vector bias_, slope_ = S::Vector{} + 1.0f;  // of the block that waits; no activation is a slope of 1
-  int64_t add_step_, pixel_step_, half_step_;    // from one pixel of a run to the next
+  Ending ending_;
+  FinishRun finish_run_;
 };
 
 void pairs(const ConvArgs& args, const Area& area, float* scratch) {

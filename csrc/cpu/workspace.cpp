@@ -92,9 +92,12 @@ Workspace::Workspace(const Program& program, const Kernels& kernels, const float
 
 void Workspace::load(int buffer, const float* planes) {
   const FeatureMap& b = buffers_[buffer];
-  for (int c = 0; c < b.channels; c++)
-    for (int y = 0; y < b.height; y++)
-      for (int x = 0; x < b.width; x++) b.pixels[y * b.row + x * b.pixel + c] = *planes++;
+  const int64_t plane = int64_t(b.height) * b.width;
+  for (int y = 0; y < b.height; y++, planes += b.width)
+    for (int group = 0; group < b.channels; group += LANES)  // a cache line of a pixel is filled at once
+      for (int x = 0; x < b.width; x++)
+        for (int c = group; c < std::min(group + LANES, b.channels); c++)
+          b.pixels[y * b.row + x * b.pixel + c] = planes[c * plane + x];
   round(buffer);
 }
 
