@@ -21,10 +21,11 @@ namespace {
 constexpr int MAX_RUNS = 6;
 constexpr int TILE = 16;                // pixels, and output channels
 constexpr int TAP = CHUNK / 2 * LANES;  // words of weights in a tile
-constexpr int DELAY = 2;                // steps from storing a block's accumulators to the first slice of its epilogue
-constexpr int SLICE = 6;  // pixels of the epilogue a step: 16 steps of the 18 that 64 channels and nine taps make
+constexpr int DELAY = 2;                // steps from storing a block's accumulators to the epilogue of its first run
 using S = Simd<16>;
-static_assert(PAIRS_SCRATCH == MAX_RUNS * TILE * LANES, "the accumulators of a block");
+constexpr int SUMS =
+    MAX_RUNS * TILE * LANES;  // floats of scratch for a block's accumulators; then the held back halves
+static_assert(PAIRS_SCRATCH == SUMS + SUMS / 2, "the accumulators of a block, and as many bf16");
 
 inline int smaller(int a, int b) { return a < b ? a : b; }
 
@@ -51,6 +52,11 @@ struct Run {
   bf16* half;
 };
 
+// What becomes of a result's bf16 form. Two groups of output channels share a cache line of it. Written one by one, the
+// line would be fetched from L2 twice, as they come a block apart. So the even group's 32 bytes are held back and go
+// with the odd one's.
+enum class Half { NONE, ALONE, HELD_BACK, JOINED };
+
 // What the epilogues of one group's runs share. Steps: from one pixel of a run to the next.
 struct Ending {
   const float *bias, *slope;
@@ -58,35 +64,49 @@ struct Ending {
   int64_t add_step, pixel_step, half_step;
 };
 
-// Pixels [from, to) of a run, whose sums begin at `sums`. One for each kind of convolution, so that a pixel takes five
-// to eight instructions and no branch.
-template <bool SLOPE, bool ADD, bool PIXELS, bool HALF>
-void finish_run(const Ending& ending, const Run& run, const float* sums, int from, int to) {
-  const Ending e = ending;  // the stores below may not change it
+// A run, whose sums begin at `sums` and whose held back halves at `held`. One for each kind of convolution, so that a
+// pixel takes five to eight instructions and no branch.
+template <bool SLOPE, bool ADD, bool PIXELS, Half HALF>
+void finish_run(const Ending& ending, const Run& run, const float* sums, bf16* held) {
+  const Ending e = ending;  // the stores below cannot change it
   const S::Vector bias = S::load(e.bias), slope = SLOPE ? S::load(e.slope) : S::Vector{};
-  const float* add = ADD ? run.add + from * e.add_step : nullptr;
-  float* pixels = PIXELS ? run.pixels + from * e.pixel_step : nullptr;
-  bf16* half = HALF ? run.half + from * e.half_step : nullptr;
-  for (int i = from; i < to; i++) {
-    S::Vector v = S::load(sums + i * LANES) + bias;
+  const float* add = run.add;
+  float* pixels = run.pixels;
+  bf16* half = run.half;
+  for (int i = 0, count = run.count; i < count; i++, sums += LANES, held += LANES) {
+    S::Vector v = S::load(sums) + bias;
     if constexpr (SLOPE) v = v < 0 ? v * slope : v;
     v = v * e.scale;
     if constexpr (ADD) v += S::load(add), add += e.add_step;
     if constexpr (PIXELS) S::store(pixels, v), pixels += e.pixel_step;
-    if constexpr (HALF) S::store_half(half, v), half += e.half_step;
+    if constexpr (HALF == Half::ALONE) S::store_half(half, v), half += e.half_step;
+    if constexpr (HALF == Half::HELD_BACK) S::store_half(held, v);
+    if constexpr (HALF == Half::JOINED) {
+      const __m512i even = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(held)));
+      const __m256i odd = (__m256i)_mm512_cvtneps_pbh((__m512)v);
+      _mm512_storeu_si512(half - LANES, _mm512_inserti64x4(even, odd, 1));
+      half += e.half_step;
+    }
   }
 }
 
-using FinishRun = void (*)(const Ending&, const Run&, const float*, int, int);
+using FinishRun = void (*)(const Ending&, const Run&, const float*, bf16*);
 
-template <bool... CHOSEN>
-FinishRun choose() {
-  return finish_run<CHOSEN...>;
+template <Half HALF>
+FinishRun choose(const ConvArgs& a) {
+  constexpr FinishRun all[2][2][2] = {
+      {{finish_run<false, false, false, HALF>, finish_run<false, false, true, HALF>},
+       {finish_run<false, true, false, HALF>, finish_run<false, true, true, HALF>}},
+      {{finish_run<true, false, false, HALF>, finish_run<true, false, true, HALF>},
+       {finish_run<true, true, false, HALF>, finish_run<true, true, true, HALF>}},
+  };
+  return all[a.slope != nullptr][a.add.pixels != nullptr][a.dst.pixels != nullptr];
 }
 
-template <bool... CHOSEN, class... Rest>
-FinishRun choose(bool next, Rest... rest) {
-  return next ? choose<CHOSEN..., true>(rest...) : choose<CHOSEN..., false>(rest...);
+FinishRun choose(const ConvArgs& a, int group) {
+  if (a.dst.half == nullptr) return choose<Half::NONE>(a);
+  if (group % 2) return choose<Half::JOINED>(a);
+  return group + 1 < a.groups ? choose<Half::HELD_BACK>(a) : choose<Half::ALONE>(a);
 }
 
 // A block whose accumulators wait: in their tiles, then in the scratch.
@@ -111,8 +131,8 @@ class Lines {
     ending_.add_step = down_ ? args.add.row : args.add.pixel;
     ending_.pixel_step = down_ ? args.dst.row : args.dst.pixel;
     ending_.half_step = down_ ? args.dst.half_row : CHUNK;
-    finish_run_ =
-        choose(args.slope != nullptr, args.add.pixels != nullptr, args.dst.pixels != nullptr, args.dst.half != nullptr);
+    const int64_t steps = args.group_size / TAP;
+    pace_ = steps >= DELAY + RUNS ? int((steps - DELAY) / RUNS) : 1;
   }
 
   static void conv(const ConvArgs& args, const Area& area, float* scratch) { Lines(args, area, scratch).blocks(); }
@@ -141,7 +161,7 @@ class Lines {
     APE_STORE(4)
     APE_STORE(5)
     next_ = 0;
-    finish(RUNS * TILE);
+    finish(RUNS);
   }
 
   // Beyond the last run: the last again, of which no pixel counts.
@@ -163,6 +183,7 @@ class Lines {
       if (dst.half)
         run.half = dst.half + channel / CHUNK * dst.half_plane + run.y * dst.half_row + run.x * CHUNK + channel % CHUNK;
     }
+    finish_run_ = choose(a_, block.group);
     ending_.bias = a_.bias + channel;
     ending_.slope = a_.slope ? a_.slope + channel : nullptr;
   }
@@ -176,7 +197,7 @@ class Lines {
     const int bottom = smaller(radius, a_.sources[0].height - 1 - area_.y);
     const int right = smaller(radius, a_.sources[0].width - 1 - area_.x);
     const float* weights = a_.weight + block.group * a_.group_size;
-    int steps = 0;
+    int steps = 0, due = DELAY + 1;
     next_ = 0;
     for (int s = 0; s < a_.source_count; s++) {
       const FeatureMap& map = a_.sources[s];
@@ -191,12 +212,15 @@ class Lines {
               step<true>(src, start);
             else
               step<false>(src, start);
-            if (steps++ >= DELAY) finish(SLICE);
+            if (++steps == due) {
+              finish(1);
+              due += pace_;
+            }
           }
         }
       }
     }
-    finish(RUNS * TILE);  // what is left where a block has few steps
+    finish(RUNS);  // what is left where a block has few steps
   }
 
   template <bool FIRST>
@@ -220,16 +244,12 @@ class Lines {
 #undef APE_STORE
   }
 
-  // The next `count` pixels of the block that waits.
+  // The next `count` runs of the block that waits.
   APE_INLINE void finish(int count) {
     if (!waiting_.exists) return;
-    for (const int end = next_ + count < RUNS * TILE ? next_ + count : RUNS * TILE; next_ < end;) {
-      const Run& run = waiting_.runs[next_ / TILE];
-      const int from = next_ % TILE, left = TILE - from < end - next_ ? TILE - from : end - next_;
-      const int to = from + left < run.count ? from + left : run.count;
-      finish_run_(ending_, run, scratch_ + next_ / TILE * TILE * LANES, from, to);
-      next_ += left;
-    }
+    for (; count > 0 && next_ < RUNS; count--, next_++)
+      finish_run_(ending_, waiting_.runs[next_], scratch_ + next_ * TILE * LANES,
+                  reinterpret_cast<bf16*>(scratch_ + SUMS) + next_ * TILE * LANES);
   }
 
   const ConvArgs& a_;
@@ -237,7 +257,8 @@ class Lines {
   float* const scratch_;
   const bool down_;
   int line_, per_line_, total_, stride_;
-  int next_ = 0;  // pixel of `waiting_` that its epilogue has come to
+  int pace_;      // steps from one run's epilogue to the next
+  int next_ = 0;  // run of `waiting_` that its epilogue has come to
   Block<RUNS> waiting_;
   Ending ending_;
   FinishRun finish_run_;

@@ -27,16 +27,21 @@ struct Pointwise {
     for (; group < map.pixel; group += LANES) sum_groups<1>(map, group, sums + group);
   }
 
+  // Channels from `c` on of a pixel, from the floats where there are any.
+  static APE_INLINE Vector value(const FeatureMap& map, int y, int x, int c) {
+    if (map.pixels) return S::load(map.pixels + y * map.row + x * map.pixel + c);
+    return S::load_half(map.half + c / CHUNK * map.half_plane + y * map.half_row + x * CHUNK + c % CHUNK);
+  }
+
   template <int GROUPS>
   static void sum_groups(const FeatureMap& map, int first, double* sums) {
     constexpr int VECTORS = GROUPS * S::PER_GROUP;
     for (int c = 0; c < GROUPS * LANES; c++) sums[c] = 0.0;
     for (int y = 0; y < map.height; y++) {
-      const float* p = map.pixels + y * map.row + first;
       Vector row[VECTORS] = {};
-      for (int x = 0; x < map.width; x++, p += map.pixel)
+      for (int x = 0; x < map.width; x++)
 #pragma GCC unroll 16
-        for (int j = 0; j < VECTORS; j++) row[j] += S::load(p + j * Traits::WIDTH);
+        for (int j = 0; j < VECTORS; j++) row[j] += value(map, y, x, first + j * Traits::WIDTH);
       float line[GROUPS * LANES];
       for (int j = 0; j < VECTORS; j++) S::store(line + j * Traits::WIDTH, row[j]);
       for (int c = 0; c < GROUPS * LANES; c++) sums[c] += line[c];
