@@ -82,9 +82,8 @@ void finish_run(const Ending& ending, const Run& run, const float* sums, bf16* h
     if constexpr (HALF == Half::ALONE) S::store_half(half, v), half += e.half_step;
     if constexpr (HALF == Half::HELD_BACK) S::store_half(held, v);
     if constexpr (HALF == Half::JOINED) {
-      const __m512i even = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(held)));
-      const __m256i odd = (__m256i)_mm512_cvtneps_pbh((__m512)v);
-      _mm512_storeu_si512(half - LANES, _mm512_inserti64x4(even, odd, 1));
+      S::copy_half(half - LANES, held);
+      S::store_half(half, v);
       half += e.half_step;
     }
   }

@@ -44,6 +44,10 @@ struct Simd {
     return (Vector)(__builtin_convertvector(half, Bits) << 16);
   }
 
+  static APE_INLINE void copy_half(bf16* to, const bf16* from) {
+    *reinterpret_cast<UnalignedHalf*>(to) = *reinterpret_cast<const UnalignedHalf*>(from);
+  }
+
   // To bf16, to nearest, ties to even. Finite values only.
   static APE_INLINE void store_half(bf16* p, Vector v) {
 #ifdef __AVX512BF16__
