@@ -57,26 +57,30 @@ struct Conv {
   using Vector = typename S::Vector;
   using Word = typename E::Word;
   static_assert(Traits::VECTORS % S::PER_GROUP == 0, "tiles cover whole groups");
+  static constexpr int COLOURS = 3;  // channels of a picture
 
-  // sum[i][j] += src[i * stride + c] * weight[c] of vector j, over `words` input words c.
-  // weight: [words][LANES]; the next group's are `group_size` further.
+  // sum[i][j] += src[i * stride] * weight of vector j. weight: [LANES]; the next group's are `group_size` further.
+  template <int PIXELS, int VECTORS>
+  static APE_INLINE void accumulate_word(Vector (&sum)[PIXELS][VECTORS], const Word* src, int64_t stride,
+                                         const float* weight, int64_t group_size) {
+    Vector w[VECTORS];
+#pragma GCC unroll 16
+    for (int j = 0; j < VECTORS; j++)
+      w[j] = S::load(weight + j / S::PER_GROUP * group_size + j % S::PER_GROUP * Traits::WIDTH);
+#pragma GCC unroll 16
+    for (int i = 0; i < PIXELS; i++) {
+      const auto value = src[i * stride];
+#pragma GCC unroll 16
+      for (int j = 0; j < VECTORS; j++) sum[i][j] = E::multiply_add(sum[i][j], value, w[j]);
+    }
+  }
+
+  // The same over `words` input words; weight: [words][LANES].
   template <int PIXELS, int VECTORS>
   static APE_INLINE void accumulate(Vector (&sum)[PIXELS][VECTORS], const Word* src, int64_t stride, int words,
                                     const float* weight, int64_t group_size) {
 #pragma GCC unroll 2
-    for (int c = 0; c < words; c++) {
-      Vector w[VECTORS];
-#pragma GCC unroll 16
-      for (int j = 0; j < VECTORS; j++)
-        w[j] = S::load(weight + j / S::PER_GROUP * group_size + j % S::PER_GROUP * Traits::WIDTH);
-      weight += LANES;
-#pragma GCC unroll 16
-      for (int i = 0; i < PIXELS; i++) {
-        const auto value = src[i * stride + c];
-#pragma GCC unroll 16
-        for (int j = 0; j < VECTORS; j++) sum[i][j] = E::multiply_add(sum[i][j], value, w[j]);
-      }
-    }
+    for (int c = 0; c < words; c++) accumulate_word(sum, src + c, stride, weight + c * LANES, group_size);
   }
 
   // PIXELS pixels from (y, x) on, to the right or down. Taps in rows (columns, going down) outside the map would
@@ -99,7 +103,15 @@ struct Conv {
         for (int ky = y - radius; ky <= y + radius; ky++) {
           for (int kx = x - radius; kx <= x + radius; kx++, weight += words * LANES) {
             if (down ? kx < 0 || kx >= map.width : ky < 0 || ky >= map.height) continue;
-            accumulate(sum, E::at(map, plane, ky, kx), E::stride(map, down), words, weight, a.group_size);
+            const Word* src = E::at(map, plane, ky, kx);
+            const int64_t stride = E::stride(map, down);
+            if (words != COLOURS) {
+              accumulate(sum, src, stride, words, weight, a.group_size);
+              continue;
+            }
+#pragma GCC unroll 3
+            for (int c = 0; c < COLOURS; c++)  // no loop remains
+              accumulate_word(sum, src + c, stride, weight + c * LANES, a.group_size);
           }
         }
       }

@@ -65,7 +65,7 @@ struct Kernels {
   void (*pairs)(const ConvArgs& args, const Area& area, float* scratch);
   // map.half from map.pixels.
   void (*round)(const FeatureMap& map);
-  // sums[c] over all pixels, [channels padded to LANES].
+  // sums[c] over all pixels, [channels padded to LANES]; of the floats where there are any.
   void (*channel_sums)(const FeatureMap& map, double* sums);
   // dst = src * gate + add, floats. gate: [channels padded to LANES]. add: pixels null for nothing.
   void (*gate)(const FeatureMap& src, const float* gate, const FeatureMap& add, const FeatureMap& dst);
@@ -96,6 +96,6 @@ inline int64_t winograd_scratch(int in_channels) {
   return 36 * winograd_tiles(in_channels) * (winograd_stride(in_channels) + 2 * LANES);
 }
 
-constexpr int64_t PAIRS_SCRATCH = 6 * 16 * LANES;  // six AMX accumulators
+constexpr int64_t PAIRS_SCRATCH = 6 * 16 * LANES * 3 / 2;  // six AMX accumulators, and as many bf16
 
 }  // namespace ape::cpu

@@ -8,10 +8,9 @@
 //
 // Accumulators cannot be read: they are stored and read back. Each is stored in the first step of the NEXT block,
 // just before it is zeroed again, and the finished block's epilogue is spread over that block's steps, so
-// that loads, stores and vector arithmetic run beside the products.
+// that loads, stores and vector arithmetic run beside the products. It begins DELAY steps later: a load of what is
+// still on its way to L1 (96 lines; the core's store buffer holds 112) waits, and all that follows with it.
 #include <immintrin.h>
-
-#include <cstring>
 
 #include "avx512.h"
 #include "kernel_set.h"
@@ -20,8 +19,15 @@ namespace ape::cpu {
 namespace {
 
 constexpr int MAX_RUNS = 6;
-constexpr int TILE = 16;  // pixels, and output channels
-static_assert(PAIRS_SCRATCH == MAX_RUNS * TILE * LANES, "the accumulators of a block");
+constexpr int TILE = 16;                // pixels, and output channels
+constexpr int TAP = CHUNK / 2 * LANES;  // words of weights in a tile
+constexpr int DELAY = 2;                // steps from storing a block's accumulators to the epilogue of its first run
+using S = Simd<16>;
+constexpr int SUMS =
+    MAX_RUNS * TILE * LANES;  // floats of scratch for a block's accumulators; then the held back halves
+static_assert(PAIRS_SCRATCH == SUMS + SUMS / 2, "the accumulators of a block, and as many bf16");
+
+inline int smaller(int a, int b) { return a < b ? a : b; }
 
 // All eight tiles 16 rows of 64 bytes.
 class TileConfig {
@@ -46,6 +52,62 @@ struct Run {
   bf16* half;
 };
 
+// What becomes of a result's bf16 form. Two groups of output channels share a cache line of it. Written one by one, the
+// line would be fetched from L2 twice, as they come a block apart. So the even group's 32 bytes are held back and go
+// with the odd one's.
+enum class Half { NONE, ALONE, HELD_BACK, JOINED };
+
+// What the epilogues of one group's runs share. Steps: from one pixel of a run to the next.
+struct Ending {
+  const float *bias, *slope;
+  float scale;
+  int64_t add_step, pixel_step, half_step;
+};
+
+// A run, whose sums begin at `sums` and whose held back halves at `held`. One for each kind of convolution, so that a
+// pixel takes five to eight instructions and no branch.
+template <bool SLOPE, bool ADD, bool PIXELS, Half HALF>
+void finish_run(const Ending& ending, const Run& run, const float* sums, bf16* held) {
+  const Ending e = ending;  // the stores below cannot change it
+  const S::Vector bias = S::load(e.bias), slope = SLOPE ? S::load(e.slope) : S::Vector{};
+  const float* add = run.add;
+  float* pixels = run.pixels;
+  bf16* half = run.half;
+  for (int i = 0, count = run.count; i < count; i++, sums += LANES, held += LANES) {
+    S::Vector v = S::load(sums) + bias;
+    if constexpr (SLOPE) v = v < 0 ? v * slope : v;
+    v = v * e.scale;
+    if constexpr (ADD) v += S::load(add), add += e.add_step;
+    if constexpr (PIXELS) S::store(pixels, v), pixels += e.pixel_step;
+    if constexpr (HALF == Half::ALONE) S::store_half(half, v), half += e.half_step;
+    if constexpr (HALF == Half::HELD_BACK) S::store_half(held, v);
+    if constexpr (HALF == Half::JOINED) {
+      S::copy_half(half - LANES, held);
+      S::store_half(half, v);
+      half += e.half_step;
+    }
+  }
+}
+
+using FinishRun = void (*)(const Ending&, const Run&, const float*, bf16*);
+
+template <Half HALF>
+FinishRun choose(const ConvArgs& a) {
+  constexpr FinishRun all[2][2][2] = {
+      {{finish_run<false, false, false, HALF>, finish_run<false, false, true, HALF>},
+       {finish_run<false, true, false, HALF>, finish_run<false, true, true, HALF>}},
+      {{finish_run<true, false, false, HALF>, finish_run<true, false, true, HALF>},
+       {finish_run<true, true, false, HALF>, finish_run<true, true, true, HALF>}},
+  };
+  return all[a.slope != nullptr][a.add.pixels != nullptr][a.dst.pixels != nullptr];
+}
+
+FinishRun choose(const ConvArgs& a, int group) {
+  if (a.dst.half == nullptr) return choose<Half::NONE>(a);
+  if (group % 2) return choose<Half::JOINED>(a);
+  return group + 1 < a.groups ? choose<Half::HELD_BACK>(a) : choose<Half::ALONE>(a);
+}
+
 // A block whose accumulators wait: in their tiles, then in the scratch.
 template <int RUNS>
 struct Block {
@@ -64,11 +126,12 @@ class Lines {
     total_ = per_line_ * (down_ ? 1 : area.height);
     const FeatureMap& map = args.sources[0];
     stride_ = int(down_ ? map.half_row : CHUNK) * int(sizeof(bf16));
-    add_step_ = down_ ? args.add.row : args.add.pixel;
-    pixel_step_ = down_ ? args.dst.row : args.dst.pixel;
-    half_step_ = down_ ? args.dst.half_row : CHUNK;
-    int64_t steps = args.group_size / (CHUNK / 2 * LANES);
-    slice_ = int((RUNS * TILE + steps - 2) / (steps > 1 ? steps - 1 : 1));
+    ending_.scale = args.scale;
+    ending_.add_step = down_ ? args.add.row : args.add.pixel;
+    ending_.pixel_step = down_ ? args.dst.row : args.dst.pixel;
+    ending_.half_step = down_ ? args.dst.half_row : CHUNK;
+    const int64_t steps = args.group_size / TAP;
+    pace_ = steps >= DELAY + RUNS ? int((steps - DELAY) / RUNS) : 1;
   }
 
   static void conv(const ConvArgs& args, const Area& area, float* scratch) { Lines(args, area, scratch).blocks(); }
@@ -97,7 +160,7 @@ class Lines {
     APE_STORE(4)
     APE_STORE(5)
     next_ = 0;
-    finish(RUNS * TILE);
+    finish(RUNS);
   }
 
   // Beyond the last run: the last again, of which no pixel counts.
@@ -119,36 +182,44 @@ class Lines {
       if (dst.half)
         run.half = dst.half + channel / CHUNK * dst.half_plane + run.y * dst.half_row + run.x * CHUNK + channel % CHUNK;
     }
-    bias_ = S::load(a_.bias + channel);
-    if (a_.slope) slope_ = S::load(a_.slope + channel);
+    finish_run_ = choose(a_, block.group);
+    ending_.bias = a_.bias + channel;
+    ending_.slope = a_.slope ? a_.slope + channel : nullptr;
   }
 
-  // Starts the block and carries on with the epilogue of the one that waits.
+  // Starts the block and carries on with the epilogue of the one that waits. Taps that are outside the map for the
+  // whole area multiply zeros and are left out: a corner of a 5x5 kernel has 9 taps, not 25, and so much less to load.
   void products(const Block<RUNS>& block, const int64_t (&start)[RUNS]) {
     const int radius = a_.kernel / 2;
-    const float* weight = a_.weight + block.group * a_.group_size;
-    bool first = true;
+    const int top = -smaller(radius, area_.y + area_.height - 1);
+    const int left = -smaller(radius, area_.x + area_.width - 1);
+    const int bottom = smaller(radius, a_.sources[0].height - 1 - area_.y);
+    const int right = smaller(radius, a_.sources[0].width - 1 - area_.x);
+    const float* weights = a_.weight + block.group * a_.group_size;
+    int steps = 0, due = DELAY + 1;
     next_ = 0;
     for (int s = 0; s < a_.source_count; s++) {
       const FeatureMap& map = a_.sources[s];
-      for (int c = 0; c < map.channels; c += CHUNK) {
+      for (int c = 0; c < map.channels; c += CHUNK, weights += a_.kernel * a_.kernel * TAP) {
         const bf16* plane = map.half + c / CHUNK * map.half_plane;
-        for (int ky = -radius; ky <= radius; ky++) {
-          for (int kx = -radius; kx <= radius; kx++, weight += CHUNK / 2 * LANES) {
+        for (int ky = top; ky <= bottom; ky++) {
+          const float* weight = weights + ((ky + radius) * a_.kernel + left + radius) * TAP;
+          for (int kx = left; kx <= right; kx++, weight += TAP) {
             const bf16* src = plane + ky * map.half_row + kx * CHUNK;
             _tile_loadd(7, weight, 64);
-            if (first) {
+            if (steps == 0)
               step<true>(src, start);
-              first = false;
-            } else {
+            else
               step<false>(src, start);
-              finish(slice_);
+            if (++steps == due) {
+              finish(1);
+              due += pace_;
             }
           }
         }
       }
     }
-    finish(RUNS * TILE);  // what is left where a block has few steps
+    finish(RUNS);  // what is left where a block has few steps
   }
 
   template <bool FIRST>
@@ -172,36 +243,24 @@ class Lines {
 #undef APE_STORE
   }
 
-  // The next `count` pixels of the block that waits.
+  // The next `count` runs of the block that waits.
   APE_INLINE void finish(int count) {
     if (!waiting_.exists) return;
-    for (const int end = next_ + count < RUNS * TILE ? next_ + count : RUNS * TILE; next_ < end;) {
-      const Run& run = waiting_.runs[next_ / TILE];
-      const int from = next_ % TILE, left = TILE - from < end - next_ ? TILE - from : end - next_;
-      const int to = from + left < run.count ? from + left : run.count;
-      const float* sums = scratch_ + next_ / TILE * TILE * LANES;
-      for (int i = from; i < to; i++) {
-        const S::Vector sum = S::load(sums + i * LANES) + bias_;
-        S::Vector v = (sum < 0 ? sum * slope_ : sum) * a_.scale;
-        if (run.add) v += S::load(run.add + i * add_step_);
-        if (run.pixels) S::store(run.pixels + i * pixel_step_, v);
-        if (run.half) S::store_half(run.half + i * half_step_, v);
-      }
-      next_ += left;
-    }
+    for (; count > 0 && next_ < RUNS; count--, next_++)
+      finish_run_(ending_, waiting_.runs[next_], scratch_ + next_ * TILE * LANES,
+                  reinterpret_cast<bf16*>(scratch_ + SUMS) + next_ * TILE * LANES);
   }
-
-  using S = Simd<16>;
 
   const ConvArgs& a_;
   const Area area_;
   float* const scratch_;
   const bool down_;
-  int line_, per_line_, total_, stride_, slice_;
-  int next_ = 0;  // pixel of `waiting_` that its epilogue has come to
+  int line_, per_line_, total_, stride_;
+  int pace_;      // steps from one run's epilogue to the next
+  int next_ = 0;  // run of `waiting_` that its epilogue has come to
   Block<RUNS> waiting_;
-  S::Vector bias_, slope_ = S::Vector{} + 1.0f;  // of the block that waits; no activation is a slope of 1
-  int64_t add_step_, pixel_step_, half_step_;    // from one pixel of a run to the next
+  Ending ending_;
+  FinishRun finish_run_;
 };
 
 void pairs(const ConvArgs& args, const Area& area, float* scratch) {

@@ -19,18 +19,32 @@ struct Pointwise {
                         S::load(map.pixels + y * map.row + x * map.pixel + c));
   }
 
-  // A row is summed in float, the rows' sums in double. A group of channels at a time stays in registers.
+  // A row is summed in float, the rows' sums in double. Four groups of channels at a time stay in registers: a line of
+  // memory each, and sums enough (4 with AVX-512) that an addition need not wait for the one before.
   static void channel_sums(const FeatureMap& map, double* sums) {
-    for (int group = 0; group < map.pixel; group += LANES) {
-      for (int c = 0; c < LANES; c++) sums[group + c] = 0.0;
-      for (int y = 0; y < map.height; y++) {
-        const float* p = map.pixels + y * map.row + group;
-        Vector row[S::PER_GROUP] = {};
-        for (int x = 0; x < map.width; x++, p += map.pixel)
-#pragma GCC unroll 4
-          for (int j = 0; j < S::PER_GROUP; j++) row[j] += S::load(p + j * Traits::WIDTH);
-        for (int c = 0; c < LANES; c++) sums[group + c] += row[c / Traits::WIDTH][c % Traits::WIDTH];
-      }
+    int group = 0;
+    for (; group + 4 * LANES <= map.pixel; group += 4 * LANES) sum_groups<4>(map, group, sums + group);
+    for (; group < map.pixel; group += LANES) sum_groups<1>(map, group, sums + group);
+  }
+
+  // Channels from `c` on of a pixel, from the floats where there are any.
+  static APE_INLINE Vector value(const FeatureMap& map, int y, int x, int c) {
+    if (map.pixels) return S::load(map.pixels + y * map.row + x * map.pixel + c);
+    return S::load_half(map.half + c / CHUNK * map.half_plane + y * map.half_row + x * CHUNK + c % CHUNK);
+  }
+
+  template <int GROUPS>
+  static void sum_groups(const FeatureMap& map, int first, double* sums) {
+    constexpr int VECTORS = GROUPS * S::PER_GROUP;
+    for (int c = 0; c < GROUPS * LANES; c++) sums[c] = 0.0;
+    for (int y = 0; y < map.height; y++) {
+      Vector row[VECTORS] = {};
+      for (int x = 0; x < map.width; x++)
+#pragma GCC unroll 16
+        for (int j = 0; j < VECTORS; j++) row[j] += value(map, y, x, first + j * Traits::WIDTH);
+      float line[GROUPS * LANES];
+      for (int j = 0; j < VECTORS; j++) S::store(line + j * Traits::WIDTH, row[j]);
+      for (int c = 0; c < GROUPS * LANES; c++) sums[c] += line[c];
     }
   }
 

@@ -126,7 +126,7 @@ Program::Program(const int32_t* table, int64_t rows, int64_t weight_count) {
       case BUFFER:
         check.require(in.src == int32_t(buffers.size()), "buffers come first, in order");
         check.require(in.in_channels >= 1 && in.upscale >= 1, "a buffer has channels and a resolution");
-        buffers.push_back({in.in_channels, in.upscale, false, false});
+        buffers.push_back({in.in_channels, in.upscale});
         break;
       case STAGE:
         check.require(!in_tail, "a stage after the tail");
@@ -175,11 +175,13 @@ Program::Program(const int32_t* table, int64_t rows, int64_t weight_count) {
   for (const Step& step : head) note_reads(step);
   for (const Stage& stage : stages) {
     for (int32_t number : {stage.src, stage.dst})  // what run_stage takes and gives
-      buffers[number].floats = buffers[number].grouped = true;
+      buffers[number].handed = buffers[number].grouped = true;
     for (const Step& step : stage.steps) note_reads(step);
-    if (stage.has_exit) buffers[stage.exit.src].floats = buffers[stage.exit.src].grouped = true;
+    if (stage.has_exit) buffers[stage.exit.src].grouped = true;
   }
   for (const Step& step : tail) note_reads(step);
+  for (const Stage& stage : stages)  // an exit reads floats, but makes do with what convolutions read
+    if (stage.has_exit && !buffers[stage.exit.src].half) buffers[stage.exit.src].floats = true;
 }
 
 // Which form of its buffers a step reads; steps that are no convolutions also write floats. Pictures that are only

@@ -14,8 +14,9 @@ inline int64_t padded(int64_t channels) { return (channels + LANES - 1) / LANES 
 // A feature map: `channels` at `resolution` times the patch's height and width.
 struct BufferSpec {
   int channels, resolution;
-  bool floats, half;  // read as floats, as bf16
-  bool grouped;       // stored in whole groups of channels: convolutions and attention read or write it
+  bool floats = false, half = false;  // read as floats, as bf16
+  bool handed = false;                // a stage's features: floats where one stage runs on its own
+  bool grouped = false;               // stored in whole groups of channels: convolutions and attention read or write it
 };
 
 // How the weights of a CONV or RECONSTRUCT are laid out; the mode column holds it above the border classes' bit.

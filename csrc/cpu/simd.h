@@ -39,6 +39,15 @@ struct Simd {
   static APE_INLINE Vector load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
   static APE_INLINE void store(float* p, Vector v) { *reinterpret_cast<Unaligned*>(p) = v; }
 
+  static APE_INLINE Vector load_half(const bf16* p) {
+    const Half half = *reinterpret_cast<const UnalignedHalf*>(p);
+    return (Vector)(__builtin_convertvector(half, Bits) << 16);
+  }
+
+  static APE_INLINE void copy_half(bf16* to, const bf16* from) {
+    *reinterpret_cast<UnalignedHalf*>(to) = *reinterpret_cast<const UnalignedHalf*>(from);
+  }
+
   // To bf16, to nearest, ties to even. Finite values only.
   static APE_INLINE void store_half(bf16* p, Vector v) {
 #ifdef __AVX512BF16__

@@ -13,11 +13,11 @@ namespace {
 
 // One for each worker.
 std::vector<Workspace> workspaces(const Program& program, const float* weights, int64_t count, int threads, int height,
-                                  int width) {
+                                  int width, bool handed) {
   const Kernels& chosen = kernels();
   std::vector<Workspace> all;
   for (int64_t i = 0; i < std::min<int64_t>(threads, count); i++)
-    all.emplace_back(program, chosen, weights, height, width);
+    all.emplace_back(program, chosen, weights, height, width, handed);
   return all;
 }
 
@@ -30,7 +30,7 @@ struct Decision {
 Decision run_steps(const Program& program, int64_t number, Workspace& space, float boundary, const int64_t* exit_at,
                    float capacity) {
   const Stage& stage = program.stages[number];
-  for (const Step& step : stage.steps) space.run(step);
+  space.run(stage.steps.data(), int64_t(stage.steps.size()));
   bool leaves = false;
   if (stage.has_exit) {
     const float prediction = space.predict(stage.exit);
@@ -49,16 +49,16 @@ void run_patches(const Program& program, const RunArgs& args) {
   const int64_t pixels = int64_t(args.height) * args.width;
   const int64_t patch_size = program.buffers[0].channels * pixels;
   const int64_t sr_size = int64_t(program.out_channels()) * program.upscale() * program.upscale() * pixels;
-  auto spaces = workspaces(program, args.weights, args.count, args.threads, args.height, args.width);
+  auto spaces = workspaces(program, args.weights, args.count, args.threads, args.height, args.width, false);
   parallel(args.threads, args.count, [&](int worker, int64_t patch) {
     Workspace& space = spaces[worker];
     const int64_t* exit_at = args.exit_at ? args.exit_at + patch : nullptr;
     space.load(0, args.patches + patch * patch_size);
-    for (const Step& step : program.head) space.run(step);
+    space.run(program.head.data(), int64_t(program.head.size()));
     Decision decision{false, UNKNOWN};
     int64_t stage = -1;
     while (!decision.leaves) decision = run_steps(program, ++stage, space, args.boundary, exit_at, decision.capacity);
-    for (size_t i = 0; i + 1 < program.tail.size(); i++) space.run(program.tail[i]);
+    space.run(program.tail.data(), int64_t(program.tail.size()) - 1);
     space.reconstruct(program.tail.back(), args.sr + patch * sr_size);
     args.exit_index[patch] = stage;
     args.capacity[patch] = decision.capacity;
@@ -70,7 +70,7 @@ void run_stage(const Program& program, int number, const StageArgs& args) {
   const BufferSpec& spec = program.buffers[stage.src];
   const int64_t size = int64_t(spec.channels) * args.height * args.width;
   auto spaces = workspaces(program, args.weights, args.count, args.threads, args.height / spec.resolution,
-                           args.width / spec.resolution);
+                           args.width / spec.resolution, true);
   parallel(args.threads, args.count, [&](int worker, int64_t i) {
     const int64_t row = args.active[i];
     Workspace& space = spaces[worker];

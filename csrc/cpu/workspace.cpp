@@ -8,6 +8,10 @@
 namespace ape::cpu {
 namespace {
 
+// Of the cores that have AMX; half of it is for what passes through.
+constexpr int64_t L2_BYTES = int64_t(2) << 20;
+constexpr int BAND_ROWS = 16;
+
 // One border class along an axis and the pixels that have it.
 struct Segment {
   BorderClass kind;
@@ -21,6 +25,11 @@ std::vector<Segment> segments(int size) {
 
 // Pixels that pad an axis so that Winograd's tiles cover it.
 int tiled(int size) { return (size + 3) / 4 * 4; }
+
+// Of its bf16 form.
+int64_t map_bytes(const FeatureMap& map) {
+  return (map.channels + CHUNK - 1) / CHUNK * map.half_plane * int64_t(sizeof(bf16));
+}
 
 // Four taps of cubic interpolation (a = -0.75, as PyTorch has it) for the output pixels of an axis.
 struct CubicTaps {
@@ -44,7 +53,8 @@ struct CubicTaps {
 
 }  // namespace
 
-Workspace::Workspace(const Program& program, const Kernels& kernels, const float* weights, int height, int width)
+Workspace::Workspace(const Program& program, const Kernels& kernels, const float* weights, int height, int width,
+                     bool handed)
     : program_(&program), kernels_(&kernels), weights_(weights) {
   const int border = program.border;
   int64_t float_count = 0, half_count = 0, widest = 0, longest_row = 0;
@@ -61,7 +71,8 @@ Workspace::Workspace(const Program& program, const Kernels& kernels, const float
     map.half_plane = rows * map.half_row;
     float_start.push_back(float_count + border * (map.row + map.pixel));
     half_start.push_back(half_count + border * (map.half_row + CHUNK));
-    if (spec.floats) float_count += padded(rows * map.row);  // the next one begins a cache line
+    if (spec.floats || (handed && spec.handed))
+      float_count += padded(rows * map.row);  // the next one begins a cache line
     if (spec.half) half_count += (spec.channels + CHUNK - 1) / CHUNK * map.half_plane;
     widest = std::max(widest, map.pixel);
     longest_row = std::max(longest_row, map.half_row);
@@ -81,8 +92,9 @@ Workspace::Workspace(const Program& program, const Kernels& kernels, const float
   std::fill_n(floats_.get(), float_count, 0.0f);
   std::fill_n(halves_.get(), half_count + overrun, bf16(0));
   for (size_t i = 0; i < buffers_.size(); i++) {
-    if (program.buffers[i].floats) buffers_[i].pixels = floats_.get() + float_start[i];
-    if (program.buffers[i].half) buffers_[i].half = halves_.get() + half_start[i];
+    const BufferSpec& spec = program.buffers[i];
+    if (spec.floats || (handed && spec.handed)) buffers_[i].pixels = floats_.get() + float_start[i];
+    if (spec.half) buffers_[i].half = halves_.get() + half_start[i];
   }
   phases_.pixels = floats_.get() + float_count;
   phases_.half = nullptr;
@@ -92,9 +104,12 @@ Workspace::Workspace(const Program& program, const Kernels& kernels, const float
 
 void Workspace::load(int buffer, const float* planes) {
   const FeatureMap& b = buffers_[buffer];
-  for (int c = 0; c < b.channels; c++)
-    for (int y = 0; y < b.height; y++)
-      for (int x = 0; x < b.width; x++) b.pixels[y * b.row + x * b.pixel + c] = *planes++;
+  const int64_t plane = int64_t(b.height) * b.width;
+  for (int y = 0; y < b.height; y++, planes += b.width)
+    for (int group = 0; group < b.channels; group += LANES)  // a cache line of a pixel is filled at once
+      for (int x = 0; x < b.width; x++)
+        for (int c = group; c < std::min(group + LANES, b.channels); c++)
+          b.pixels[y * b.row + x * b.pixel + c] = planes[c * plane + x];
   round(buffer);
 }
 
@@ -105,10 +120,53 @@ void Workspace::save(int buffer, float* planes) const {
       for (int x = 0; x < b.width; x++) *planes++ = b.pixels[y * b.row + x * b.pixel + c];
 }
 
+void Workspace::run(const Step* steps, int64_t count) {
+  for (int64_t i = 0; i < count;) {
+    const int64_t together = bands(steps + i, count - i);
+    if (together > 1)
+      run_bands(steps + i, together);
+    else
+      run(steps[i]);
+    i += together;
+  }
+}
+
+// How many of the steps, from the first on, are to run in bands: bf16 convolutions of one resolution whose maps do not
+// fit L2, but whose weights do. 1: the first runs on its own.
+int64_t Workspace::bands(const Step* steps, int64_t count) const {
+  int64_t together = 0, weight_bytes = 0;
+  for (; together < count; together++) {
+    const Instruction &in = steps[together].in, &first = steps[0].in;
+    if (in.opcode != CONV || layout(in) != PAIRS) break;
+    const FeatureMap& map = buffers_[in.dst];
+    if (map.height != buffers_[first.dst].height) break;
+    if (2 * map_bytes(map) <= L2_BYTES) break;
+    weight_bytes += padded(in.out_channels) / LANES * group_size(steps[together], PAIRS, program_->buffers) * 4;
+    if (weight_bytes > L2_BYTES / 2) break;
+  }
+  return std::max<int64_t>(together, 1);
+}
+
+// BAND_ROWS rows through all steps, then the next. Each step is as many rows behind the one before as the wider of
+// their kernels reaches: it finds all rows it reads, and what it overwrites no earlier step will read again. Two maps
+// of 64 channels, 96x96 pixels, are 2.5 MB: whole, they pass through L3 at every step; 20 rows of both are 0.5 MB.
+void Workspace::run_bands(const Step* steps, int64_t count) {
+  std::vector<int> behind(count, 0);
+  for (int64_t i = 1; i < count; i++)
+    behind[i] = behind[i - 1] + std::max(steps[i - 1].in.kernel, steps[i].in.kernel) / 2;
+  const int height = buffers_[steps[0].in.dst].height;
+  for (int row = 0; row < height + behind.back(); row += BAND_ROWS) {
+    for (int64_t i = 0; i < count; i++) {
+      const int first = std::max(row - behind[i], 0), end = std::min(row + BAND_ROWS - behind[i], height);
+      if (first < end) conv(steps[i], first, end - first);
+    }
+  }
+}
+
 void Workspace::run(const Step& step) {
   switch (step.in.opcode) {
     case CONV:
-      return conv(step);
+      return conv(step, 0, buffers_[step.in.dst].height);
     case ATTENTION:
       attention(step.in);
       break;
@@ -146,14 +204,14 @@ void Workspace::run_conv(const ConvArgs& args, Layout layout, const Area& area) 
     kernels_->direct(args, area);
 }
 
-void Workspace::conv(const Step& step) {
+void Workspace::conv(const Step& step, int first_row, int row_count) {
   const Instruction& in = step.in;
   ConvArgs args = conv_args(step, layout(in));
   args.dst = buffers_[in.dst];
   if (in.add != NO_BUFFER) args.add = buffers_[in.add];
   if (in.activation != NO_ACTIVATION) args.slope = in.activation == RELU ? no_slope_.data() : weights_ + in.slope;
   args.scale = in.scale();
-  run_conv(args, layout(in), {0, 0, args.dst.height, args.dst.width});
+  run_conv(args, layout(in), {first_row, 0, row_count, args.dst.width});
 }
 
 void Workspace::attention(const Instruction& in) {
@@ -177,12 +235,17 @@ void Workspace::attention(const Instruction& in) {
   kernels_->gate(src, gate.data(), in.add == NO_BUFFER ? FeatureMap{} : buffers_[in.add], buffers_[in.dst]);
 }
 
+// Across, then the line as often as there are rows alike.
 void Workspace::nearest(const Instruction& in) {
   const FeatureMap &src = buffers_[in.src], &dst = buffers_[in.dst];
-  for (int y = 0; y < dst.height; y++)
-    for (int x = 0; x < dst.width; x++)
-      std::copy_n(src.pixels + y / in.upscale * src.row + x / in.upscale * src.pixel, src.channels,
-                  dst.pixels + y * dst.row + x * dst.pixel);
+  for (int y = 0; y < src.height; y++) {
+    float* const line = dst.pixels + int64_t(y) * in.upscale * dst.row;
+    float* to = line;
+    for (int x = 0; x < src.width; x++)
+      for (int i = 0; i < in.upscale; i++, to += dst.pixel)
+        std::copy_n(src.pixels + y * src.row + x * src.pixel, src.channels, to);
+    for (int i = 1; i < in.upscale; i++) std::copy_n(line, dst.width * dst.pixel, line + i * dst.row);
+  }
 }
 
 // Down first, a line of source pixels at a time, then across.

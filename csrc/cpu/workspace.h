@@ -13,22 +13,25 @@ namespace ape::cpu {
 // What one worker owns, whatever the image size: 64 channels of 48x48 pixels are 0.64 MB as floats, 0.32 MB as bf16.
 class Workspace {
  public:
-  // height, width: of the low-resolution patch.
-  Workspace(const Program& program, const Kernels& kernels, const float* weights, int height, int width);
+  // height, width: of the low-resolution patch. handed: stages' features are kept as floats, for `load` and `save`.
+  Workspace(const Program& program, const Kernels& kernels, const float* weights, int height, int width, bool handed);
 
   // planes: [channels, height, width] of the buffer.
   void load(int buffer, const float* planes);
   void save(int buffer, float* planes) const;
 
-  // Any step but the reconstruction.
-  void run(const Step& step);
+  // Steps one after another, none of them the reconstruction.
+  void run(const Step* steps, int64_t count);
   // pixels: [O, s * height, s * width]
   void reconstruct(const Step& step, float* pixels);
   // tanh(weight . mean + bias)
   float predict(const Instruction& in) const;
 
  private:
-  void conv(const Step& step);
+  void run(const Step& step);
+  int64_t bands(const Step* steps, int64_t count) const;
+  void run_bands(const Step* steps, int64_t count);
+  void conv(const Step& step, int first_row, int row_count);
   void attention(const Instruction& in);
   void nearest(const Instruction& in);
   void bicubic(const Instruction& in);

@@ -15,6 +15,7 @@ from ape_kernels.program import (
     Buffer,
     ChannelAttention,
     Conv,
+    Exit,
     Interpolation,
     PatchProgram,
     Reconstruct,
@@ -90,6 +91,33 @@ def test_integers_come_out_exactly(isa, kernel, classes):
             pixels, packed.table, packed.weights, math.inf, None, packed.upscale, packed.out_channels, name
         )
         assert torch.equal(run(packed, "cpu")[0], run(torch_packed, "torch")[0])
+
+
+@pytest.mark.parametrize("height", [140, 133], ids=["whole-bands", "a-rest"])
+def test_maps_larger_than_the_cache_come_out_exactly(isa, height):
+    """They go through several convolutions in bands of rows, each behind the one before by its kernel's reach."""
+    chain = (
+        Conv(1, 2, sparse_integers(64, 64, 3, 2), torch.ones(64), activation=Activation.RELU),
+        Conv(2, 3, sparse_integers(64, 64, 5, 3), add=1),
+        Conv(3, 2, sparse_integers(64, 64, 1, 4)),
+        Conv(2, 1, sparse_integers(64, 64, 3, 5), add=1),
+        Exit(1, torch.full((64,), 1 / 64), torch.zeros(1)),
+    )
+    program = PatchProgram(
+        buffers=(Buffer(3), Buffer(64), Buffer(64), Buffer(64)),
+        head=(Conv(0, 1, sparse_integers(64, 3, 3, 1)),),
+        stages=(Stage(1, 1, chain),),
+        tail=(Reconstruct(1, CollapsedTail(sparse_integers(3, 64, 3, 6)[None, None], torch.zeros(1, 1, 3)), 1),),
+    )
+    patches = torch.randint(0, 4, (1, 3, height, 120), generator=torch.Generator().manual_seed(9)).float()
+    pictures = []
+    for name, dtype in (("cpu", torch.bfloat16), ("torch", torch.float32)):
+        packed = get_backend(name).pack(program, torch.device("cpu"), dtype)
+        pictures.append(
+            torch.ops.ape_kernels.run_patches(patches, packed.table, packed.weights, math.inf, None, 1, 3, name)
+        )
+    assert torch.equal(pictures[0][0], pictures[1][0])
+    torch.testing.assert_close(pictures[0][2], pictures[1][2], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("feats", [16, 24, 64], ids=lambda c: f"{c}ch")
