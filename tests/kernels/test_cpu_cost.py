@@ -58,11 +58,11 @@ def instructions(folder, convs: int) -> int:
 
 
 def test_instructions_of_a_winograd_convolution(tmp_path):
-    """3.2 a vector multiplication when this was written: 1.8 in the products, the rest in the transforms."""
+    """3.24 a vector multiplication, 1.8 of them in the products; 3.45 when each input is transformed twice."""
     if shutil.which("valgrind") is None:
         pytest.skip("valgrind is not installed")
     if "avx2" not in core().cpu_isas():
         pytest.skip("this CPU has no AVX2")
     each = (instructions(tmp_path, 10) - instructions(tmp_path, 2)) / 8
     multiplications = 36 * math.ceil(SIDE / 4) ** 2 * FEATS * FEATS / 8
-    assert each < 3.5 * multiplications, f"{each / multiplications:.2f} instructions a vector multiplication"
+    assert each < 3.4 * multiplications, f"{each / multiplications:.2f} instructions a vector multiplication"
