@@ -4,7 +4,9 @@
 // accumulator 16 pixels x 16 output channels in fp32. A block is RUNS (6) such lines of pixels, so that one B tile
 // serves six products. Registers: accumulators 0 to 5, A in 6, B in 7. A step (chunk, tap) is 7 tile loads (8 cycles
 // each, L1) against 6 products (16 cycles each). All taps of a chunk follow each other: 6 lines with their surroundings
-// are 4 rows x 50 pixels x 64 bytes, 13 KB of L1, however many channels there are.
+// are 4 rows x 50 pixels x 64 bytes, 13 KB of L1, however many channels there are. While all chunks' pixels fit L1, the
+// weights stream past them: a plain load would make the weights of a group (64 channels: 18 KB) push pixels out that
+// the next group reads again. Where they do not fit, nothing is saved, and a plain load is 4 % faster (256 channels).
 //
 // Accumulators cannot be read: they are stored and read back. Each is stored in the first step of the NEXT block,
 // just before it is zeroed again, and the finished block's epilogue is spread over that block's steps, so
@@ -21,6 +23,7 @@ namespace {
 constexpr int MAX_RUNS = 6;
 constexpr int TILE = 16;                // pixels, and output channels
 constexpr int TAP = CHUNK / 2 * LANES;  // words of weights in a tile
+constexpr int L1_CHUNKS = 3;            // whose pixels fit in 48 KB
 constexpr int DELAY = 2;                // steps from storing a block's accumulators to the epilogue of its first run
 using S = Simd<16>;
 constexpr int SUMS =
@@ -131,6 +134,7 @@ class Lines {
     ending_.pixel_step = down_ ? args.dst.row : args.dst.pixel;
     ending_.half_step = down_ ? args.dst.half_row : CHUNK;
     const int64_t steps = args.group_size / TAP;
+    stream_ = args.group_size <= int64_t(args.kernel) * args.kernel * TAP * L1_CHUNKS;
     pace_ = steps >= DELAY + RUNS ? int((steps - DELAY) / RUNS) : 1;
   }
 
@@ -206,7 +210,10 @@ class Lines {
           const float* weight = weights + ((ky + radius) * a_.kernel + left + radius) * TAP;
           for (int kx = left; kx <= right; kx++, weight += TAP) {
             const bf16* src = plane + ky * map.half_row + kx * CHUNK;
-            _tile_loadd(7, weight, 64);
+            if (stream_)
+              _tile_stream_loadd(7, weight, 64);
+            else
+              _tile_loadd(7, weight, 64);
             if (steps == 0)
               step<true>(src, start);
             else
@@ -256,6 +263,7 @@ class Lines {
   float* const scratch_;
   const bool down_;
   int line_, per_line_, total_, stride_;
+  bool stream_;   // the weights, past the pixels in L1
   int pace_;      // steps from one run's epilogue to the next
   int next_ = 0;  // run of `waiting_` that its epilogue has come to
   Block<RUNS> waiting_;
