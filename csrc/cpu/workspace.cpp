@@ -89,8 +89,8 @@ Workspace::Workspace(const Program& program, const Kernels& kernels, const float
   // 16 pixels to the right or downward may be read from any pixel of a map on
   const int64_t overrun = 15 * longest_row;
   halves_ = allocate<bf16>(half_count + overrun);
-  std::fill_n(floats_.get(), float_count, 0.0f);
-  std::fill_n(halves_.get(), half_count + overrun, bf16(0));
+  float_count_ = float_count;
+  half_count_ = half_count + overrun;
   for (size_t i = 0; i < buffers_.size(); i++) {
     const BufferSpec& spec = program.buffers[i];
     if (spec.floats || (handed && spec.handed)) buffers_[i].pixels = floats_.get() + float_start[i];
@@ -103,6 +103,11 @@ Workspace::Workspace(const Program& program, const Kernels& kernels, const float
 }
 
 void Workspace::load(int buffer, const float* planes) {
+  if (!cleared_) {
+    std::fill_n(floats_.get(), float_count_, 0.0f);
+    std::fill_n(halves_.get(), half_count_, bf16(0));
+    cleared_ = true;
+  }
   const FeatureMap& b = buffers_[buffer];
   const int64_t plane = int64_t(b.height) * b.width;
   for (int y = 0; y < b.height; y++, planes += b.width)

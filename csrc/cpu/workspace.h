@@ -16,7 +16,8 @@ class Workspace {
   // height, width: of the low-resolution patch. handed: stages' features are kept as floats, for `load` and `save`.
   Workspace(const Program& program, const Kernels& kernels, const float* weights, int height, int width, bool handed);
 
-  // planes: [channels, height, width] of the buffer.
+  // planes: [channels, height, width] of the buffer. The first call also clears all maps: the worker does, not who made
+  // the workspace, so that workers do it side by side and pages lie near the core that uses them.
   void load(int buffer, const float* planes);
   void save(int buffer, float* planes) const;
 
@@ -48,6 +49,8 @@ class Workspace {
   const float* weights_;
   Memory<float> floats_;  // the buffers, the phases and the scratch
   Memory<bf16> halves_;
+  int64_t float_count_, half_count_;  // of the buffers
+  bool cleared_ = false;
   std::vector<FeatureMap> buffers_;
   FeatureMap phases_;            // what the reconstruction shuffles, [height][width][O * s * s]
   float* scratch_;               // of the kernels
