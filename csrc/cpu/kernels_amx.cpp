@@ -9,9 +9,10 @@
 // the next group reads again. Where they do not fit, nothing is saved, and a plain load is 4 % faster (256 channels).
 //
 // Accumulators cannot be read: they are stored and read back. Each is stored in the first step of the NEXT block,
-// just before it is zeroed again, and the finished block's epilogue is spread over that block's steps, so
-// that loads, stores and vector arithmetic run beside the products. It begins DELAY steps later: a load of what is
-// still on its way to L1 (96 lines; the core's store buffer holds 112) waits, and all that follows with it.
+// just before it is zeroed again, and the finished block's epilogue is spread over that block's products, so
+// that loads, stores and vector arithmetic run beside them: a pixel after each (64 channels: 108 products, 96 pixels; a
+// line of 16 pixels after every third step took 3 to 8 % longer). It begins DELAY steps later: a load of what is still
+// on its way to L1 (96 lines; the core's store buffer holds 112) waits, and all that follows with it.
 #include <immintrin.h>
 
 #include "avx512.h"
@@ -67,48 +68,27 @@ struct Ending {
   int64_t add_step, pixel_step, half_step;
 };
 
-// A run, whose sums begin at `sums` and whose held back halves at `held`. One for each kind of convolution, so that a
-// pixel takes five to eight instructions and no branch.
+// Which of it there is. One function for each kind of convolution, so that its pixels stay in registers.
 template <bool SLOPE, bool ADD, bool PIXELS, Half HALF>
-void finish_run(const Ending& ending, const Run& run, const float* sums, bf16* held) {
-  const Ending e = ending;  // the stores below cannot change it
-  const S::Vector bias = S::load(e.bias), slope = SLOPE ? S::load(e.slope) : S::Vector{};
-  const float* add = run.add;
-  float* pixels = run.pixels;
-  bf16* half = run.half;
-  for (int i = 0, count = run.count; i < count; i++, sums += LANES, held += LANES) {
-    S::Vector v = S::load(sums) + bias;
-    if constexpr (SLOPE) v = v < 0 ? v * slope : v;
-    v = v * e.scale;
-    if constexpr (ADD) v += S::load(add), add += e.add_step;
-    if constexpr (PIXELS) S::store(pixels, v), pixels += e.pixel_step;
-    if constexpr (HALF == Half::ALONE) S::store_half(half, v), half += e.half_step;
-    if constexpr (HALF == Half::HELD_BACK) S::store_half(held, v);
-    if constexpr (HALF == Half::JOINED) {
-      S::copy_half(half - LANES, held);
-      S::store_half(half, v);
-      half += e.half_step;
-    }
-  }
-}
+struct Kind {
+  static constexpr bool slope = SLOPE, add = ADD, pixels = PIXELS;
+  static constexpr Half half = HALF;
+};
 
-using FinishRun = void (*)(const Ending&, const Run&, const float*, bf16*);
+// The next pixel of an epilogue, in run `number` of the block, of which `left` pixels are left.
+struct Pixel {
+  const float* sums;
+  bf16* held;
+  const float* add;
+  float* pixels;
+  bf16* half;
+  int left, number;
+};
 
-template <Half HALF>
-FinishRun choose(const ConvArgs& a) {
-  constexpr FinishRun all[2][2][2] = {
-      {{finish_run<false, false, false, HALF>, finish_run<false, false, true, HALF>},
-       {finish_run<false, true, false, HALF>, finish_run<false, true, true, HALF>}},
-      {{finish_run<true, false, false, HALF>, finish_run<true, false, true, HALF>},
-       {finish_run<true, true, false, HALF>, finish_run<true, true, true, HALF>}},
-  };
-  return all[a.slope != nullptr][a.add.pixels != nullptr][a.dst.pixels != nullptr];
-}
-
-FinishRun choose(const ConvArgs& a, int group) {
-  if (a.dst.half == nullptr) return choose<Half::NONE>(a);
-  if (group % 2) return choose<Half::JOINED>(a);
-  return group + 1 < a.groups ? choose<Half::HELD_BACK>(a) : choose<Half::ALONE>(a);
+Half kind_of(const ConvArgs& a, int group) {
+  if (a.dst.half == nullptr) return Half::NONE;
+  if (group % 2) return Half::JOINED;
+  return group + 1 < a.groups ? Half::HELD_BACK : Half::ALONE;
 }
 
 // A block whose accumulators wait: in their tiles, then in the scratch.
@@ -133,9 +113,9 @@ class Lines {
     ending_.add_step = down_ ? args.add.row : args.add.pixel;
     ending_.pixel_step = down_ ? args.dst.row : args.dst.pixel;
     ending_.half_step = down_ ? args.dst.half_row : CHUNK;
-    const int64_t steps = args.group_size / TAP;
     stream_ = args.group_size <= int64_t(args.kernel) * args.kernel * TAP * L1_CHUNKS;
-    pace_ = steps >= DELAY + RUNS ? int((steps - DELAY) / RUNS) : 1;
+    const int64_t steps = args.group_size / TAP - DELAY;  // that have an epilogue beside them
+    pace_ = steps > 0 ? int((TILE + steps - 1) / steps) : TILE;
   }
 
   static void conv(const ConvArgs& args, const Area& area, float* scratch) { Lines(args, area, scratch).blocks(); }
@@ -150,7 +130,7 @@ class Lines {
         start[i] = block.runs[i].y * a_.sources[0].half_row + block.runs[i].x * CHUNK;
       }
       for (block.group = 0; block.group < a_.groups; block.group++) {
-        products(block, start);
+        (this->*products_)(block, start);
         wait(block);
       }
     }
@@ -163,8 +143,7 @@ class Lines {
     APE_STORE(3)
     APE_STORE(4)
     APE_STORE(5)
-    next_ = 0;
-    finish(RUNS);
+    (this->*rest_)();
   }
 
   // Beyond the last run: the last again, of which no pixel counts.
@@ -186,13 +165,14 @@ class Lines {
       if (dst.half)
         run.half = dst.half + channel / CHUNK * dst.half_plane + run.y * dst.half_row + run.x * CHUNK + channel % CHUNK;
     }
-    finish_run_ = choose(a_, block.group);
+    choose(kind_of(a_, block.group));
     ending_.bias = a_.bias + channel;
     ending_.slope = a_.slope ? a_.slope + channel : nullptr;
   }
 
   // Starts the block and carries on with the epilogue of the one that waits. Taps that are outside the map for the
   // whole area multiply zeros and are left out: a corner of a 5x5 kernel has 9 taps, not 25, and so much less to load.
+  template <class K>
   void products(const Block<RUNS>& block, const int64_t (&start)[RUNS]) {
     const int radius = a_.kernel / 2;
     const int top = -smaller(radius, area_.y + area_.height - 1);
@@ -200,8 +180,8 @@ class Lines {
     const int bottom = smaller(radius, a_.sources[0].height - 1 - area_.y);
     const int right = smaller(radius, a_.sources[0].width - 1 - area_.x);
     const float* weights = a_.weight + block.group * a_.group_size;
-    int steps = 0, due = DELAY + 1;
-    next_ = 0;
+    int steps = 0;
+    Pixel pixel = begin(0);
     for (int s = 0; s < a_.source_count; s++) {
       const FeatureMap& map = a_.sources[s];
       for (int c = 0; c < map.channels; c += CHUNK, weights += a_.kernel * a_.kernel * TAP) {
@@ -215,30 +195,28 @@ class Lines {
             else
               _tile_loadd(7, weight, 64);
             if (steps == 0)
-              step<true>(src, start);
+              step<true, K>(src, start, pixel, 0);
             else
-              step<false>(src, start);
-            if (++steps == due) {
-              finish(1);
-              due += pace_;
-            }
+              step<false, K>(src, start, pixel, steps < DELAY ? 0 : pace_);
+            steps++;
           }
         }
       }
     }
-    finish(RUNS);  // what is left where a block has few steps
+    finish<K>(pixel, RUNS * TILE);  // what is left where a block has few steps
   }
 
-  template <bool FIRST>
-  APE_INLINE void step(const bf16* src, const int64_t (&start)[RUNS]) {
-#define APE_RUN(i)                           \
-  if constexpr (i < RUNS) {                  \
-    if constexpr (FIRST) {                   \
-      if (waiting_.exists) APE_STORE(i)      \
-      _tile_zero(i);                         \
-    }                                        \
-    _tile_loadd(6, src + start[i], stride_); \
-    _tile_dpbf16ps(i, 6, 7);                 \
+  template <bool FIRST, class K>
+  APE_INLINE void step(const bf16* src, const int64_t (&start)[RUNS], Pixel& pixel, int pace) {
+#define APE_RUN(i)                                \
+  if constexpr (i < RUNS) {                       \
+    if constexpr (FIRST) {                        \
+      if (waiting_.exists) APE_STORE(i)           \
+      _tile_zero(i);                              \
+    }                                             \
+    _tile_loadd(6, src + start[i], stride_);      \
+    _tile_dpbf16ps(i, 6, 7);                      \
+    if constexpr (!FIRST) finish<K>(pixel, pace); \
   }
     APE_RUN(0)
     APE_RUN(1)
@@ -250,12 +228,73 @@ class Lines {
 #undef APE_STORE
   }
 
-  // The next `count` runs of the block that waits.
-  APE_INLINE void finish(int count) {
-    if (!waiting_.exists) return;
-    for (; count > 0 && next_ < RUNS; count--, next_++)
-      finish_run_(ending_, waiting_.runs[next_], scratch_ + next_ * TILE * LANES,
-                  reinterpret_cast<bf16*>(scratch_ + SUMS) + next_ * TILE * LANES);
+  // Run `number` of the block that waits, or the next that has pixels; none left: `left` is 0.
+  __attribute__((noinline)) Pixel begin(int number) const {
+    if (!waiting_.exists) number = RUNS;
+    while (number < RUNS && waiting_.runs[number].count == 0) number++;
+    if (number == RUNS) return {};
+    const Run& run = waiting_.runs[number];
+    const int64_t at = number * TILE * LANES;
+    return {scratch_ + at, reinterpret_cast<bf16*>(scratch_ + SUMS) + at, run.add, run.pixels, run.half, run.count,
+            number};
+  }
+
+  // The next `count` pixels of the block that waits.
+  template <class K>
+  APE_INLINE void finish(Pixel& pixel, int count) const {
+    const S::Vector bias = S::load(ending_.bias), slope = K::slope ? S::load(ending_.slope) : S::Vector{};
+    const float scale = ending_.scale;
+    for (; count > 0 && pixel.left > 0; count--) {
+      S::Vector v = S::load(pixel.sums) + bias;
+      if constexpr (K::slope) v = v < 0 ? v * slope : v;
+      v = v * scale;
+      if constexpr (K::add) v += S::load(pixel.add), pixel.add += ending_.add_step;
+      if constexpr (K::pixels) S::store(pixel.pixels, v), pixel.pixels += ending_.pixel_step;
+      if constexpr (K::half == Half::HELD_BACK) {
+        S::store_half(pixel.held, v);
+      } else if constexpr (K::half != Half::NONE) {
+        if constexpr (K::half == Half::JOINED) S::copy_half(pixel.half - LANES, pixel.held);
+        S::store_half(pixel.half, v);
+        pixel.half += ending_.half_step;
+      }
+      pixel.sums += LANES;
+      pixel.held += LANES;
+      if (--pixel.left == 0) pixel = begin(pixel.number + 1);
+    }
+  }
+
+  template <class K>
+  void rest() {
+    Pixel pixel = begin(0);
+    finish<K>(pixel, RUNS * TILE);
+  }
+
+  template <bool SLOPE, bool ADD, bool PIXELS>
+  void choose(Half half) {
+    switch (half) {
+      case Half::NONE:
+        return set<Kind<SLOPE, ADD, PIXELS, Half::NONE>>();
+      case Half::ALONE:
+        return set<Kind<SLOPE, ADD, PIXELS, Half::ALONE>>();
+      case Half::HELD_BACK:
+        return set<Kind<SLOPE, ADD, PIXELS, Half::HELD_BACK>>();
+      default:
+        return set<Kind<SLOPE, ADD, PIXELS, Half::JOINED>>();
+    }
+  }
+  template <bool SLOPE, bool ADD>
+  void choose(Half half) {
+    return a_.dst.pixels ? choose<SLOPE, ADD, true>(half) : choose<SLOPE, ADD, false>(half);
+  }
+  template <bool SLOPE>
+  void choose(Half half) {
+    return a_.add.pixels ? choose<SLOPE, true>(half) : choose<SLOPE, false>(half);
+  }
+  void choose(Half half) { return a_.slope ? choose<true>(half) : choose<false>(half); }
+  template <class K>
+  void set() {
+    products_ = &Lines::products<K>;
+    rest_ = &Lines::rest<K>;
   }
 
   const ConvArgs& a_;
@@ -263,12 +302,13 @@ class Lines {
   float* const scratch_;
   const bool down_;
   int line_, per_line_, total_, stride_;
-  bool stream_;   // the weights, past the pixels in L1
-  int pace_;      // steps from one run's epilogue to the next
-  int next_ = 0;  // run of `waiting_` that its epilogue has come to
+  bool stream_;  // the weights, past the pixels in L1
+  int pace_;     // pixels of the epilogue after a product
   Block<RUNS> waiting_;
   Ending ending_;
-  FinishRun finish_run_;
+  void (Lines::*products_)(const Block<RUNS>&,
+                           const int64_t (&)[RUNS]) = &Lines::products<Kind<false, false, false, Half::NONE>>;
+  void (Lines::*rest_)() = nullptr;
 };
 
 void pairs(const ConvArgs& args, const Area& area, float* scratch) {
