@@ -1,4 +1,4 @@
-"""What the kernels cost, in instructions: steady where time is not."""
+"""What calls cost, in instructions and operations: steady where time is not."""
 
 import math
 import os
@@ -9,7 +9,10 @@ import sys
 
 import pytest
 import torch
+from support import spread_network, test_patches
+from torch.profiler import profile
 
+from ape_kernels import APEForward
 from ape_kernels.backends import get_backend
 from ape_kernels.collapse import CollapsedTail
 from ape_kernels.native import core
@@ -66,3 +69,22 @@ def test_instructions_of_a_winograd_convolution(tmp_path):
     each = (instructions(tmp_path, 10) - instructions(tmp_path, 2)) / 8
     multiplications = 36 * math.ceil(SIDE / 4) ** 2 * FEATS * FEATS / 8
     assert each < 3.4 * multiplications, f"{each / multiplications:.2f} instructions a vector multiplication"
+
+
+# Those that neither compute nor copy.
+FREE_OPS = {"empty", "new_empty", "detach", "detach_", "lift_fresh", "to", "alias", "view", "slice", "as_strided"}
+FREE_OPS |= {"resolve_conj", "resolve_neg"}
+
+
+@pytest.mark.parametrize("call", ["image", "patches"])
+def test_no_pytorch_arithmetic_around_the_kernels(call):
+    """PyTorch's threads spin for milliseconds after an operation they shared, on the cores the patches need."""
+    fast = APEForward(spread_network(), 0.5, backend="cpu", patch_size=12)
+    run = fast if call == "image" else fast.forward_patches
+    lr = test_patches(3, 20, 31)
+    with torch.inference_mode():
+        run(lr)
+        with profile() as recorded:
+            run(lr)
+    ops = {event.name.removeprefix("aten::") for event in recorded.events() if event.name.startswith("aten::")}
+    assert ops and ops <= FREE_OPS, f"also ran {sorted(ops - FREE_OPS)}"

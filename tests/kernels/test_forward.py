@@ -29,6 +29,12 @@ def image(height: int, width: int, batch: int = 1) -> torch.Tensor:
     return test_patches(batch, height, width)
 
 
+def image_with(pixel: float) -> torch.Tensor:
+    lr = image(9, 7)
+    lr[0, 1, 4, 3] = pixel
+    return lr
+
+
 def test_one_patch_at_full_depth_equals_the_model(model, backend):
     lr = image(20, 31)
     assert_pictures_close(APEForward(model, 0.0, backend=backend)(lr), model(lr))
@@ -215,6 +221,8 @@ BAD_IMAGES = {
     "empty": (torch.zeros(1, 3, 0, 5), ValueError, r"H and W at least 1, got \[1, 3, 0, 5\]"),
     "nan": (torch.full((1, 3, 5, 5), math.nan), ValueError, "image: expected finite values, got NaN or infinity"),
     "infinity": (torch.full((1, 3, 5, 5), math.inf), ValueError, "image: expected finite values"),
+    "one-nan": (image_with(math.nan), ValueError, "image: expected finite values, got NaN or infinity"),
+    "one-minus-infinity": (image_with(-math.inf).half(), ValueError, "image: expected finite values"),
     "other-device": (
         torch.zeros(1, 3, 5, 5, device="meta"),
         ValueError,
