@@ -15,7 +15,8 @@ bench: venv
 	$(BIN)/python -m pytest bench --benchmark-only
 
 # The native core under AddressSanitizer and UndefinedBehaviorSanitizer, without CUDA, in a package of its own.
-ASAN_TESTS ?= test_native test_backends test_ops test_patches test_cpu_bf16 test_rcan test_rrdb test_vdsr test_compact
+ASAN_TESTS ?= test_native test_backends test_ops test_patches test_cpu_bf16 test_rcan test_rrdb test_vdsr test_compact \
+  test_ecbsr test_basicsr test_folded test_head_exit
 asan: venv
 	APE_SANITIZE=address,undefined APE_BUILD_CUDA=0 $(BIN)/python -m pip install -q --no-deps --upgrade --target build/asan .
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \

@@ -43,6 +43,10 @@ def upscale_in_patches(image: Tensor, cut: Cut, run: Callable[[Tensor, int], Res
     grid = patch_grid(height, width, patch_size, overlap, cut.upscale, cut.blend)
     geometry = choose_for_patches(cut.backend, image.device, image.dtype)
     rows, columns = grid.shape
+    if batch == 0:
+        shape = (0, rows, columns)
+        picture = image.new_empty(0, cut.out_channels, sr_height, sr_width)
+        return picture, torch.empty(shape, dtype=torch.int64, device=image.device), image.new_empty(shape)
     step = _rows_at_once(image, cut, grid) if in_bands else batch * rows
     if step >= batch * rows:
         sr, exit_index, capacity = run(grid.split(image, geometry), rows * columns)

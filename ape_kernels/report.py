@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,13 +36,13 @@ class Report:
 
     @property
     def share(self) -> float:
-        """FLOPs done as a share of the full network's."""
-        return self.flops / self.flops_full
+        """FLOPs done as a share of the full network's; NaN, as `mean_exit`, of a batch of no images."""
+        return self.flops / self.flops_full if self.flops_full else math.nan
 
     @property
     def body_share(self) -> float:
-        """FLOPs done in the body as a share of the full body's."""
-        return self.body_flops / self.body_flops_full
+        """FLOPs done in the body as a share of the full body's; NaN of a batch of no images."""
+        return self.body_flops / self.body_flops_full if self.body_flops_full else math.nan
 
 
 def make_report(program: PatchProgram, exit_index: Tensor, capacity: Tensor, pixels: int) -> Report:

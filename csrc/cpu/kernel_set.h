@@ -10,6 +10,11 @@ namespace {
 template <class Traits>
 void direct_pairs(const ConvArgs& args, const Area& area, float*) {
   Conv<Traits, Pairs>::area(args, area);
+  if (args.sums == nullptr) return;
+  for (int y = area.y; y < area.y + area.height; y++)
+    for (int x = area.x; x < area.x + area.width; x++)
+      for (int c = 0; c < args.groups * LANES; c++)
+        args.sums[c] += args.dst.pixels[y * args.dst.row + x * args.dst.pixel + c];
 }
 
 template <class Traits>

@@ -45,6 +45,7 @@ struct ConvArgs {
   const float* weight;  // floats, or pairs of bf16 in 32 bits, as the layout says
   const float* bias;    // [groups * LANES]
   const float* slope;   // [groups * LANES], what negative values are multiplied with; null: nothing
+  double* sums;         // PAIRS with `add`, without `slope`: [groups * LANES], the area's dst is added; null: not
   int groups;           // of LANES output channels
   int64_t group_size;   // 32-bit words from one group's weights to the next's
   int kernel;

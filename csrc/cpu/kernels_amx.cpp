@@ -24,8 +24,8 @@ namespace {
 constexpr int MAX_RUNS = 6;
 constexpr int TILE = 16;                // pixels, and output channels
 constexpr int TAP = CHUNK / 2 * LANES;  // words of weights in a tile
-constexpr int L1_CHUNKS = 3;            // whose pixels fit in 48 KB
-constexpr int DELAY = 2;                // steps from storing a block's accumulators to the epilogue of its first run
+constexpr int64_t L1_BYTES = 48 << 10;
+constexpr int DELAY = 2;  // steps from storing a block's accumulators to the epilogue of its first pixel
 using S = Simd<16>;
 constexpr int SUMS =
     MAX_RUNS * TILE * LANES;  // floats of scratch for a block's accumulators; then the held back halves
@@ -64,14 +64,16 @@ enum class Half { NONE, ALONE, HELD_BACK, JOINED };
 // What the epilogues of one group's runs share. Steps: from one pixel of a run to the next.
 struct Ending {
   const float *bias, *slope;
+  double* sums;
   float scale;
   int64_t add_step, pixel_step, half_step;
 };
 
-// Which of it there is. One function for each kind of convolution, so that its pixels stay in registers.
-template <bool SLOPE, bool ADD, bool PIXELS, Half HALF>
+// Which parts of the epilogue a convolution has: a function for each kind, so that what a pixel needs stays in
+// registers.
+template <bool SLOPE, bool ADD, bool PIXELS, Half HALF, bool SUMS = false>
 struct Kind {
-  static constexpr bool slope = SLOPE, add = ADD, pixels = PIXELS;
+  static constexpr bool slope = SLOPE, add = ADD, pixels = PIXELS, sums = SUMS;
   static constexpr Half half = HALF;
 };
 
@@ -83,6 +85,7 @@ struct Pixel {
   float* pixels;
   bf16* half;
   int left, number;
+  S::Vector total;  // of the run's pixels so far
 };
 
 Half kind_of(const ConvArgs& a, int group) {
@@ -113,8 +116,11 @@ class Lines {
     ending_.add_step = down_ ? args.add.row : args.add.pixel;
     ending_.pixel_step = down_ ? args.dst.row : args.dst.pixel;
     ending_.half_step = down_ ? args.dst.half_row : CHUNK;
-    stream_ = args.group_size <= int64_t(args.kernel) * args.kernel * TAP * L1_CHUNKS;
-    const int64_t steps = args.group_size / TAP - DELAY;  // that have an epilogue beside them
+    const int64_t taps = int64_t(args.kernel) * args.kernel, chunks = args.group_size / (taps * TAP);
+    // of a chunk, a block's pixels as two lines of 48 and what lies around them
+    const int64_t bytes = int64_t(args.kernel + 1) * (3 * TILE + args.kernel - 1) * CHUNK * int64_t(sizeof(bf16));
+    stream_ = chunks * bytes <= L1_BYTES;
+    const int64_t steps = chunks * taps - DELAY;  // that have an epilogue beside them
     pace_ = steps > 0 ? int((TILE + steps - 1) / steps) : TILE;
   }
 
@@ -168,6 +174,7 @@ class Lines {
     choose(kind_of(a_, block.group));
     ending_.bias = a_.bias + channel;
     ending_.slope = a_.slope ? a_.slope + channel : nullptr;
+    ending_.sums = a_.sums ? a_.sums + channel : nullptr;
   }
 
   // Starts the block and carries on with the epilogue of the one that waits. Taps that are outside the map for the
@@ -232,16 +239,18 @@ class Lines {
   __attribute__((noinline)) Pixel begin(int number) const {
     if (!waiting_.exists) number = RUNS;
     while (number < RUNS && waiting_.runs[number].count == 0) number++;
-    if (number == RUNS) return {};
+    if (number == RUNS) return Pixel();
     const Run& run = waiting_.runs[number];
     const int64_t at = number * TILE * LANES;
-    return {scratch_ + at, reinterpret_cast<bf16*>(scratch_ + SUMS) + at, run.add, run.pixels, run.half, run.count,
-            number};
+    return {
+        scratch_ + at, reinterpret_cast<bf16*>(scratch_ + SUMS) + at, run.add, run.pixels, run.half, run.count, number,
+        S::Vector{}};
   }
 
   // The next `count` pixels of the block that waits.
   template <class K>
   APE_INLINE void finish(Pixel& pixel, int count) const {
+    if (pixel.left == 0) return;
     const S::Vector bias = S::load(ending_.bias), slope = K::slope ? S::load(ending_.slope) : S::Vector{};
     const float scale = ending_.scale;
     for (; count > 0 && pixel.left > 0; count--) {
@@ -249,6 +258,7 @@ class Lines {
       if constexpr (K::slope) v = v < 0 ? v * slope : v;
       v = v * scale;
       if constexpr (K::add) v += S::load(pixel.add), pixel.add += ending_.add_step;
+      if constexpr (K::sums) pixel.total += v;
       if constexpr (K::pixels) S::store(pixel.pixels, v), pixel.pixels += ending_.pixel_step;
       if constexpr (K::half == Half::HELD_BACK) {
         S::store_half(pixel.held, v);
@@ -259,8 +269,15 @@ class Lines {
       }
       pixel.sums += LANES;
       pixel.held += LANES;
-      if (--pixel.left == 0) pixel = begin(pixel.number + 1);
+      if (--pixel.left == 0) {
+        if constexpr (K::sums) count_in(pixel.total);
+        pixel = begin(pixel.number + 1);
+      }
     }
+  }
+
+  __attribute__((noinline)) void count_in(S::Vector total) const {
+    for (int i = 0; i < LANES; i++) ending_.sums[i] += total[i];
   }
 
   template <class K>
@@ -269,17 +286,17 @@ class Lines {
     finish<K>(pixel, RUNS * TILE);
   }
 
-  template <bool SLOPE, bool ADD, bool PIXELS>
+  template <bool SLOPE, bool ADD, bool PIXELS, bool SUMS = false>
   void choose(Half half) {
     switch (half) {
       case Half::NONE:
-        return set<Kind<SLOPE, ADD, PIXELS, Half::NONE>>();
+        return set<Kind<SLOPE, ADD, PIXELS, Half::NONE, SUMS>>();
       case Half::ALONE:
-        return set<Kind<SLOPE, ADD, PIXELS, Half::ALONE>>();
+        return set<Kind<SLOPE, ADD, PIXELS, Half::ALONE, SUMS>>();
       case Half::HELD_BACK:
-        return set<Kind<SLOPE, ADD, PIXELS, Half::HELD_BACK>>();
+        return set<Kind<SLOPE, ADD, PIXELS, Half::HELD_BACK, SUMS>>();
       default:
-        return set<Kind<SLOPE, ADD, PIXELS, Half::JOINED>>();
+        return set<Kind<SLOPE, ADD, PIXELS, Half::JOINED, SUMS>>();
     }
   }
   template <bool SLOPE, bool ADD>
@@ -290,7 +307,10 @@ class Lines {
   void choose(Half half) {
     return a_.add.pixels ? choose<SLOPE, true>(half) : choose<SLOPE, false>(half);
   }
-  void choose(Half half) { return a_.slope ? choose<true>(half) : choose<false>(half); }
+  void choose(Half half) {
+    if (a_.sums) return choose<false, true, true, true>(half);
+    return a_.slope ? choose<true>(half) : choose<false>(half);
+  }
   template <class K>
   void set() {
     products_ = &Lines::products<K>;
@@ -305,7 +325,7 @@ class Lines {
   bool stream_;  // the weights, past the pixels in L1
   int pace_;     // pixels of the epilogue after a product
   Block<RUNS> waiting_;
-  Ending ending_;
+  Ending ending_{};
   void (Lines::*products_)(const Block<RUNS>&,
                            const int64_t (&)[RUNS]) = &Lines::products<Kind<false, false, false, Half::NONE>>;
   void (Lines::*rest_)() = nullptr;

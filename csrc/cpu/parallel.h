@@ -11,12 +11,19 @@
 namespace ape {
 
 // Calls body(worker, task) once for every task in [0, tasks). At most min(threads, tasks) workers, numbered from 0;
-// worker 0 is the calling thread. `body` must not throw.
+// worker 0 is the calling thread. When `body` throws, no further task begins, and the first exception is thrown here
+// once all workers have stopped.
 template <class F>
 void parallel(int threads, int64_t tasks, F body) {
   std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr failure;  // of who set `failed`
   const auto work = [&](int worker) {
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(worker, task);
+    try {
+      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks && !failed;) body(worker, task);
+    } catch (...) {
+      if (!failed.exchange(true)) failure = std::current_exception();
+    }
   };
   const int workers = static_cast<int>(std::min<int64_t>(threads, tasks));
   std::vector<std::thread> helpers;
@@ -28,6 +35,7 @@ void parallel(int threads, int64_t tasks, F body) {
   }
   work(0);
   for (std::thread& helper : helpers) helper.join();
+  if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace ape

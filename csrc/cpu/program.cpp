@@ -182,6 +182,12 @@ Program::Program(const int32_t* table, int64_t rows, int64_t weight_count) {
   for (const Step& step : tail) note_reads(step);
   for (const Stage& stage : stages)  // an exit reads floats, but makes do with what convolutions read
     if (stage.has_exit && !buffers[stage.exit.src].half) buffers[stage.exit.src].floats = true;
+  for (Stage& stage : stages) {
+    if (!stage.has_exit || stage.steps.empty()) continue;
+    Step& last = stage.steps.back();
+    last.summed = last.in.opcode == CONV && layout(last.in) == PAIRS && last.in.dst == stage.exit.src &&
+                  buffers[stage.exit.src].floats && last.in.add != NO_BUFFER && last.in.activation == NO_ACTIVATION;
+  }
 }
 
 // Which form of its buffers a step reads; steps that are no convolutions also write floats. Pictures that are only

@@ -26,6 +26,7 @@ inline bool has_border_classes(const Instruction& in) { return in.mode & 1; }
 struct Step {
   Instruction in;
   std::vector<int32_t> sources;  // buffers a CONV reads, in the order of its input channels
+  bool summed = false;           // a CONV that adds up, as it goes, the channels an exit averages
 };
 
 struct Stage {

@@ -33,7 +33,7 @@ Decision run_steps(const Program& program, int64_t number, Workspace& space, flo
   space.run(stage.steps.data(), int64_t(stage.steps.size()));
   bool leaves = false;
   if (stage.has_exit) {
-    const float prediction = space.predict(stage.exit);
+    const float prediction = space.predict(stage);
     capacity = 1.0f - prediction;
     leaves = prediction >= boundary;
   }

@@ -216,6 +216,10 @@ void Workspace::conv(const Step& step, int first_row, int row_count) {
   if (in.add != NO_BUFFER) args.add = buffers_[in.add];
   if (in.activation != NO_ACTIVATION) args.slope = in.activation == RELU ? no_slope_.data() : weights_ + in.slope;
   args.scale = in.scale();
+  if (step.summed) {
+    if (first_row == 0) sums_.assign(args.dst.pixel, 0.0);
+    args.sums = sums_.data();
+  }
   run_conv(args, layout(in), {first_row, 0, row_count, args.dst.width});
 }
 
@@ -340,8 +344,14 @@ std::vector<double> Workspace::channel_means(const FeatureMap& map) const {
   return means;
 }
 
-float Workspace::predict(const Instruction& in) const {
-  const std::vector<double> mean = channel_means(buffers_[in.src]);
+float Workspace::predict(const Stage& stage) const {
+  const Instruction& in = stage.exit;
+  const FeatureMap& map = buffers_[in.src];
+  std::vector<double> mean = sums_;
+  if (!stage.steps.empty() && stage.steps.back().summed)
+    for (double& value : mean) value /= double(map.height) * map.width;
+  else
+    mean = channel_means(map);
   double score = weights_[in.bias];
   for (int c = 0; c < in.in_channels; c++) score += mean[c] * weights_[in.weight + c];
   return std::tanh(float(score));

@@ -26,7 +26,7 @@ class Workspace {
   // pixels: [O, s * height, s * width]
   void reconstruct(const Step& step, float* pixels);
   // tanh(weight . mean + bias)
-  float predict(const Instruction& in) const;
+  float predict(const Stage& stage) const;
 
  private:
   void run(const Step& step);
@@ -55,6 +55,7 @@ class Workspace {
   FeatureMap phases_;            // what the reconstruction shuffles, [height][width][O * s * s]
   float* scratch_;               // of the kernels
   std::vector<float> no_slope_;  // zeros: a ReLU is a PReLU of slope 0
+  std::vector<double> sums_;     // of the channels of the last step that is `summed`
 };
 
 }  // namespace ape::cpu

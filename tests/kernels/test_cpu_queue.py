@@ -31,6 +31,13 @@ int main() {
         if (count != 1) return std::printf("a task was done %d times\n", count), 1;
       if (total != tasks) return std::printf("%d of %d tasks\n", total, tasks), 1;
     }
+    try {
+      ape::parallel(threads, 1000, [](int, int64_t task) {
+        if (task % 100 == 7) throw task;
+      });
+      return std::printf("an exception was lost\n"), 1;
+    } catch (int64_t task) {
+    }
   }
 }
 """

@@ -35,6 +35,13 @@ def image_with(pixel: float) -> torch.Tensor:
     return lr
 
 
+def test_a_negated_view(model, backend):
+    negated = torch.complex(image(9, 7), image(9, 7)).conj().imag
+    assert negated.is_neg()
+    fast = APEForward(model, 0.0, backend=backend)
+    assert torch.equal(fast(negated), fast(-image(9, 7)))
+
+
 def test_one_patch_at_full_depth_equals_the_model(model, backend):
     lr = image(20, 31)
     assert_pictures_close(APEForward(model, 0.0, backend=backend)(lr), model(lr))
@@ -57,6 +64,14 @@ def test_any_size_gives_every_pixel(height, width, patch, data):
         pictures.append(fast(image(height, width)))
     assert pictures[0].shape == (1, 3, 2 * height, 2 * width)
     assert_pictures_close(pictures[0], pictures[1])
+
+
+@pytest.mark.parametrize("budget", [None, 0.7], ids=["threshold", "budget"])
+def test_no_images(model, backend, budget):
+    sr, report = APEForward(model, budget=budget, backend=backend, patch_size=12)(image(17, 40, batch=0), True)
+    assert sr.shape == (0, 3, 68, 160)
+    assert report.exit_index.shape == report.capacity.shape == (0, 2, 4)
+    assert report.flops == 0 and math.isnan(report.share) and math.isnan(report.body_share)
 
 
 def test_batch_equals_single_images(model, backend):
@@ -219,9 +234,10 @@ BAD_IMAGES = {
     ),
     "one-channel": (torch.zeros(1, 1, 5, 5), ValueError, r"image: expected \[N, 3, H, W\]"),
     "empty": (torch.zeros(1, 3, 0, 5), ValueError, r"H and W at least 1, got \[1, 3, 0, 5\]"),
-    "nan": (torch.full((1, 3, 5, 5), math.nan), ValueError, "image: expected finite values, got NaN or infinity"),
+    "nan": (torch.full((1, 3, 5, 5), math.nan), ValueError, r"image: expected finite values \(in float32\), got NaN"),
     "infinity": (torch.full((1, 3, 5, 5), math.inf), ValueError, "image: expected finite values"),
-    "one-nan": (image_with(math.nan), ValueError, "image: expected finite values, got NaN or infinity"),
+    "one-nan": (image_with(math.nan), ValueError, "image: expected finite values"),
+    "too-large-for-float32": (image_with(1e30).double() ** 2, ValueError, "image: expected finite values"),
     "one-minus-infinity": (image_with(-math.inf).half(), ValueError, "image: expected finite values"),
     "other-device": (
         torch.zeros(1, 3, 5, 5, device="meta"),
