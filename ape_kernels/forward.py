@@ -312,8 +312,8 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 def _all_finite(pixels: np.ndarray) -> bool:
     """Whether there is no NaN or infinity among at least one value.
 
-    NumPy stays in this thread and copies nothing. PyTorch would share the work out, and its threads then spin for up to 15 ms, on the
-    cores the patches are about to need: 4 of 37 ms for 16 patches of EDSR 16x64 in bf16 on two cores.
+    NumPy stays in this thread and copies nothing. PyTorch would share the work out, and its threads then spin for up to
+    15 ms, on the cores the patches are about to need: 4 of 37 ms for 16 patches of EDSR 16x64 in bf16 on two cores.
     """
     return bool(np.isfinite(pixels.min()) and np.isfinite(pixels.max()))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +26,23 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(config.getoption("--threads"))
 
 
-def pytest_report_header(config: pytest.Config) -> str:
+def _settings(config: pytest.Config) -> str:
     held = [f"{name}={os.environ[name]}" for name in ("APE_CPU_ISA", "ONEDNN_MAX_CPU_ISA") if name in os.environ]
     options = [f"{name} {config.getoption('--' + name)}" for name in ("patches", "rounds", "threads")]
-    return "bench: " + ", ".join([*options, *held])
+    return ", ".join([*options, *held])
+
+
+def _versions() -> str:
+    found = []
+    for package in ("torch", "triton", "openvino", "onnxruntime"):
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return ", ".join(found)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"bench: {_settings(config)}"
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info |= {"settings": _settings(config), "packages": _versions()}

@@ -28,6 +28,7 @@ from ape_kernels.native import core
 
 FAST_ENOUGH = 0.7  # of the best raw loop seen: slower samples are dropped
 DISTURBED = 0.03  # of a sample's time on all cores was spent elsewhere, 0.03 s at least: the sample is dropped
+SETTLE = 0.03  # seconds before a sample: threads of the row before may wait actively for work, PyTorch's for 15 ms
 LOOPS = 5  # their best shows a slow phase, and no core that was away for a moment
 FLAGS = {
     "amx": "-mavx512f -mamx-tile -mamx-bf16",
@@ -139,6 +140,7 @@ def measure(rows: dict[str, Callable[[], object]], rounds: int, isa: str | None)
         run()
     for turn in range(2 * rounds):
         for name, run in rows.items():
+            time.sleep(SETTLE)
             before, lost = speed(threads) if speed else 0.0, elsewhere()
             begin, used = time.perf_counter(), time.process_time()
             run()

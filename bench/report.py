@@ -19,11 +19,11 @@ def ours(rows: dict[str, dict[str, float]]) -> str | None:
 
 
 def ratios(benchmarks: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
-    """By group and row: median milliseconds, what was dropped, `FACTS`, and `times`: over those of our fastest row."""
+    """By group and row: median milliseconds, its samples, `FACTS`, and `times`: over those of our fastest row."""
     groups: dict[str, dict[str, dict[str, float]]] = {}
     for entry in benchmarks:
         info, median = entry["extra_info"], entry["stats"]["median"]
-        row = {"ms": median * 1e3, "dropped": info.get("dropped", 0)}
+        row = {"ms": median * 1e3, "samples": entry["stats"]["rounds"], "dropped": info.get("dropped", 0)}
         row |= {name: info[name] for name in FACTS if name in info}
         groups.setdefault(entry["group"], {})[info.get("row", entry["name"])] = row
     for rows in groups.values():
@@ -31,6 +31,19 @@ def ratios(benchmarks: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
             for row in rows.values():
                 row["times"] = row["ms"] / rows[best]["ms"]
     return groups
+
+
+def source_of(run: dict) -> dict[str, str]:
+    """Where and how one file of pytest-benchmark was measured."""
+    machine, commit = run["machine_info"], run["commit_info"]
+    return {
+        "date": run["datetime"][:10],
+        "commit": commit["id"] + (", changed" if commit["dirty"] else ""),
+        "cpu": f"{machine['cpu'].get('brand_raw', machine['machine'])}, {machine['cpu'].get('count', '?')} cores",
+        "python": machine["python_version"],
+        "packages": machine["packages"],
+        "settings": machine["settings"],
+    }
 
 
 def unit(group: str) -> str:
@@ -43,10 +56,11 @@ def table(groups: dict[str, dict[str, dict[str, float]]]) -> str:
     lines = []
     for group, rows in groups.items():
         best = ours(rows)
-        head = ["row", unit(group), *([f"{best} is faster by"] if best else [])]
+        head = ["row", unit(group), "samples (dropped)", *([f"{best} is faster by"] if best else [])]
         lines += [f"### {group}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for name, row in sorted(rows.items(), key=lambda item: -item[1]["ms"]):
-            cells = [name, f"{row['ms']:.2f}", *([f"{row['times']:.2f}"] if best else [])]
+            cells = [name, f"{row['ms']:.2f}", f"{row['samples']} ({row['dropped']})"]
+            cells += [f"{row['times']:.2f}"] if best else []
             lines.append(f"| {' | '.join(cells)} |")
         lines += ["", *(f"{note}\n" for note in notes(rows))]
     return "\n".join(lines)
@@ -111,9 +125,11 @@ def main() -> None:
     if not sources:
         sys.exit("usage: python bench/report.py out.json ...")
     source = sources[0]
-    groups = ratios([entry for path in sources for entry in json.loads(path.read_text())["benchmarks"]])
+    runs = [json.loads(path.read_text()) for path in sources]
+    groups = ratios([entry for run in runs for entry in run["benchmarks"]])
     print(table(groups))
-    source.with_suffix(".ratios.json").write_text(json.dumps(groups, indent=2) + "\n")
+    made = {"measured": [source_of(run) for run in runs], "groups": groups}
+    source.with_suffix(".ratios.json").write_text(json.dumps(made, indent=2) + "\n")
     plot(groups, source.with_suffix(".png"))
 
 
