@@ -15,8 +15,8 @@ import pytest
 import torch
 from interleave import CLOCK, Samples, loop_of, measure, replay
 from networks import make
-from peers import NEVER, PEERS, Run, Unavailable
-from reference import literal_forward, literal_merge, literal_split
+from peers import NEVER, PATCH, PEERS, STEP, Unavailable, authors_on_a_picture
+from reference import literal_forward
 from skimage import data
 from torch import Tensor, nn
 
@@ -24,8 +24,7 @@ from ape_kernels import APEForward
 from ape_kernels.patches import patch_grid
 
 NETWORK = "EDSR 16x64 x4"
-WIDTH, HEIGHT, PATCH, STEP, SCALE = 510, 339, 48, 46, 4
-ROWS, COLUMNS = (HEIGHT - PATCH) // STEP + 1, (WIDTH - PATCH) // STEP + 1  # of the paper's patches
+WIDTH, HEIGHT, SCALE = 510, 339, 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 AUTHORS = "authors' eager forward"
 OURS = ("ape_kernels torch", "ape_kernels cpu")
@@ -34,14 +33,6 @@ OURS = ("ape_kernels torch", "ape_kernels cpu")
 def _image() -> Tensor:
     pixels = torch.from_numpy(data.astronaut()[:HEIGHT, :WIDTH].copy())
     return pixels.permute(2, 0, 1)[None].float().div(255).contiguous()
-
-
-def _authors(model: nn.Module) -> Run:
-    def run(image: Tensor) -> Tensor:
-        pictures = literal_forward(model, literal_split(image, PATCH, STEP), NEVER)[0]
-        return literal_merge(pictures, ROWS, COLUMNS, STEP * SCALE)
-
-    return run
 
 
 def _patchwise(model: nn.Module, image: Tensor) -> Tensor:
@@ -62,14 +53,14 @@ def group(dtype_name: str, rounds: int) -> tuple[dict[str, Samples], dict[str, s
     model, dtype, image = make(NETWORK)[0], DTYPES[dtype_name], _image()
     runs, reasons = {}, {}
     with torch.inference_mode():
-        whole, patchwise, authors = model(image), _patchwise(model, image), _authors(model)(image)
+        whole, patchwise, authors = model(image), _patchwise(model, image), authors_on_a_picture(model, SCALE)(image)
         tolerance = 1e-4 if dtype == torch.float32 else 0.05
         # there the paper's patches and ours stand in the same places, and none that was moved back reaches
         same = (..., slice((HEIGHT - PATCH) * SCALE), slice((WIDTH - PATCH) * SCALE))
         for row in (*PEERS, *OURS):
             try:
                 if row == AUTHORS:
-                    runs[row] = lambda: _authors(model)(image)
+                    runs[row] = lambda: authors_on_a_picture(model, SCALE)(image)
                 elif row in OURS:
                     options = {"backend": row.split()[1], "dtype": dtype, "patch_size": PATCH, "overlap": PATCH - STEP}
                     run = APEForward(model, 0.0, **options)

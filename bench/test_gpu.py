@@ -16,10 +16,9 @@ from functools import cache
 import pytest
 import torch
 from gpu_peers import PEERS, RUN_EXITS, ceilings, milliseconds_in_turns
-from interleave import ReplayClock
+from interleave import CLOCK, Samples, replay
 from networks import make
-from peers import NEVER, Unavailable
-from reference import literal_forward, literal_merge, literal_split
+from peers import NEVER, Unavailable, authors_on_a_picture
 from torch import Tensor, nn
 
 from ape_kernels import APEForward
@@ -27,7 +26,6 @@ from ape_kernels.backends import BackendUnavailable
 from ape_kernels.policy import exit_boundary
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-CLOCK = ReplayClock()
 ROUNDS = 7
 OURS = ("ape_kernels torch", "ape_kernels triton", "ape_kernels cuda")
 # network, patches, share of the body's FLOPs that the exits leave
@@ -136,13 +134,8 @@ def image_group() -> tuple[dict[str, list[float]], dict[str, str]]:
             reasons[row] = f"{row}: {reason}"
             continue
         runs[row] = lambda fast=fast: fast(image)
-
-    def authors() -> Tensor:
-        patches = literal_split(image, 48, 46)
-        pictures = literal_forward(model, patches, exit_boundary(threshold))[0]
-        return literal_merge(pictures, (540 - 48) // 46 + 1, (960 - 48) // 46 + 1, 46 * 4)
-
-    runs["authors"] = authors
+    authors = authors_on_a_picture(model, 4, exit_boundary(threshold))
+    runs["authors"] = lambda: authors(image)
     return milliseconds_in_turns(runs, ROUNDS), reasons
 
 
@@ -186,7 +179,5 @@ def test_where_spreading_stops_paying(benchmark, count, row):
 
 
 def _replay(benchmark, name: str, row: str, samples: list[float], facts: dict[str, float]) -> None:
-    benchmark.group = name
-    benchmark.extra_info |= {"row": row, "device": torch.cuda.get_device_name(), **facts}
-    CLOCK.pending = iter(sample / 1e3 for sample in samples)
-    benchmark.pedantic(CLOCK.advance, rounds=len(samples), iterations=1, warmup_rounds=0)
+    taken = Samples(seconds=[sample / 1e3 for sample in samples])
+    replay(benchmark, name, row, taken, 1, {"device": torch.cuda.get_device_name(), **facts})
