@@ -29,6 +29,7 @@ SETS = ("Set5", "Urban10")
 SCALES = (4, 2)
 THRESHOLDS = "0 0.06 0.08 0.1 0.12 0.14 0.17 0.2 0.3 1"
 BUDGETS = "0.5 0.7 0.9"
+PRECISION_THRESHOLDS = "0 0.1 0.2"  # of those
 RULES = {
     "oracle": "oracle: knows every patch's PSNR at every exit",
     "look-ahead": "threshold, look-ahead target (shipped)",
@@ -76,6 +77,10 @@ def commands(dev: str) -> dict[str, str]:
                 f"ape-sr evaluate -s {scale} -i {pictures} --threshold {THRESHOLDS} --budget {BUDGETS} "
                 f"--csv {folder}/{name}.csv --plot {folder}/{name}.png"
             )
+            made[f"x{scale}_{name}_bf16"] = (
+                f"ape-sr evaluate -s {scale} -i {pictures} --dtype bf16 --threshold {PRECISION_THRESHOLDS} "
+                f"--csv {folder}/{name}_bf16.csv"
+            )
         made[f"x{scale}_curves"] = (
             f"python bench/curves.py -i {' '.join(sets.values())} -n {weights(scale)} "
             f"--paper bench/paper_regressor_x{scale}.json -o {folder}"
@@ -92,7 +97,6 @@ def weights(scale: int) -> Path:
 
 def evaluated(scale: int, name: str) -> str:
     """The table of `ape-sr evaluate`."""
-    rows = csv.DictReader((ROOT / PICTURES / f"x{scale}" / f"{name}.csv").read_text().splitlines())
     header = [
         name,
         "PSNR Y",
@@ -117,9 +121,28 @@ def evaluated(scale: int, name: str) -> str:
                 f"{float(row['seconds']):.2f}",
                 row["patches_per_exit"],
             ]
-            for row in rows
+            for row in measured(scale, name).values()
         ],
     )
+
+
+def measured(scale: int, name: str) -> dict[str, dict[str, str]]:
+    """Rows that `ape-sr evaluate` wrote, by method."""
+    rows = csv.DictReader((ROOT / PICTURES / f"x{scale}" / f"{name}.csv").read_text().splitlines())
+    return {row["method"]: row for row in rows}
+
+
+def precisions() -> str:
+    """PSNR of bf16 beside that of float32."""
+    rows = []
+    for scale in SCALES:
+        for name in SETS:
+            exact, half = measured(scale, name), measured(scale, f"{name}_bf16")
+            for method in (f"threshold {t}" for t in PRECISION_THRESHOLDS.split()):
+                psnr = [float(found[method]["psnr_y"]) for found in (exact, half)]
+                shares = [percent(found[method]["body_share"]) for found in (exact, half)]
+                rows.append([f"{name} x{scale}, {method}", *(f"{p:.3f}" for p in psnr), *shares])
+    return table(["PSNR Y, dB", "float32", "bf16", "body, float32", "bf16"], rows)
 
 
 def compared(scale: int) -> str:
@@ -183,6 +206,7 @@ def main() -> None:
         **{f"command_{key}": shell(command) for key, command in commands("DEV").items()},
         **{f"table_x{scale}_{name}": evaluated(scale, name) for scale in SCALES for name in SETS},
         **{f"table_x{scale}_curves": compared(scale) for scale in SCALES},
+        "table_precisions": precisions(),
         "table_seams": seams(),
     }
     for key, text in parts.items():

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from ape_kernels import APEForward, PatchGrid, to_program
 from ape_sr.checkpoint import load_model
@@ -13,11 +14,24 @@ from ape_sr.exit_map import LEGEND, MIN_WIDTH, draw_exit_map
 from ape_sr.flops import uncollapsed_flops
 from ape_sr.metrics import psnr_y
 from ape_sr.models import EDSR, VDSR
+from ape_sr.weights import shipped_weights
 
 
 @pytest.fixture
 def network(weights):
     return APEForward(load_model(weights), 0.3, patch_size=64)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_bf16_costs_no_quality_with_the_weights_that_ship(scale, cat):
+    model, lr = load_model(shipped_weights(scale)), to_tensor(bicubic_downscale(cat, scale))
+    qualities = []
+    for dtype in (torch.float32, torch.bfloat16):
+        sr, report = APEForward(model, 0.0, dtype=dtype)(lr, return_report=True)
+        assert report.share == 1
+        qualities.append(psnr_y(to_image(sr), cat, scale))
+    assert qualities[0] > psnr_y(bicubic_upscale(bicubic_downscale(cat, scale), scale), cat, scale) + 0.5
+    assert qualities[1] == pytest.approx(qualities[0], abs=0.01)
 
 
 def test_numbers_are_those_of_the_metrics(tmp_path, cat, network):

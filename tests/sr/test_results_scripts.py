@@ -69,6 +69,6 @@ def test_recorded_rules_do_what_the_network_does(curves, photos, weights):
 
 def test_the_page_names_every_part_it_is_made_of():
     results, page = script("results"), (BENCH / "results_page.md").read_text()
-    made = {"machine", "table_seams", *(f"command_{name}" for name in results.commands("DEV"))}
+    made = {"machine", "table_precisions", "table_seams", *(f"command_{name}" for name in results.commands("DEV"))}
     made |= {f"table_x{scale}_{part}" for scale in results.SCALES for part in (*results.SETS, "curves")}
     assert set(re.findall(r"{(\w+)}", page)) == made
