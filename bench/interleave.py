@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -171,6 +172,13 @@ def _good(samples: Samples, taken: dict[str, Samples]) -> list[int]:
         if raw >= FAST_ENOUGH * best
         and samples.elsewhere[i] <= max(0.03, DISTURBED * samples.seconds[i] * cores)  # the clock ticks every 0.01 s
     ]
+
+
+def selected(request: pytest.FixtureRequest, **group: str) -> tuple[str, ...]:
+    """The rows of this test that `-k` and the like have left, of those with these parameters."""
+    items = [item for item in request.session.items if item.originalname == request.node.originalname]
+    chosen = [item.callspec.params for item in items if item.path == request.node.path]
+    return tuple(params["row"] for params in chosen if group.items() <= params.items())
 
 
 def side_by_side(taken: dict[str, Samples]) -> list[dict[str, float]]:

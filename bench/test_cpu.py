@@ -3,7 +3,8 @@
     pytest bench --benchmark-json=out.json && python bench/report.py out.json
     APE_CPU_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 pytest bench ...      everything held to AVX2
 
-The rows of a group are measured in turns (interleave.py); what pytest-benchmark times is the replay of those samples.
+The rows of a group that `-k` selects are measured in turns (interleave.py); what pytest-benchmark times is the replay
+of those samples.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from functools import cache
 
 import pytest
 import torch
-from interleave import CLOCK, Samples, loop_of, measure, replay
+from interleave import CLOCK, Samples, loop_of, measure, replay, selected
 from networks import NETWORKS, make
 from peers import NEVER, PEERS, Run, Unavailable
 from reference import literal_forward
@@ -41,8 +42,10 @@ def _expected(model: nn.Module, patches: Tensor) -> Tensor:
 
 
 @cache
-def group(network: str, dtype_name: str, count: int, rounds: int) -> tuple[dict[str, Samples], dict[str, str], int]:
-    """Samples of the rows that can run, the reasons of those that cannot, and the patches a call."""
+def group(
+    network: str, dtype_name: str, rows: tuple[str, ...], count: int, rounds: int
+) -> tuple[dict[str, Samples], dict[str, str], int]:
+    """Samples of those `rows` that can run, the reasons of those that cannot, and the patches a call."""
     model, share = make(network)
     dtype = DTYPES[dtype_name]
     patches = torch.rand(max(2, int(count * share)), 3, 48, 48, generator=torch.Generator().manual_seed(1))
@@ -50,7 +53,7 @@ def group(network: str, dtype_name: str, count: int, rounds: int) -> tuple[dict[
     span = float(expected.max() - expected.min())
     runs, reasons = {}, {}
     with torch.inference_mode():
-        for row in (*PEERS, *OURS):
+        for row in rows:
             try:
                 run = _run_of(row, model, dtype, patches)
             except Unavailable as reason:
@@ -72,7 +75,8 @@ def group(network: str, dtype_name: str, count: int, rounds: int) -> tuple[dict[
 def test_full_depth(benchmark, request, network, dtype, row):
     """Seconds a patch."""
     option = request.config.getoption
-    samples, reasons, count = group(network, dtype, option("--patches"), option("--rounds"))
+    rows = selected(request, network=network, dtype=dtype)
+    samples, reasons, count = group(network, dtype, rows, option("--patches"), option("--rounds"))
     if row in reasons:
         pytest.skip(reasons[row])
     taken, facts = samples[row], {"patches": count}

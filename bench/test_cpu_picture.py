@@ -13,7 +13,7 @@ from functools import cache
 
 import pytest
 import torch
-from interleave import CLOCK, Samples, loop_of, measure, replay
+from interleave import CLOCK, Samples, loop_of, measure, replay, selected
 from networks import make
 from peers import NEVER, PATCH, PEERS, STEP, Unavailable, authors_on_a_picture
 from reference import literal_forward
@@ -48,8 +48,8 @@ def _assert_same(row: str, got: Tensor, expected: Tensor, tolerance: float) -> N
 
 
 @cache
-def group(dtype_name: str, rounds: int) -> tuple[dict[str, Samples], dict[str, str]]:
-    """Samples of the rows that can run, and the reasons of those that cannot."""
+def group(dtype_name: str, rows: tuple[str, ...], rounds: int) -> tuple[dict[str, Samples], dict[str, str]]:
+    """Samples of those `rows` that can run, and the reasons of those that cannot."""
     model, dtype, image = make(NETWORK)[0], DTYPES[dtype_name], _image()
     runs, reasons = {}, {}
     with torch.inference_mode():
@@ -57,7 +57,7 @@ def group(dtype_name: str, rounds: int) -> tuple[dict[str, Samples], dict[str, s
         tolerance = 1e-4 if dtype == torch.float32 else 0.05
         # there the paper's patches and ours stand in the same places, and none that was moved back reaches
         same = (..., slice((HEIGHT - PATCH) * SCALE), slice((WIDTH - PATCH) * SCALE))
-        for row in (*PEERS, *OURS):
+        for row in rows:
             try:
                 if row == AUTHORS:
                     runs[row] = lambda: authors_on_a_picture(model, SCALE)(image)
@@ -82,7 +82,7 @@ def group(dtype_name: str, rounds: int) -> tuple[dict[str, Samples], dict[str, s
 @pytest.mark.benchmark(timer=CLOCK)
 def test_picture(benchmark, request, dtype, row):
     """Seconds a picture."""
-    samples, reasons = group(dtype, request.config.getoption("--rounds"))
+    samples, reasons = group(dtype, selected(request, dtype=dtype), request.config.getoption("--rounds"))
     if row in reasons:
         pytest.skip(reasons[row])
     replay(benchmark, f"cpu {NETWORK} {dtype}, picture {WIDTH}x{HEIGHT}", row, samples[row], 1, {})
