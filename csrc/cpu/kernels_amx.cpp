@@ -122,6 +122,7 @@ class Lines {
     stream_ = chunks * bytes <= L1_BYTES;
     const int64_t steps = chunks * taps - DELAY;  // that have an epilogue beside them
     pace_ = steps > 0 ? int((TILE + steps - 1) / steps) : TILE;
+    choose(kind_of(args, 0));  // until a block waits: any will do, none of its pixels exist
   }
 
   static void conv(const ConvArgs& args, const Area& area, float* scratch) { Lines(args, area, scratch).blocks(); }
@@ -326,9 +327,8 @@ class Lines {
   int pace_;     // pixels of the epilogue after a product
   Block<RUNS> waiting_;
   Ending ending_{};
-  void (Lines::*products_)(const Block<RUNS>&,
-                           const int64_t (&)[RUNS]) = &Lines::products<Kind<false, false, false, Half::NONE>>;
-  void (Lines::*rest_)() = nullptr;
+  void (Lines::*products_)(const Block<RUNS>&, const int64_t (&)[RUNS]);
+  void (Lines::*rest_)();
 };
 
 void pairs(const ConvArgs& args, const Area& area, float* scratch) {

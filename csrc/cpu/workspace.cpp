@@ -225,7 +225,7 @@ void Workspace::conv(const Step& step, int first_row, int row_count) {
 
 void Workspace::attention(const Instruction& in) {
   const FeatureMap& src = buffers_[in.src];
-  const std::vector<double> mean = channel_means(src);
+  const std::vector<double> mean = means(channel_sums(src), src);
   const float* squeeze = weights_ + in.weight;  // [hidden][channels]
   const float* expand = squeeze + int64_t(in.hidden) * in.in_channels;
   const float* bias = weights_ + in.bias;  // [hidden], then [channels]
@@ -337,21 +337,22 @@ void Workspace::shuffle(const Instruction& in, float* pixels) const {
   }
 }
 
-std::vector<double> Workspace::channel_means(const FeatureMap& map) const {
-  std::vector<double> means(map.pixel);
-  kernels_->channel_sums(map, means.data());
-  for (double& value : means) value /= double(map.height) * map.width;
-  return means;
+std::vector<double> Workspace::channel_sums(const FeatureMap& map) const {
+  std::vector<double> sums(map.pixel);
+  kernels_->channel_sums(map, sums.data());
+  return sums;
+}
+
+std::vector<double> Workspace::means(std::vector<double> sums, const FeatureMap& map) {
+  for (double& value : sums) value /= double(map.height) * map.width;
+  return sums;
 }
 
 float Workspace::predict(const Stage& stage) const {
   const Instruction& in = stage.exit;
   const FeatureMap& map = buffers_[in.src];
-  std::vector<double> mean = sums_;
-  if (!stage.steps.empty() && stage.steps.back().summed)
-    for (double& value : mean) value /= double(map.height) * map.width;
-  else
-    mean = channel_means(map);
+  const bool summed = !stage.steps.empty() && stage.steps.back().summed;
+  const std::vector<double> mean = means(summed ? sums_ : channel_sums(map), map);
   double score = weights_[in.bias];
   for (int c = 0; c < in.in_channels; c++) score += mean[c] * weights_[in.weight + c];
   return std::tanh(float(score));

@@ -25,7 +25,7 @@ class Workspace {
   void run(const Step* steps, int64_t count);
   // pixels: [O, s * height, s * width]
   void reconstruct(const Step& step, float* pixels);
-  // tanh(weight . mean + bias)
+  // tanh(weight . mean + bias) of the stage's exit, after its steps have run
   float predict(const Stage& stage) const;
 
  private:
@@ -42,7 +42,9 @@ class Workspace {
   template <int S>
   void shuffle(const Instruction& in, float* pixels) const;
   void round(int buffer) const;
-  std::vector<double> channel_means(const FeatureMap& map) const;
+  std::vector<double> channel_sums(const FeatureMap& map) const;
+  // Of the map's channels, whose sums are given.
+  static std::vector<double> means(std::vector<double> sums, const FeatureMap& map);
 
   const Program* program_;
   const Kernels* kernels_;
