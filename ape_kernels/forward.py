@@ -190,8 +190,6 @@ class APEForward(nn.Module):
         """
         prepared = self._prepare()
         pixels = _checked(patches, "patches", prepared.program, self._device)
-        if exit_at is not None and (tuple(exit_at.shape) != (len(patches),) or exit_at.dtype != torch.int64):
-            raise ValueError(f"exit_at: expected int64 [{len(patches)}], got {exit_at.dtype} {list(exit_at.shape)}")
         packed = prepared.packed
         if self._budget is not None and exit_at is None:
             raise ValueError(f"budget: expected None for patches, which are no whole image, got {self._budget}")

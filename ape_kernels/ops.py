@@ -122,6 +122,8 @@ def run_patches(
     which the patch left) and capacity float32 ``[P]`` (1 - the last prediction; NaN without exits).
     """
     _check_patches(patches, "patches")
+    _check_weights(weights, patches.device)
+    exit_at = _checked_ids(exit_at, "exit_at", len(patches), patches.device)
     return _call("run_patches", backend, patches, table, weights, boundary, exit_at, upscale, out_channels)
 
 
@@ -143,6 +145,9 @@ def run_stage(
     order; ids int64 ``[A]``, the rows of the input they belong to; n_left int64 ``[1]``, how many leave.
     """
     _check_patches(features, "features")
+    _check_weights(weights, features.device)
+    active = _checked_ids(active, "active", None, features.device)
+    exit_at = _checked_ids(exit_at, "exit_at", len(features), features.device)
     return _call("run_stage", backend, features, active, table, weights, stage, boundary, exit_at)
 
 
@@ -274,6 +279,22 @@ def _describe(value: Any) -> str:
 def _check_patches(patches: Tensor, name: str) -> None:
     if patches.ndim != 4 or patches.dtype != torch.float32:
         raise ValueError(f"{name}: expected float32 [P, C, h, w], got {patches.dtype} {list(patches.shape)}")
+
+
+def _check_weights(weights: Tensor, device: torch.device) -> None:
+    if weights.device != device:
+        raise ValueError(f"weights: expected on {device}, packed for it, got {weights.device}")
+
+
+def _checked_ids(ids: Tensor | None, name: str, count: int | None, device: torch.device) -> Tensor | None:
+    """`ids`, contiguous: a kernel that reads them elsewhere, or strided, would read what is not theirs."""
+    if ids is None:
+        return None
+    if ids.dtype != torch.int64 or ids.ndim != 1 or count not in (None, len(ids)) or ids.device != device:
+        size = "A" if count is None else count
+        got = f"{ids.dtype} {list(ids.shape)} on {ids.device}"
+        raise ValueError(f"{name}: expected int64 [{size}] on {device}, got {got}")
+    return ids.contiguous()
 
 
 for _name, _implementation, _fake in (

@@ -115,7 +115,7 @@ class PatchGrid:
         rows: of the patches, all or some.
         """
         self._check_image(image)
-        starts = (_int32(s, image.device) for s in (self.row_starts[rows], self.column_starts))
+        starts = (_starts_on(image.device, s) for s in (self.row_starts[rows], self.column_starts))
         return torch.ops.ape_kernels.split(image.contiguous(), *starts, *self.patch_shape, backend)
 
     def merge(self, patches: Tensor, batch: int = 1, backend: str = "torch", band: Band | None = None) -> Tensor:
@@ -128,13 +128,27 @@ class PatchGrid:
         expected = batch * count * self.shape[1]
         if patches.ndim != 4 or len(patches) != expected or tuple(patches.shape[2:]) != size:
             raise ValueError(f"patches: expected [{expected}, C, {size[0]}, {size[1]}], got {list(patches.shape)}")
-        rows, columns = self.row_blend, self.column_blend
-        index, weight = rows.index, rows.weight
-        if band is not None:
-            index, weight = index[:, :, band.pixels].clone(), weight[:, band.pixels].contiguous()
-            index[:, 0] = (index[:, 0] - (band.new_rows.start - band.kept_rows)).clamp_(0, count - 1)  # unused: any row
-        tables = (t.to(patches.device) for t in (index, weight, columns.index, columns.weight))
+        tables = self._merge_tables(patches.device, band)
         return torch.ops.ape_kernels.merge(patches.contiguous(), *tables, batch, count, backend)
+
+    def _merge_tables(self, device: torch.device, band: Band | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Index and weight of rows, then of columns, on `device`. Kept: a copy there would make the host wait."""
+        key = (device, None if band is None else (band.new_rows.start, band.new_rows.stop, band.pixels.start))
+        if key not in self._kept_tables:
+            rows, columns = self.row_blend, self.column_blend
+            index, weight = rows.index, rows.weight
+            if band is not None:
+                count = band.kept_rows + band.new_rows.stop - band.new_rows.start
+                index, weight = index[:, :, band.pixels].clone(), weight[:, band.pixels].contiguous()
+                first = band.new_rows.start - band.kept_rows
+                index[:, 0] = (index[:, 0] - first).clamp_(0, count - 1)  # where the weight is 0, any row will do
+            tables = (t.to(device) for t in (index, weight, columns.index, columns.weight))
+            self._kept_tables[key] = tuple(tables)  # type: ignore[assignment]
+        return self._kept_tables[key]
+
+    @cached_property
+    def _kept_tables(self) -> dict[tuple[object, ...], tuple[Tensor, Tensor, Tensor, Tensor]]:
+        return {}
 
     def _check_image(self, image: Tensor) -> None:
         if image.ndim != 4 or tuple(image.shape[2:]) != (self.height, self.width):
@@ -230,5 +244,7 @@ def _axis_blend(starts: tuple[int, ...], patch: int, size: int, scale: int, blen
     return AxisBlend(torch.from_numpy(index.astype(np.int32)), torch.from_numpy(chosen.astype(np.float32)))
 
 
-def _int32(values: tuple[int, ...], device: torch.device) -> Tensor:
+@lru_cache(maxsize=256)
+def _starts_on(device: torch.device, values: tuple[int, ...]) -> Tensor:
+    """int32 ``[len(values)]``, kept: a copy to a GPU would make the host wait, and cannot be captured in a graph."""
     return torch.tensor(values, dtype=torch.int32, device=device)

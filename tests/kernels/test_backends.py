@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import literal_forward, picture_at_exit
-from support import assert_exits_agree, assert_pictures_close, bitwise, spread_network, test_patches
+from support import DEVICE, assert_exits_agree, assert_pictures_close, bitwise, spread_network, test_patches
 
 from ape_kernels import APEForward
+from ape_kernels.backends.torch import run as oracle
 from ape_kernels.policy import exit_boundary
 
 NETWORKS = {
@@ -73,8 +74,8 @@ def test_literal_pictures_agree_with_the_authors_loop():
 )
 def test_forced_exits_of_any_count_and_size(schedule, height, width):
     patches = test_patches(len(schedule), height, width)
-    exit_at = torch.tensor(schedule, dtype=torch.int64)
-    for backend in ("torch", "cpu"):
+    exit_at = torch.tensor(schedule, dtype=torch.int64, device=DEVICE)
+    for backend in ("torch", "cpu") if DEVICE.type == "cpu" else ("torch",):
         fast = wrapped_once(backend)
         sr, exit_index, _ = fast.forward_patches(patches, exit_at)
         assert torch.equal(exit_index, exit_at)
@@ -105,7 +106,7 @@ def test_a_network_without_exits_runs_whole(backend):
 def test_saturated_predictions_do_not_exit_at_threshold_zero(backend):
     model = spread_network()
     model.regressor[2].bias.fill_(100.0)
-    assert model.regressor(torch.rand(1, 16, 4, 4)).item() == 1.0
+    assert model.regressor(torch.rand(1, 16, 4, 4, device=DEVICE)).item() == 1.0
     _, exit_index, _ = APEForward(model, 0.0, backend=backend).forward_patches(test_patches(3))
     assert (exit_index == 3).all()
 
@@ -116,9 +117,10 @@ def test_run_stage_chained_equals_run_patches(backend):
     expected, expected_index, _ = fast.forward_patches(patches)
     packed = fast._prepare().packed
     skip = model.head(model.sub_mean(patches))
-    features, active, ids = skip, torch.arange(10), torch.arange(10)
+    features, ids = skip, torch.arange(10, device=DEVICE)
+    active = ids
     done = torch.empty_like(skip)
-    exit_index = torch.full((10,), -1)
+    exit_index = torch.full((10,), -1, device=DEVICE)
     for stage in range(4):
         features, order, _, n_left = torch.ops.ape_kernels.run_stage(
             features, active, packed.table, packed.weights, stage, exit_boundary(0.5), None, backend
@@ -130,7 +132,7 @@ def test_run_stage_chained_equals_run_patches(backend):
         done[ids[:left]] = features[:left]
         exit_index[ids[:left]] = stage
         features, ids = features[left:], ids[left:]
-        active = torch.arange(len(ids))
+        active = torch.arange(len(ids), device=DEVICE)
     assert torch.equal(exit_index, expected_index)
     assert_pictures_close(model.reconstruct(skip + model.body[-1](done)), expected)
 
@@ -140,7 +142,7 @@ def test_run_stage_takes_any_subset_of_rows(backend):
     packed = APEForward(model, backend=backend)._prepare().packed
     features = model.head(model.sub_mean(test_patches(6)))
     run = lambda active: torch.ops.ape_kernels.run_stage(  # noqa: E731
-        features, torch.tensor(active), packed.table, packed.weights, 0, math.inf, None, backend
+        features, torch.tensor(active, device=DEVICE), packed.table, packed.weights, 0, math.inf, None, backend
     )
     out, ids, _, n_left = run([4, 1])
     assert ids.tolist() == [1, 4], "those that stay are in reverse order"
@@ -149,6 +151,7 @@ def test_run_stage_takes_any_subset_of_rows(backend):
     assert_pictures_close(out, everything[all_ids.argsort()][[1, 4]], 1e-6)
 
 
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="the cpu backend; test_gpu.py asks the same of the others")
 class TestNativeBitwise:
     """A patch's result depends on the patch alone: not on company, thread count or run."""
 
@@ -170,6 +173,33 @@ class TestNativeBitwise:
         finally:
             torch.set_num_threads(threads)
         assert all(bitwise(results[0], other) for other in results[1:])
+
+
+def test_float32_is_not_tf32_within_the_torch_backend(monkeypatch):
+    """cuDNN's default is TF32, 1e-3 of the range off; what the user has set is put back, and "high" is respected."""
+    model, patches = spread_network(), test_patches(2)
+    fast = APEForward(model, backend="torch")
+    settings, seen = torch.backends.cudnn, []
+    inner = oracle.conv2d
+    monkeypatch.setattr(
+        oracle, "conv2d", lambda *a, **k: (seen.append(settings.conv.fp32_precision), inner(*a, **k))[1]
+    )
+    allowed = settings.allow_tf32
+    try:
+        for before in (True, False):
+            settings.allow_tf32 = before
+            seen.clear()
+            fast.forward_patches(patches)
+            assert seen
+            assert "tf32" not in seen
+            assert settings.allow_tf32 == before
+        settings.allow_tf32 = True
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+        seen.clear()
+        fast.forward_patches(patches)
+        assert set(seen) == {"tf32"}
+    finally:
+        settings.allow_tf32 = allowed
 
 
 def test_from_run_to_run(backend):
@@ -206,7 +236,8 @@ def test_half_precision_stays_within_a_hundredth_db(dtype):
     patches = test_patches(8)
     exact = APEForward(model, backend="torch").forward_patches(patches)[0]
     half = APEForward(model, backend="torch", dtype=dtype).forward_patches(patches)[0]
-    truth = exact + torch.randn(exact.shape, generator=torch.Generator().manual_seed(3)) * 10 ** (-30 / 20)
+    noise = torch.randn(exact.shape, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    truth = exact + noise * 10 ** (-30 / 20)
     psnr = lambda sr: -10 * math.log10((sr - truth).square().mean())  # noqa: E731
     assert not torch.equal(half, exact)
     assert psnr(half) > psnr(exact) - 0.01

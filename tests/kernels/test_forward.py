@@ -274,7 +274,7 @@ def test_bad_arguments(model, arguments, error, message):
 
 
 def test_bad_exit_at(model):
-    with pytest.raises(ValueError, match=r"exit_at: expected int64 \[2\], got torch.int64 \[3\]"):
+    with pytest.raises(ValueError, match=r"exit_at: expected int64 \[2\] on cpu, got torch.int64 \[3\] on cpu"):
         APEForward(model).forward_patches(test_patches(2), torch.zeros(3, dtype=torch.int64))
 
 

@@ -6,7 +6,7 @@ from support import spread_network, test_patches
 from test_rrdb import BasicSR as RRDBNet
 from torch.library import opcheck
 
-from ape_kernels import APEForward, PatchGrid, add_exits
+from ape_kernels import APEForward, PatchGrid, add_exits, ops
 
 OPS = torch.ops.ape_kernels
 
@@ -65,6 +65,45 @@ def test_merge(backend):
 def test_wrong_dtype_is_named(backend, packed):
     with pytest.raises(ValueError, match=r"patches: expected float32 \[P, C, h, w\], got torch.float64"):
         OPS.run_patches(test_patches(1).double(), packed.table, packed.weights, 0.5, None, 4, 3, backend)
+
+
+def test_ids_with_strides_are_read_as_they_stand(backend, packed):
+    exit_at = torch.tensor([2, 9, 0, 9, 1, 9, 3, 9])[::2]
+    run = lambda ids: OPS.run_patches(  # noqa: E731
+        test_patches(4), packed.table, packed.weights, 0.5, ids, packed.upscale, packed.out_channels, backend
+    )
+    sr, exit_index, _ = run(exit_at)
+    assert exit_index.tolist() == [2, 0, 1, 3]
+    assert torch.equal(sr, run(exit_at.contiguous())[0])
+    active, features = torch.tensor([4, 9, 1, 9])[::2], torch.rand(5, 16, 6, 7)
+    stage = lambda ids: OPS.run_stage(features, ids, packed.table, packed.weights, 1, 0.5, None, backend)  # noqa: E731
+    assert sorted(stage(active)[1].tolist()) == [1, 4]
+
+
+@pytest.mark.parametrize(
+    "name, ids, message",
+    [
+        ("exit_at", torch.zeros(4, dtype=torch.int64, device="meta"), r"on cpu, got torch.int64 \[4\] on meta"),
+        ("exit_at", torch.zeros(4), r"int64 \[4\] on cpu, got torch.float32"),
+        ("exit_at", torch.zeros(3, dtype=torch.int64), r"int64 \[4\] on cpu, got torch.int64 \[3\]"),
+        ("active", torch.zeros(2, dtype=torch.int64, device="meta"), r"on cpu, got torch.int64 \[2\] on meta"),
+        ("active", torch.zeros(2, dtype=torch.int32), r"int64 \[A\] on cpu, got torch.int32"),
+        ("active", torch.zeros(2, 1, dtype=torch.int64), r"int64 \[A\] on cpu, got torch.int64 \[2, 1\]"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_ids_of_another_device_dtype_or_shape_are_refused(backend, packed, name, ids, message):
+    """A kernel would read host memory, or beyond the end."""
+    with pytest.raises(ValueError, match=f"{name}: expected .*{message}"):
+        if name == "exit_at":
+            ops.run_patches(test_patches(4), packed.table, packed.weights, 0.5, ids, 4, 3, backend)
+        else:
+            ops.run_stage(torch.rand(5, 16, 6, 7), ids, packed.table, packed.weights, 1, 0.5, None, backend)
+
+
+def test_weights_packed_for_another_device_are_refused(backend, packed):
+    with pytest.raises(ValueError, match="weights: expected on cpu, packed for it, got meta"):
+        ops.run_patches(test_patches(4), packed.table, packed.weights.to("meta"), 0.5, None, 4, 3, backend)
 
 
 def test_unknown_stage_is_named(backend, packed):

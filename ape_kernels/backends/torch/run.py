@@ -7,6 +7,7 @@ convolutions (the residual stream above all) stays float32.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, pad, pixel_shuffle, prelu, relu
 
 from ape_kernels.backends.order import leaving_first
+from ape_kernels.backends.torch.precision import EXACT_FLOAT32
 from ape_kernels.collapse import FIRST, INTERIOR, LAST, ONLY
 from ape_kernels.modules import module
 from ape_kernels.program import INPUT, Activation, Interpolation
@@ -230,10 +232,11 @@ def _conv(row: Row, src: Tensor, buffers: dict[int, Tensor], weights: Tensor) ->
     shape = (row[Column.OUT_CHANNELS], row[Column.IN_CHANNELS], kernel, kernel)
     weight = _take(weights, row[Column.WEIGHT], shape)
     if kernel == 1:  # carries pixels or the residual stream, and costs little: operands as they are
-        out = conv2d(src, weight.to(src.dtype), _bias(row, shape[:1], src.dtype, weights))
+        operand, weight, bias = src, weight.to(src.dtype), _bias(row, shape[:1], src.dtype, weights)
     else:
-        bias = _take(weights, row[Column.BIAS], shape[:1])
-        out = conv2d(src.to(weights.dtype), weight, bias, padding=kernel // 2).to(src.dtype)
+        operand, bias = src.to(weights.dtype), _take(weights, row[Column.BIAS], shape[:1])
+    with EXACT_FLOAT32:
+        out = conv2d(operand, weight, bias, padding=kernel // 2).to(src.dtype)
     if row[Column.ACTIVATION] == Activation.RELU:
         out = relu(out)
     elif row[Column.ACTIVATION] == Activation.PRELU:
@@ -287,7 +290,9 @@ def _reconstruct(row: Row, features: Tensor, buffers: dict[int, Tensor], weights
         for column_class, left, right in _border_classes(width, classes):
             window = padded[:, :, top : bottom + size - 1, left : right + size - 1]
             kernel, bias = kernels[row_class, column_class], biases[row_class, column_class]
-            out[:, :, top:bottom, left:right] = conv2d(window, kernel, bias)
+            # operands of 16 bits are whole in TF32 too, which is many times faster
+            with EXACT_FLOAT32 if weights.dtype == torch.float32 else nullcontext():
+                out[:, :, top:bottom, left:right] = conv2d(window, kernel, bias)
     pixels = pixel_shuffle(out, row[Column.UPSCALE])
     return pixels if row[Column.ADD] == NO_BUFFER else pixels + buffers[row[Column.ADD]]
 

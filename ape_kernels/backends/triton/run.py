@@ -18,7 +18,7 @@ from ape_kernels.backends.triton.worker import run_patches_kernel, run_stage_ker
 from ape_kernels.table import Column, Opcode
 
 # A patch spread over the chip costs a launch a row, a patch on one worker leaves the other workers idle: with fewer
-# patches than this share of the workers, spreading is faster (by arithmetic; bench/test_gpu_switch.py measures it).
+# patches than this share of the workers, spreading is faster (by arithmetic; bench/gpu.py measures it).
 SPREAD_BELOW = 0.5
 INTERPRETED_WORKERS = 2
 ANY_BM = 64  # pixels of a tile of the convolutions that are not the main one: small, their addresses cost registers
@@ -133,6 +133,7 @@ class _Call:
         }
 
     def step_constants(self) -> dict[str, int]:
+        """Of the memory-bound steps; with them go the main kernel's warps, on which the order of a sum depends."""
         return {"PIXELS": max(1, STEP_ELEMENTS // self.network.wide), "WIDE": self.network.wide}
 
     def _persistent_arguments(
@@ -159,7 +160,7 @@ class _Call:
         forced, steps = constants.pop("FORCED"), self.step_constants()
         begin_kernel[(count,)](
             patches, exit_index, capacity, buffers, scratch, self.height, self.width, patches.shape[1], space_size,
-            **steps,
+            **steps, num_warps=config.warps,
         )  # fmt: skip
         ends = [row - 1 for row in (*network.stage_rows[1:], network.tail_row)]  # last row of each stage
         for row in range(network.first_row, len(network.rows)):
@@ -174,7 +175,7 @@ class _Call:
                 exit_kernel[(count,)](
                     exit_index, capacity, self.exit_at, network.table, buffers, self.weights, scratch, row, stage,
                     int(stage == len(ends) - 1), self.height, self.width, space_size, self.boundary,
-                    FORCED=forced, **steps,
+                    FORCED=forced, **steps, num_warps=config.warps,
                 )  # fmt: skip
 
     def _programs(self, row: int, config: Config) -> int:
