@@ -1,4 +1,8 @@
-"""The cuda backend, its kernel executed on the CPU (csrc/cuda/exec.h), against the torch oracle."""
+"""The cuda backend against the torch oracle.
+
+Without a GPU its kernel is executed on the CPU (csrc/cuda/exec.h). With APE_TEST_DEVICE=cuda the same cases go through
+the real launcher.
+"""
 
 import math
 from dataclasses import replace
@@ -7,7 +11,7 @@ import pytest
 import torch
 from cuda_host import HostLauncher, build
 from families import randomise
-from support import assert_exits_agree, assert_pictures_close, spread_network, test_patches
+from support import DEVICE, assert_exits_agree, assert_pictures_close, spread_network, test_patches
 from test_compact import Compact
 
 from ape_kernels import APEForward, to_program
@@ -32,7 +36,6 @@ from ape_kernels.table import Column, Opcode
 from ape_sr.models import ECBSR, EDSR, RCAN, VDSR, RRDBNet
 
 OPS = torch.ops.ape_kernels
-CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.float16]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2}  # of the value range, one pixel's worst
 BAND = {torch.float32: 1e-5, torch.float16: 1e-2}  # of a prediction
@@ -55,10 +58,27 @@ FAMILIES = {
 }
 
 
+ON_GPU = DEVICE.type == "cuda"
+PARTS = [None] if ON_GPU else [False, True]  # with little shared memory; a GPU has what it has
+PART_IDS = {None: "this GPU", False: "163KB", True: "99KB"}.__getitem__
+
+
 @pytest.fixture
 def host(monkeypatch):
-    """The backend as on a GPU, its kernel on the CPU."""
+    """The backend as on a GPU, its kernel on the CPU; None on a GPU."""
+    if ON_GPU:
+        if reason := cuda.unavailable():
+            pytest.fail(f"cuda: {reason}")
+        return None
     return install(monkeypatch, HostLauncher(build()))
+
+
+def network(family: str) -> torch.nn.Module:
+    return FAMILIES[family]().to(DEVICE)
+
+
+def on_device(*values: int) -> torch.Tensor:
+    return torch.tensor(values, device=DEVICE)
 
 
 def install(monkeypatch, launcher: HostLauncher) -> HostLauncher:
@@ -74,7 +94,7 @@ PAIRS = {"edsr": 4, "edsr-24ch-x3": 4, "edsr-32ch": 2, "edsr-60ch": 2, "rcan": 4
 @pytest.mark.parametrize("family", PAIRS)
 def test_pairs_of_convolutions_are_found(family):
     """Also where there are too few channels for the fused pass: the kernel decides that."""
-    table = cuda.pack(to_program(FAMILIES[family]()), torch.device("cpu"), torch.float16).table
+    table = cuda.pack(to_program(network(family)), DEVICE, torch.float16).table
     assert table[:, Column.FUSED].sum() == PAIRS[family]
     assert (table[table[:, Column.FUSED] == 1][:, Column.OPCODE] == Opcode.CONV).all()
 
@@ -82,19 +102,19 @@ def test_pairs_of_convolutions_are_found(family):
 def test_a_result_that_is_read_again_is_not_fused_away():
     program = to_program(spread_network(2, 2, 32, 1))
     hidden = program.stages[0].steps[0].dst
-    tail = (Conv(hidden, 1, torch.zeros(3, 32, 1, 1)), *program.tail)
+    tail = (Conv(hidden, 1, torch.zeros(3, 32, 1, 1, device=DEVICE)), *program.tail)
     for changed, pairs in ((program, 2), (replace(program, tail=tail), 0)):
-        assert cuda.pack(changed, torch.device("cpu"), torch.float16).table[:, Column.FUSED].sum() == pairs
+        assert cuda.pack(changed, DEVICE, torch.float16).table[:, Column.FUSED].sum() == pairs
 
 
 def schedule(model, count: int) -> torch.Tensor:
-    return torch.arange(count) % len(to_program(model).stages)
+    return torch.arange(count, device=DEVICE) % len(to_program(model).stages)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forced_exits_on_odd_sizes(host, family, dtype):
-    model = FAMILIES[family]()
+    model = network(family)
     fast, oracle = (APEForward(model, backend=name, dtype=d) for name, d in (("cuda", dtype), ("torch", torch.float32)))
     for size in SIZES:
         patches = test_patches(4, *size) * getattr(model, "rgb_range", 1.0)
@@ -111,11 +131,11 @@ def test_forced_exits_on_odd_sizes(host, family, dtype):
 def test_leaves_as_predicted(host, threshold, dtype):
     model, patches = spread_network(), test_patches(24)
     oracle = APEForward(model, backend="torch")
-    every = [oracle.forward_patches(patches, torch.full((24,), i)) for i in range(4)]
+    every = [oracle.forward_patches(patches, torch.full((24,), i, device=DEVICE)) for i in range(4)]
     sr, exit_index, _ = APEForward(model, threshold, backend="cuda", dtype=dtype).forward_patches(patches)
     predictions = [1 - capacity for _, _, capacity in every]
     assert_exits_agree(exit_index, predictions, exit_boundary(threshold), BAND[dtype])
-    expected = torch.stack([sr for sr, _, _ in every])[exit_index, torch.arange(24)]
+    expected = torch.stack([sr for sr, _, _ in every])[exit_index, torch.arange(24, device=DEVICE)]
     assert_pictures_close(sr, expected, TOLERANCE[dtype])
     assert len(set(exit_index.tolist())) >= 3
 
@@ -131,6 +151,7 @@ def test_counts(host, count):
     assert (got[1].dtype, got[2].dtype) == (torch.int64, torch.float32)
 
 
+@pytest.mark.skipif(ON_GPU, reason="chooses the order of warps on the CPU; test_gpu.py asks the same of a GPU")
 def test_a_result_depends_on_the_patch_alone(host):
     """Not on the number of thread blocks, nor on the order in which warps and blocks run, nor on company."""
     fast, patches = APEForward(spread_network(), 0.5, backend="cuda", dtype=torch.float16), test_patches(7, 9, 18)
@@ -147,33 +168,36 @@ FUSED = {False: (16, 32, 48, 64, 96), True: (16, 32, 64)}  # channels, padded, o
 
 
 @pytest.mark.parametrize("channels", [16, 24, 48, 50, 60, 96, 112])
-@pytest.mark.parametrize("small", [False, True], ids=["163KB", "99KB"])
+@pytest.mark.parametrize("small", PARTS, ids=PART_IDS)
 def test_whole_numbers_come_out_exactly(host, channels, small):
     """Weights of 0 and +-1 on small whole numbers: every sum is a float16, so both paths give the oracle's bits."""
-    host.small = small
+    if host:
+        host.small = small
     model = EDSR(2, 1, channels, 1)
     generator = torch.Generator().manual_seed(channels)
     for parameter in model.eval().requires_grad_(False).parameters():
         signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2.0 - 1
         keep = torch.rand(parameter.shape, generator=generator) < 12 / max(12, math.prod(parameter.shape[1:]))
         parameter.copy_(signs * keep)
-    program = to_program(model)
-    fast, oracle = (cuda.pack(program, CPU, torch.float16), get_backend("torch").pack(program, CPU, torch.float32))
-    features = torch.randint(-4, 5, (2, channels, 10, 11), generator=generator).float()
-    ids, exit_at = torch.arange(2), torch.zeros(2, dtype=torch.int64)
+    program = to_program(model.to(DEVICE))
+    fast = cuda.pack(program, DEVICE, torch.float16)
+    oracle = get_backend("torch").pack(program, DEVICE, torch.float32)
+    features = torch.randint(-4, 5, (2, channels, 10, 11), generator=generator).float().to(DEVICE)
+    ids, exit_at = on_device(0, 1), on_device(0, 0)
     results = [
         OPS.run_stage(features, ids, packed.table, packed.weights, 0, math.inf, exit_at, name)
         for name, packed in (("cuda", fast), ("torch", oracle))
     ]
     assert results[1][0].abs().max() < 2048
     assert torch.equal(results[0][0], results[1][0])
-    assert any("pair.h" in site for site in host.sites) == (channels + -channels % 16 in FUSED[small])
+    if host:
+        assert any("pair.h" in site for site in host.sites) == (channels + -channels % 16 in FUSED[small])
 
 
 @pytest.mark.parametrize("channels", [*range(16, 257, 16), 1, 24, 50, 60, 100, 255])
 def test_any_number_of_channels(host, channels):
     """One residual block, exit, closing convolution and 5x5 tail with its border."""
-    model, patches = randomise(EDSR(2, 1, channels, 1)), test_patches(1, 3, 4)
+    model, patches = randomise(EDSR(2, 1, channels, 1)).to(DEVICE), test_patches(1, 3, 4)
     expected = APEForward(model, backend="torch").forward_patches(patches)
     for dtype in DTYPES if channels % 64 == 0 or channels % 16 else DTYPES[1:]:
         sr, _, capacity = APEForward(model, backend="cuda", dtype=dtype).forward_patches(patches)
@@ -181,29 +205,32 @@ def test_any_number_of_channels(host, channels):
         torch.testing.assert_close(capacity, expected[2], atol=BAND[dtype], rtol=0)
 
 
-@pytest.mark.parametrize("small", [False, True], ids=["163KB", "99KB"])
+@pytest.mark.parametrize("small", PARTS, ids=PART_IDS)
 @pytest.mark.parametrize("family", ["ecbsr-16ch", "edsr-32ch", "edsr-48ch", "edsr-60ch", "rcan-32ch", "edsr-96ch"])
 def test_fused_pairs(host, family, small):
     """Rows by eights and a rest; on devices with little shared memory and with more."""
-    model, host.small = FAMILIES[family](), small
+    model = network(family)
+    if host:
+        host.small = small
     fast, oracle = (APEForward(model, backend=n, dtype=d) for n, d in (("cuda", torch.float16), ("torch", None)))
     for height, width in ((1, 1), (8, 5), (15, 17), (17, 48), (4, 49)):
-        host.sites.clear()
         patches, exit_at = test_patches(3, height, width), schedule(model, 3)
         sr, _, capacity = fast.forward_patches(patches, exit_at)
         expected, _, expected_capacity = oracle.forward_patches(patches, exit_at)
         assert_pictures_close(sr, expected, TOLERANCE[torch.float16])
         torch.testing.assert_close(capacity, expected_capacity, atol=BAND[torch.float16], rtol=0)
-        fuses = width <= 48 and not (small and family in ("edsr-48ch", "edsr-96ch"))
-        assert any("pair.h" in site for site in host.sites) == fuses
+        if host:
+            fuses = width <= 48 and not (small and family in ("edsr-48ch", "edsr-96ch"))
+            assert any("pair.h" in site for site in host.sites) == fuses
+            host.sites.clear()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_48x48_64_channels(host, dtype):
     """The case the kernel is made for."""
-    model = randomise(EDSR(4, 2, 64, 1))
+    model = randomise(EDSR(4, 2, 64, 1)).to(DEVICE)
     patches = test_patches(2, 48, 48)[: 2 if dtype == torch.float16 else 1]
-    exit_at = torch.tensor([1, 0])[: len(patches)]
+    exit_at = on_device(1, 0)[: len(patches)]
     sr, _, capacity = APEForward(model, backend="cuda", dtype=dtype).forward_patches(patches, exit_at)
     expected, _, expected_capacity = APEForward(model, backend="torch").forward_patches(patches, exit_at)
     assert_pictures_close(sr, expected, TOLERANCE[dtype])
@@ -215,7 +242,8 @@ def test_half_precision_stays_within_a_hundredth_db(host):
     model, patches = spread_network(res_scale=0.1), test_patches(8)
     exact = APEForward(model, backend="torch").forward_patches(patches)[0]
     half = APEForward(model, backend="cuda", dtype=torch.float16).forward_patches(patches)[0]
-    truth = exact + torch.randn(exact.shape, generator=torch.Generator().manual_seed(3)) * 10 ** (-30 / 20)
+    noise = torch.randn(exact.shape, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    truth = exact + noise * 10 ** (-30 / 20)
     psnr = lambda sr: -10 * math.log10((sr - truth).square().mean())  # noqa: E731
     assert not torch.equal(half, exact)
     assert psnr(half) > psnr(exact) - 0.01
@@ -223,7 +251,7 @@ def test_half_precision_stays_within_a_hundredth_db(host):
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5
+    return (torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5).to(DEVICE)
 
 
 def mixed_program(wide: int = 80) -> PatchProgram:
@@ -246,7 +274,7 @@ def mixed_program(wide: int = 80) -> PatchProgram:
                     Upsample(3, 4, Interpolation.NEAREST),
                     Conv((3, 2, 1), 5, random(wide, 52 + wide, 3, 3), random(wide), scale=1.5, add=2),
                     ChannelAttention(5, 5, random(5, wide), random(5), random(wide, 5), random(wide), 2.0, add=2),
-                    Exit(5, random(wide), torch.tensor([0.1])),
+                    Exit(5, random(wide), torch.tensor([0.1], device=DEVICE)),
                 ),
             ),
         ),
@@ -261,7 +289,7 @@ def test_every_step(host, dtype, size):
     results = []
     for name, d in (("cuda", dtype), ("torch", torch.float32)):
         backend = get_backend(name)
-        packed = backend.pack(program, torch.device("cpu"), d)
+        packed = backend.pack(program, DEVICE, d)
         results.append(backend.run_patches(patches, packed.table, packed.weights, 0.5, None, 2, 3))
     (sr, _, capacity), (expected, _, expected_capacity) = results
     assert_pictures_close(sr, expected, TOLERANCE[dtype])
@@ -273,12 +301,13 @@ def test_run_stage_chained_equals_run_patches(host):
     fast = APEForward(model, 0.5, backend="cuda")
     expected, expected_index, expected_capacity = fast.forward_patches(patches)
     packed = fast._prepare().packed
-    features, ids = model.head(model.sub_mean(patches)), torch.arange(10)
-    skip, done, exit_index = features, torch.empty_like(features), torch.full((10,), -1)
-    capacity = torch.empty(10)
+    features, ids = model.head(model.sub_mean(patches)), torch.arange(10, device=DEVICE)
+    skip, done, exit_index = features, torch.empty_like(features), torch.full((10,), -1, device=DEVICE)
+    capacity = torch.empty(10, device=DEVICE)
     for stage in range(4):
+        active = torch.arange(len(ids), device=DEVICE)
         features, order, predicted, n_left = OPS.run_stage(
-            features, torch.arange(len(ids)), packed.table, packed.weights, stage, exit_boundary(0.5), None, "cuda"
+            features, active, packed.table, packed.weights, stage, exit_boundary(0.5), None, "cuda"
         )
         ids, left = ids[order], int(n_left)
         assert torch.equal(order[:left], order[:left].sort().values), "patches that leave keep their order"
@@ -293,14 +322,14 @@ def test_run_stage_chained_equals_run_patches(host):
 @pytest.mark.parametrize("family", ["edsr", "vdsr"])
 def test_run_stage_takes_rows_in_any_order(host, family):
     """VDSR's stages run at twice the patch's resolution."""
-    model = FAMILIES[family]()
+    model = network(family)
     stage = 0
     packed = {name: APEForward(model, backend=name)._prepare().packed for name in ("cuda", "torch")}
     channels = to_program(model).buffers[to_program(model).stages[stage].src].channels
     features, active, exit_at = (
         random(6, channels, 10, 8) * 20,
-        torch.tensor([4, 1, 5]),
-        torch.tensor([9, 9, 0, 0, 9, 0]),
+        on_device(4, 1, 5),
+        on_device(9, 9, 0, 0, 9, 0),
     )
     results = [
         OPS.run_stage(features, active, packed[name].table, packed[name].weights, stage, math.inf, exit_at, name)
@@ -315,7 +344,7 @@ def test_rows_outside_the_features_come_back_as_nan(host):
     """They cannot be refused without waiting for the device."""
     packed = APEForward(spread_network(), backend="cuda")._prepare().packed
     arguments = (packed.table, packed.weights, 0, math.inf, None, "cuda")
-    features, ids, capacity, _ = OPS.run_stage(torch.rand(2, 16, 4, 4), torch.tensor([1, 2, -1]), *arguments)
+    features, ids, capacity, _ = OPS.run_stage(torch.rand(2, 16, 4, 4, device=DEVICE), on_device(1, 2, -1), *arguments)
     assert ids.tolist() == [-1, 2, 1], "all stay, in reverse order"
     assert features[2].isfinite().all()
     assert features[:2].isnan().all()
@@ -367,23 +396,26 @@ def test_what_cannot_be_counted_or_addressed_is_refused(host, case):
     sizes = {"count": 1, "blocks": 1, "height": 8, "width": 8, "weights": 0, "scratch": 0, **changed}
     pointers = [0] * 6 + [sizes["scratch"], 0]
     with pytest.raises(ValueError, match=message):
-        host.cuda_run_worker(
+        run.launcher().cuda_run_worker(
             packed.table.data_ptr(), len(packed.table), len(packed.weights), 1, run.WHOLE,
             sizes["weights"], 0, 1, *pointers, sizes["blocks"], sizes["count"], sizes["height"], sizes["width"], 0.5, 0,
         )  # fmt: skip
 
 
 def test_unknown_stage_is_named(host):
-    packed = APEForward(spread_network(), backend="cuda")._prepare().packed
+    packed, features = (
+        APEForward(spread_network(), backend="cuda")._prepare().packed,
+        torch.rand(1, 16, 4, 4).to(DEVICE),
+    )
     with pytest.raises(ValueError, match="stage: expected 0 to 3, got 4"):
-        OPS.run_stage(torch.rand(1, 16, 4, 4), torch.tensor([0]), packed.table, packed.weights, 4, 0.5, None, "cuda")
+        OPS.run_stage(features, on_device(0), packed.table, packed.weights, 4, 0.5, None, "cuda")
 
 
 def test_what_cannot_run_is_said(host):
     with pytest.raises(BackendUnavailable, match=r"cuda cannot run: .*float32.*float16, not torch.bfloat16"):
         APEForward(spread_network(), backend="cuda", dtype=torch.bfloat16).forward_patches(test_patches(1))
     module = PatchProgram((Buffer(3),), (Module(0, 0, torch.nn.Tanh()),), (), ())
-    assert cuda.supports(module, torch.device("cpu"), torch.float32) == "has no kernels for Tanh"
+    assert cuda.supports(module, DEVICE, torch.float32) == "has no kernels for Tanh"
     assert cuda.supports(module, torch.device("meta"), torch.float32) == "runs on CUDA devices, not on meta"
 
 

@@ -5,7 +5,7 @@ import torch
 from families import randomise
 from support import DEVICE, assert_pictures_close, bitwise, spread_network, test_patches
 
-from ape_kernels import APEForward
+from ape_kernels import APEForward, PatchGrid
 from ape_kernels.backends import get_backend
 from ape_sr.models import EDSR
 
@@ -29,6 +29,7 @@ class TestFused:
         assert_pictures_close(fast.forward_patches(patches)[0], oracle.forward_patches(patches)[0], 1e-2)
 
     def test_many_workers_give_the_same_bits_every_time(self, backend):
+        """Few patches too, which triton spreads over the chip."""
         model = randomise(EDSR(4, 4, 64, 1)).to(DEVICE)
         fast = APEForward(model, 0.5, backend=backend, dtype=torch.float16)
         patches = test_patches(700, 48, 48)
@@ -79,11 +80,68 @@ class TestFused:
         assert bitwise(got, fast.forward_patches(patches))
 
     def test_the_host_is_not_asked(self, backend):
-        fast = APEForward(spread_network(), 0.5, backend=backend)
-        patches = test_patches(300)
-        fast.forward_patches(patches)
+        fast = APEForward(spread_network(), 0.5, backend=backend, patch_size=12)
+        patches, image = test_patches(300), test_patches(1, 70, 90)
+        calls = (lambda: fast.forward_patches(patches), lambda: fast(image))
+        for call in calls:
+            call()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            fast.forward_patches(patches)
+            for call in calls:
+                call()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+    def test_an_image_captured_in_a_graph(self, backend):
+        fast = APEForward(spread_network(), 0.5, backend=backend, patch_size=12)
+        image = test_patches(2, 70, 90)
+        fast(image)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = fast(image)
+        image.copy_(test_patches(2, 70, 90, seed=5))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert bitwise([got], [fast(image)])
+
+    @pytest.mark.parametrize("blend", ["linear", "average"])
+    @pytest.mark.parametrize("overlap", [0, 3], ids=lambda o: f"overlap={o}")
+    def test_split_and_merge(self, backend, overlap, blend):
+        """Against the torch backend, the whole picture and band by band."""
+        grid = PatchGrid(61, 83, 16, overlap, 2, blend)
+        image = test_patches(2, 61, 83)
+        patches = grid.split(image, backend)
+        assert torch.equal(patches, grid.split(image, "torch"))
+        sr = torch.rand(len(patches), 3, 32, 32, device=DEVICE)
+        expected = grid.merge(sr, 2, "torch")
+        torch.testing.assert_close(grid.merge(sr, 2, backend), expected, atol=1e-6, rtol=0)
+        one, kept = sr[: len(sr) // 2], sr[:0]
+        for band in grid.bands(2):
+            columns = grid.shape[1]
+            kept = torch.cat([kept, one[band.new_rows.start * columns : band.new_rows.stop * columns]])
+            merged = grid.merge(kept, 1, backend, band)
+            torch.testing.assert_close(merged, expected[:1, :, band.pixels], atol=1e-6, rtol=0)
+            kept = kept[len(kept) - band.keep_rows * columns :]
+
+    def test_host_memory_is_refused(self, backend):
+        fast = APEForward(spread_network(), 0.5, backend=backend)
+        packed = fast._prepare().packed
+        with pytest.raises(ValueError, match="exit_at: expected int64 .* on cuda:0, got torch.int64 .* on cpu"):
+            fast.forward_patches(test_patches(2), torch.tensor([0, 1]))
+        with pytest.raises(ValueError, match="active: expected int64 .* on cuda:0, got torch.int64 .* on cpu"):
+            torch.ops.ape_kernels.run_stage(
+                torch.rand(2, 16, 4, 4, device=DEVICE), torch.tensor([0]), packed.table, packed.weights, 0, 0.5, None,
+                backend,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_cuda_splits_and_merges_halves(dtype):
+    if reason := get_backend("cuda").unavailable():
+        pytest.skip(f"cuda: {reason}")
+    grid = PatchGrid(61, 83, 16, 3, 2)
+    image = test_patches(2, 61, 83).to(dtype)
+    patches = grid.split(image, "cuda")
+    assert torch.equal(patches, grid.split(image, "torch"))
+    sr = torch.rand(len(patches), 3, 32, 32, device=DEVICE).to(dtype)
+    torch.testing.assert_close(grid.merge(sr, 2, "cuda"), grid.merge(sr, 2, "torch"), atol=1e-2, rtol=0)
