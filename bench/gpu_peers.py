@@ -1,96 +1,49 @@
-"""What a user would run on a GPU instead, the device's ceilings, and timing in turns."""
+"""What a user would run on a GPU instead: the network in float16 and channels_last, by PyTorch's own means.
+
+Peers take and give float16, so that they pay for no conversion.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import cache
 
 import torch
-from peers import Run, Unavailable
+from gpu_device import Gpu, Run, StandIn
 from reference import literal_forward
 from torch import Tensor, nn
 
 
-def authors(model: nn.Module, patches: Tensor, boundary: float) -> Run:
-    """The paper's test loop in float32, as its authors ran it."""
-    if not hasattr(model, "exit_interval") or type(model).__name__ != "EDSR":
-        raise Unavailable("the literal test loop is written for EDSR")
-    return lambda patches: literal_forward(model, patches, boundary)[0]
-
-
-def _half(model: nn.Module) -> nn.Module:
+def half(model: nn.Module, device: Gpu | StandIn) -> nn.Module:
+    """A copy of the network as a user would prepare it; float32 in the dry run."""
     torch.backends.cudnn.benchmark = True
-    return copy.deepcopy(model).half().to(memory_format=torch.channels_last)
+    dtype = torch.float16 if device.kind == "cuda" else torch.float32
+    return copy.deepcopy(model).to(dtype).to(memory_format=torch.channels_last)
 
 
-def eager(model: nn.Module, patches: Tensor, boundary: float) -> Run:
-    """PyTorch, float16, channels_last, cudnn.benchmark."""
-    half = _half(model)
-    return lambda patches: half(patches.half().to(memory_format=torch.channels_last)).float()
+def prepared(patches: Tensor, network: nn.Module) -> Tensor:
+    """The patches as `network` takes them."""
+    return patches.to(next(network.parameters()).dtype).to(memory_format=torch.channels_last)
 
 
-def compiled(model: nn.Module, patches: Tensor, boundary: float) -> Run:
-    """torch.compile(mode="max-autotune") of the same; minutes to compile, so for one case only."""
-    if len(patches) != 500 or type(model).__name__ != "EDSR" or model.body[0].body[0].in_channels != 64:
-        raise Unavailable("compiled for EDSR 16x64 and 500 patches only: it takes minutes")
-    fast = torch.compile(_half(model), mode="max-autotune")
-    return lambda patches: fast(patches.half().to(memory_format=torch.channels_last)).float()
+def in_batches(forward: Callable[[Tensor], Tensor], patches: Tensor, batch: int, device: Gpu | StandIn) -> Run:
+    """All patches, `batch` at a time by replays of one graph: small batches stay in the cache."""
+    static = patches[:batch].clone(memory_format=torch.channels_last)
+    replay = device.graph(lambda: forward(static))
+    out: list[Tensor] = []
 
-
-def graphed(model: nn.Module, patches: Tensor, boundary: float) -> Run:
-    """The eager network captured in a CUDA graph."""
-    half = _half(model)
-    static = patches.half().to(memory_format=torch.channels_last)
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        half(static)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = half(static)
-
-    def run(patches: Tensor) -> Tensor:
-        static.copy_(patches)
-        graph.replay()
-        return out.float()
+    def run() -> Tensor:
+        for begin in range(0, len(patches), batch):
+            static.copy_(patches[begin : begin + batch])
+            picture = replay()
+            if not out:
+                out.append(picture.new_empty(len(patches), *picture.shape[1:]))
+            out[0][begin : begin + batch] = picture
+        return out[0]
 
     return run
 
 
-PEERS = {
-    "authors' eager forward, fp32": authors,
-    "torch fp16 channels_last": eager,
-    "torch.compile max-autotune fp16": compiled,
-    "CUDA-graphed fp16": graphed,
-}
-RUN_EXITS = ("authors' eager forward, fp32",)
-
-
-def milliseconds_in_turns(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """`rounds` times of every row by CUDA events, taken in turns after two calls to warm up."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    with torch.inference_mode():
-        for run in runs.values():
-            run()
-            run()
-        for _ in range(rounds):
-            for name, run in runs.items():
-                begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                torch.cuda.synchronize()
-                begin.record()
-                run()
-                end.record()
-                torch.cuda.synchronize()
-                taken[name].append(begin.elapsed_time(end))
-    return taken
-
-
-@cache
-def ceilings() -> tuple[float, float]:
-    """FLOP/s of an 8192-cubed float16 matrix product and bytes/s of a 1 GiB copy (read and written)."""
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.float16)
-    source = torch.empty(1 << 29, device="cuda", dtype=torch.float16)
-    target = torch.empty_like(source)
-    times = milliseconds_in_turns({"product": lambda: a @ a, "copy": lambda: target.copy_(source)}, 5)
-    return 2 * 8192**3 / (min(times["product"]) / 1e3), 2 * source.nbytes / (min(times["copy"]) / 1e3)
+def authors(model: nn.Module, patches: Tensor) -> Run:
+    """The paper's test loop in float32, as its authors ran it, at full depth."""
+    return lambda: literal_forward(model, patches, 2.0)[0]

@@ -126,9 +126,9 @@ class TestFused:
     def test_host_memory_is_refused(self, backend):
         fast = APEForward(spread_network(), 0.5, backend=backend)
         packed = fast._prepare().packed
-        with pytest.raises(ValueError, match="exit_at: expected int64 .* on cuda:0, got torch.int64 .* on cpu"):
+        with pytest.raises(ValueError, match=r"exit_at: expected int64 .* on cuda:0, got torch.int64 .* on cpu"):
             fast.forward_patches(test_patches(2), torch.tensor([0, 1]))
-        with pytest.raises(ValueError, match="active: expected int64 .* on cuda:0, got torch.int64 .* on cpu"):
+        with pytest.raises(ValueError, match=r"active: expected int64 .* on cuda:0, got torch.int64 .* on cpu"):
             torch.ops.ape_kernels.run_stage(
                 torch.rand(2, 16, 4, 4, device=DEVICE), torch.tensor([0]), packed.table, packed.weights, 0, 0.5, None,
                 backend,

@@ -1,0 +1,85 @@
+"""Timing and graphs on the device at hand: a GPU, or for dry runs the CPU in its place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Run = Callable[[], Any]
+LEAST_SAMPLES, MOST_SAMPLES = 5, 30
+SECONDS = 1.0  # of samples for one row
+
+
+class Gpu:
+    """A CUDA device. Times are between events on its stream."""
+
+    kind = "cuda"
+
+    def milliseconds(self, run: Run) -> float:
+        """Of one call, from start to end on the device."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end)
+
+    def graph(self, run: Run) -> Run:
+        """A replay of `run`, captured once; what it returned then is overwritten by every replay."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = run()
+
+        def replay() -> Any:
+            graph.replay()
+            return result
+
+        return replay
+
+
+class StandIn:
+    """The CPU in the place of a GPU: the same calls, so that a dry run takes the same way."""
+
+    kind = "cpu"
+
+    def milliseconds(self, run: Run) -> float:
+        """Of one call."""
+        begin = time.perf_counter()
+        run()
+        return (time.perf_counter() - begin) * 1e3
+
+    def graph(self, run: Run) -> Run:
+        """`run` itself."""
+        run()
+        return run
+
+
+def samples(device: Gpu | StandIn, run: Run) -> list[float]:
+    """Milliseconds of several calls after two to warm up."""
+    run()
+    run()
+    taken: list[float] = []
+    while len(taken) < LEAST_SAMPLES or (sum(taken) < SECONDS * 1e3 and len(taken) < MOST_SAMPLES):
+        taken.append(device.milliseconds(run))
+    return taken
+
+
+def ceilings(device: Gpu | StandIn) -> tuple[float, float]:
+    """TFLOP/s of a float16 matrix product on random data, and TB/s of a copy (bytes read and written)."""
+    side, elements = (8192, 1 << 29) if device.kind == "cuda" else (64, 1 << 12)
+    dtype = torch.float16 if device.kind == "cuda" else torch.float32
+    a = torch.randn(side, side, device=device.kind, dtype=dtype)
+    product = min(samples(device, lambda: a @ a))
+    source = torch.empty(elements, device=device.kind, dtype=dtype)
+    target = torch.empty_like(source)
+    copy = min(samples(device, lambda: target.copy_(source)))
+    return 2 * side**3 / product / 1e9, 2 * source.nbytes / copy / 1e9
