@@ -121,7 +121,7 @@ class Runner:
         folders = [str(ROOT / folder) for folder in ("", "python", "tests")]
         python_path = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1", **step.environment}
-        environment["APE_TEST_DEVICE"] = "cpu" if self.dry else "cuda"
+        environment |= {"APE_TEST_DEVICE": "cpu" if self.dry else "cuda", "OMP_NUM_THREADS": "2"}
         begin = time.monotonic()
         with open(self.out / "log.txt", "a") as log:
             print(f"\n=== {step.name}: {' '.join(step.command)}", file=log, flush=True)

@@ -268,7 +268,7 @@ def environment(bench: Bench) -> None:
         )
         found["nvcc"] = run("nvcc", "--version").splitlines()[-1] if run("nvcc", "--version") else "none"
         found["cuda backend"] = get_backend("cuda").unavailable() or "available"
-    found["commit"] = run("git", "rev-parse", "--short", "HEAD") or "not a git checkout"
+    found["commit"] = run("git", "describe", "--always", "--dirty") or "not a git checkout"
     found["sources"] = source_hash()
     bench.records.add("environment", **found, product_tflops=round(product, 1), copy_tbps=round(copied, 2))
 
