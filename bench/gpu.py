@@ -64,6 +64,7 @@ def steps(out: Path, dry: bool) -> list[Step]:
         cuda_tests = triton_tests = oracle_tests = [f"{kernels}test_policy.py"]
     sanitized = pytest_command(f"{kernels}test_gpu.py", "-k", "sanitizer and cuda", processes=0)
     sanitizer = ["compute-sanitizer", "--kernel-name", "kns=worker_kernel", "--error-exitcode", "1"]
+    few = {"OMP_NUM_THREADS": "2"}  # threads of each of several processes
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     profile = ["ncu", "--clock-control", "none", "-k", "regex:worker_kernel", "-s", "1", "-c", "1"]
     profile += ["--set", "full", "-f", "-o", str(out / "ncu")]
@@ -72,17 +73,17 @@ def steps(out: Path, dry: bool) -> list[Step]:
     return [
         Step("environment", 30, measure("environment")),
         Step("build", 120, build, environment=dict(APE_BUILD_CUDA="1", APE_CUDA_ARCH=_architecture(dry))),
-        Step("cuda-check", 100, pytest_command(*cuda_tests, processes=0 if dry else 6)),
+        Step("cuda-check", 100, pytest_command(*cuda_tests, processes=0 if dry else 6), environment=few),
         Step("cuda-time", 70, measure("cuda-time")),
         Step("torch-time", 70, measure("torch-time")),
         Step("memcheck", 60, [*sanitizer, "--tool", "memcheck", *sanitized], "compute-sanitizer", uncached),
         Step("racecheck", 60, [*sanitizer, "--tool", "racecheck", *sanitized], "compute-sanitizer"),
         Step("ncu", 60, [*profile, *measure("profile")], "ncu"),
         Step("ncu-source", 30, ["sh", "-c", source], "ncu"),
-        Step("triton-check", 110, pytest_command(*triton_tests, processes=0 if dry else 8)),
+        Step("triton-check", 110, pytest_command(*triton_tests, processes=0 if dry else 8), environment=few),
         Step("triton-time", 100, measure("triton-time")),
         Step("image-time", 60, measure("image-time")),
-        Step("oracle-check", 60, pytest_command(*oracle_tests, processes=0 if dry else 4)),
+        Step("oracle-check", 60, pytest_command(*oracle_tests, processes=0 if dry else 4), environment=few),
         Step("verify", 75, [sys.executable, "-m", "ape_kernels", "verify"]),
         Step("compile-time", 120, measure("compile-time")),
     ]
@@ -121,7 +122,7 @@ class Runner:
         folders = [str(ROOT / folder) for folder in ("", "python", "tests")]
         python_path = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1", **step.environment}
-        environment |= {"APE_TEST_DEVICE": "cpu" if self.dry else "cuda", "OMP_NUM_THREADS": "2"}
+        environment["APE_TEST_DEVICE"] = "cpu" if self.dry else "cuda"
         begin = time.monotonic()
         with open(self.out / "log.txt", "a") as log:
             print(f"\n=== {step.name}: {' '.join(step.command)}", file=log, flush=True)

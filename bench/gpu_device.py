@@ -10,13 +10,13 @@ import torch
 
 Run = Callable[[], Any]
 LEAST_SAMPLES, MOST_SAMPLES = 5, 30
-SECONDS = 1.0  # of samples for one row
 
 
 class Gpu:
     """A CUDA device. Times are between events on its stream."""
 
     kind = "cuda"
+    seconds = 1.0  # of samples for one row
 
     def milliseconds(self, run: Run) -> float:
         """Of one call, from start to end on the device."""
@@ -50,6 +50,7 @@ class StandIn:
     """The CPU in the place of a GPU: the same calls, so that a dry run takes the same way."""
 
     kind = "cpu"
+    seconds = 0.01
 
     def milliseconds(self, run: Run) -> float:
         """Of one call."""
@@ -68,7 +69,7 @@ def samples(device: Gpu | StandIn, run: Run) -> list[float]:
     run()
     run()
     taken: list[float] = []
-    while len(taken) < LEAST_SAMPLES or (sum(taken) < SECONDS * 1e3 and len(taken) < MOST_SAMPLES):
+    while len(taken) < LEAST_SAMPLES or (sum(taken) < device.seconds * 1e3 and len(taken) < MOST_SAMPLES):
         taken.append(device.milliseconds(run))
     return taken
 
