@@ -152,7 +152,7 @@ def test_a_loss_that_turns_to_nan_between_two_looks_stops_the_run(sampler, tmp_p
     load_model(tmp_path / "model.safetensors")  # which refuses NaN
 
 
-class TestMinutes:
+class TestRates:
     CONFIG = replace(CONFIG, steps=1000, minutes=10 / 60, schedule="cosine", save_seconds=3)
 
     @pytest.fixture
@@ -168,22 +168,28 @@ class TestMinutes:
         monkeypatch.setattr("ape_sr.training.run.monotonic", lambda: len(drawn))
         return drawn
 
-    def test_the_run_and_its_schedule_end_with_them(self, sampler, tmp_path, drawn):
+    def test_the_run_and_its_schedule_end_with_the_minutes(self, sampler, tmp_path, drawn):
         TrainingRun(network(), sampler, self.CONFIG, tmp_path, "cpu").run()
         assert drawn == list(range(10))
         rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
         rates = {int(row["step"]): float(row["lr"]) for row in rows}
         expected = {step: 0.5e-3 * (1 + np.cos(np.pi * (step - 1) / 10)) for step in (*range(1, 9), 10)}
         assert rates == pytest.approx(expected, rel=1e-4)
-        weights = (tmp_path / "model.safetensors").read_bytes()
-        TrainingRun(network(), sampler, self.CONFIG, tmp_path, "cpu").run()
-        assert len(drawn) == 10 and (tmp_path / "model.safetensors").read_bytes() == weights
+        again = network()
+        weights = load_model(TrainingRun(again, sampler, self.CONFIG, tmp_path, "cpu").run()).state_dict()
+        assert len(drawn) == 10 and all(torch.equal(again.state_dict()[name], weights[name]) for name in weights)
 
-    def test_fewer_steps_end_it_before(self, sampler, tmp_path, drawn):
+    def test_rates_grow_to_the_schedule(self, sampler, tmp_path):
+        TrainingRun(network(), sampler, replace(CONFIG, warm_up=4), tmp_path, "cpu").run()
+        rows = csv.DictReader((tmp_path / "log.csv").read_text().splitlines())
+        expected = [0.2e-3, 0.4e-3, 0.6e-3, 0.8e-3, 0.5e-3, 0.5e-3]  # halved from two thirds on
+        assert [float(row["lr"]) for row in rows] == pytest.approx(expected)
+
+    def test_fewer_steps_end_it_before_the_minutes(self, sampler, tmp_path, drawn):
         TrainingRun(network(), sampler, replace(self.CONFIG, steps=4), tmp_path, "cpu").run()
         assert drawn == list(range(4))
 
-    def test_those_before_a_kill_count(self, sampler, tmp_path, drawn, monkeypatch):
+    def test_the_minutes_before_a_kill_count(self, sampler, tmp_path, drawn, monkeypatch):
         whole = network()
         TrainingRun(whole, sampler, self.CONFIG, tmp_path / "whole", "cpu").run()
         counted = sampler.batch
@@ -203,7 +209,7 @@ class TestMinutes:
         for name, value in whole.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], value), name
 
-    def test_several_processes_are_refused(self, sampler, tmp_path):
+    def test_minutes_of_several_processes_are_refused(self, sampler, tmp_path):
         with pytest.raises(UserError, match="minutes: expected with one process, got 2; say how many --steps"):
             TrainingRun(network(), sampler, self.CONFIG, tmp_path, "cpu", Ranks(0, 2))
 

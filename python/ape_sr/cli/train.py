@@ -86,6 +86,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="of the regressor's loss against the pictures' (%(default)s)",
     )
     parser.add_argument("--schedule", choices=("halve", "cosine"), default=DEFAULTS.schedule, help="(%(default)s)")
+    parser.add_argument(
+        "--warm-up",
+        type=positive_int,
+        default=DEFAULTS.warm_up,
+        help="steps over which the rates grow to those of the schedule; keeps the first ones of a run with --init from "
+        "undoing what the weights know (%(default)s)",
+    )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default=DEFAULTS.precision, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of crops and initial weights (%(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")

@@ -32,8 +32,9 @@ class TrainingConfig:
 
     steps: optimiser steps at most. minutes: of training at most, None for no limit; whichever of the two is nearer its
     end drives the schedule. batch: crops a step. patch: HR crop size in pixels. lr: learning rate.
-    schedule: "halve" (half from two thirds on) or "cosine" (to zero). regressor_lr: rate of the
-    regressor alone. regressor_weight: of its loss. clip: largest gradient norm. precision: "fp32" or "bf16" (autocast).
+    schedule: "halve" (half from two thirds on) or "cosine" (to zero). warm_up: steps over which the rates grow to those
+    of the schedule. regressor_lr: rate of the regressor alone. regressor_weight: of its loss. clip: largest gradient
+    norm. precision: "fp32" or "bf16" (autocast).
     target: what the regressor predicts, "paper" or "look-ahead" (`joint_loss`).
     seed: of crops. regressor_only: leave the backbone as it is. save_seconds: between checkpoints, at least.
     """
@@ -44,6 +45,7 @@ class TrainingConfig:
     patch: int = 192
     lr: float = 1e-4
     schedule: str = "halve"
+    warm_up: int = 0
     regressor_lr: float = 1e-4
     regressor_weight: float = 1.0
     clip: float = 5.0
@@ -196,9 +198,10 @@ class TrainingRun:
 
     def _rate(self, done: float) -> float:
         """Share of the learning rates when `done` of the run is."""
+        warmth = min((self.step + 1) / (self.config.warm_up + 1), 1.0)
         if self.config.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))
-        return 0.5 if done >= 2 / 3 else 1.0
+            return warmth * 0.5 * (1 + math.cos(math.pi * done))
+        return warmth * (0.5 if done >= 2 / 3 else 1.0)
 
     def _save(self, log: TrainingLog) -> None:
         state = {
