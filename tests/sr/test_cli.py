@@ -190,7 +190,8 @@ class TestCalibrate:
 def test_train_then_upscale(tmp_path, photos, capsys):
     """The paper's two phases, three steps each, then the result in use."""
     common = ("-i", photos, "-s", 2, "--blocks", 2, "--feats", 8, "--patch", 32, "--batch", 2, "--steps", 3)
-    assert run("train", *common, "-o", tmp_path / "plain", "--plain") == 0
+    assert run("train", *common, "-i", photos, "-o", tmp_path / "plain", "--plain", "--minutes", 5) == 0
+    assert "6 images (0 smaller than 32x32 left out)" in capsys.readouterr().out
     weights = tmp_path / "plain" / "model.safetensors"
     assert run("train", *common, "-o", tmp_path / "exits", "--init", weights, "--exit-every", 1) == 0
     weights = tmp_path / "exits" / "model.safetensors"
@@ -276,6 +277,8 @@ BAD_CALLS = {
     "train-init-of-other-size": (["train", "-i", "{photos}", "-o", "run", "--init", "{weights}"], "init: head.0.weight: expected (64, 3, 3, 3), got (8, 3, 3, 3)"),
     "train-regressor-of-nothing": (["train", "-i", "{photos}", "-o", "run", "--regressor-only"], "regressor-only: expected --init"),
     "train-plain-regressor": (["train", "-i", "{photos}", "-o", "run", "--plain", "--regressor-only", "--blocks", "4", "--feats", "8", "-s", "2", "--patch", "32", "--init", "{weights}"], "init: regressor.2.weight: expected no such weight"),
+    "train-no-minutes": (["train", "-i", "{photos}", "-o", "run", "--minutes", "0"], "expected a number above 0, got 0"),
+    "train-lr-of-two-folders": (["train", "-i", "{photos}", "-i", "{photos}", "-o", "run", "--lr-data", "{photos}"], "lr-data: expected with one folder of images, got 2"),
     "train-no-steps": (["train", "-i", "{photos}", "-o", "run", "--steps", "0"], "expected a whole number of at least 1, got 0"),
 }  # fmt: skip
 

@@ -12,13 +12,14 @@ import torch
 from ape_sr.checkpoint import load_model
 from ape_sr.cli.arguments import existing_folder, positive_float, positive_int
 from ape_sr.data.crops import CropSampler
+from ape_sr.data.resident import ResidentCrops
 from ape_sr.distributed import joined, ranks_from_environment
 from ape_sr.errors import UserError
 from ape_sr.models import NETWORKS, build_model
 from ape_sr.training.run import TrainingConfig, TrainingRun, initialise
 
 DEFAULTS = TrainingConfig()
-SETTINGS = [field for field in fields(TrainingConfig) if field.name not in ("clip", "save_every")]
+SETTINGS = [field for field in fields(TrainingConfig) if field.name not in ("clip", "save_seconds")]
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -36,8 +37,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--data",
         type=existing_folder,
         required=True,
-        help="folder of training images (HR), or one as DIV2K is unpacked: <set>_train_HR and, where it is there, "
-        "<set>_train_LR_bicubic/X<scale>",
+        nargs="+",
+        action="extend",
+        help="folders of training images (HR), or as DIV2K is unpacked: <set>_train_HR and, where it is there, "
+        "<set>_train_LR_bicubic/X<scale>; all images are drawn equally often",
     )
     parser.add_argument("--lr-data", type=existing_folder, help="folder of their LR versions (made by bicubic)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the run")
@@ -67,6 +70,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--init", type=Path, help="weights to start from; a plain network will do")
     parser.add_argument("--steps", type=positive_int, default=DEFAULTS.steps, help="optimiser steps (%(default)s)")
+    parser.add_argument(
+        "--minutes", type=positive_float, help="of training at most; the schedule then ends with them (no limit)"
+    )
     parser.add_argument("--batch", type=positive_int, default=DEFAULTS.batch, help="crops a step (%(default)s)")
     parser.add_argument("--patch", type=positive_int, default=DEFAULTS.patch, help="HR crop size (%(default)s)")
     parser.add_argument("--lr", type=positive_float, default=DEFAULTS.lr, help="learning rate (%(default)s)")
@@ -80,6 +86,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="of the regressor's loss against the pictures' (%(default)s)",
     )
     parser.add_argument("--schedule", choices=("halve", "cosine"), default=DEFAULTS.schedule, help="(%(default)s)")
+    parser.add_argument(
+        "--warm-up",
+        type=positive_int,
+        default=DEFAULTS.warm_up,
+        help="steps over which the rates grow to those of the schedule; keeps the first ones of a run with --init from "
+        "undoing what the weights know (%(default)s)",
+    )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default=DEFAULTS.precision, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of crops and initial weights (%(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
@@ -102,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
         if ranks.leads:
             print(f"{len(sampler.pairs)} images ({sampler.skipped} smaller than {args.patch}x{args.patch} left out)")
         config = TrainingConfig(**{field.name: getattr(args, field.name) for field in SETTINGS})
-        weights = TrainingRun(model, sampler, config, args.out, str(device), ranks).run()
+        weights = TrainingRun(model, _crops(sampler, device), config, args.out, str(device), ranks).run()
         if ranks.leads:
             print(f"weights: {weights}")
 
@@ -133,3 +146,14 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: a build without that kind of device
         raise UserError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from None
     return device
+
+
+def _crops(sampler: CropSampler, device: torch.device) -> CropSampler | ResidentCrops:
+    """Crops cut on a GPU where half of its free memory holds the images, on the host elsewhere."""
+    if device.type != "cuda":
+        return sampler
+    free, _ = torch.cuda.mem_get_info(device)
+    if sampler.nbytes <= free // 2:
+        return ResidentCrops(sampler, device)
+    print(f"images: {sampler.nbytes >> 20} MiB, {free >> 20} MiB free on {device}: crops are cut on the host")
+    return sampler

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,62 +20,108 @@ from ape_sr.errors import UserError
 MEMORY = 8 << 30  # bytes of decoded pictures that are kept
 
 
-class CropSampler:
-    """LR/HR crop pairs from a folder of images, the LR side read from disk or made by bicubic downscaling.
+@dataclass(frozen=True)
+class Crop:
+    """Where a crop is cut: number of its picture, top and left in LR pixels; then quarter turns, and 1 if mirrored."""
 
-    folder, lr_folder: as `find_training_pairs` takes them; pictures with a side under `patch` are left out.
+    picture: int
+    top: int
+    left: int
+    quarter_turns: int
+    mirrored: int
+
+
+class CropSampler:
+    """LR/HR crop pairs from folders of images, the LR side read from disk or made by bicubic downscaling.
+
+    folders, lr_folder: each folder as `find_training_pairs` takes it, an LR folder with one folder only; pictures with
+    a side under `patch` are left out. Every picture is drawn equally often, whatever its size and folder.
     scale: upscaling factor. patch: HR crop size in pixels, a multiple of `scale`.
     seed: of the whole run.
 
     Pictures are decoded and downscaled when first drawn and kept as uint8, up to `MEMORY` bytes of them.
+    `nbytes`: of all of them, both sides.
     """
 
-    def __init__(self, folder: Path, scale: int, patch: int, seed: int, lr_folder: Path | None = None) -> None:
+    def __init__(
+        self, folders: Sequence[Path], scale: int, patch: int, seed: int, lr_folder: Path | None = None
+    ) -> None:
         if patch % scale:
             raise UserError(f"patch: expected a multiple of the scale {scale}, got {patch}")
+        if lr_folder is not None and len(folders) > 1:
+            raise UserError(f"lr-data: expected with one folder of images, got {len(folders)}")
         self.scale, self.patch, self.seed = scale, patch, seed
-        found = find_training_pairs(folder, scale, lr_folder)
-        self.pairs = [pair for pair in found if min(side - side % scale for side in image_size(pair[0])) >= patch]
+        self.pairs: list[tuple[Path, Path | None]] = []
+        self.skipped = self.nbytes = 0
+        for pair in (pair for folder in folders for pair in find_training_pairs(folder, scale, lr_folder)):
+            width, height = (side - side % scale for side in image_size(pair[0]))
+            if min(width, height) < patch:
+                self.skipped += 1
+                continue
+            self.pairs.append(pair)
+            self.nbytes += 3 * width * height + 3 * width * height // scale**2
         if not self.pairs:
-            raise UserError(f"data: expected images of at least {patch}x{patch} pixels in {folder}, found none")
-        self.skipped = len(found) - len(self.pairs)
+            names = ", ".join(map(str, folders))
+            raise UserError(f"data: expected images of at least {patch}x{patch} pixels in {names}, found none")
         self._decoded: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._bytes = 0
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         """LR ``[size, 3, patch / scale, patch / scale]`` and HR ``[size, 3, patch, patch]``, float32 in [0, 1]."""
-        rng = np.random.default_rng([self.seed, step])
-        pairs = [self._crop(rng) for _ in range(size)]
+        crops = [self._cut(crop) for crop in self.draws(step, size, lambda picture: self._pair(picture)[0].shape[:2])]
         lr, hr = (
-            torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2).float() / 255 for side in zip(*pairs, strict=True)
+            torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2).float() / 255 for side in zip(*crops, strict=True)
         )
         return lr, hr
 
-    def _crop(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        lr, hr = self._pair(int(rng.integers(len(self.pairs))))
-        s, side = self.scale, self.patch // self.scale
-        y = rng.integers(lr.shape[0] - side + 1)
-        x = rng.integers(lr.shape[1] - side + 1)
-        crops = lr[y : y + side, x : x + side], hr[s * y : s * (y + side), s * x : s * (x + side)]
-        quarter_turns, mirrored = rng.integers(4), rng.integers(2)
-        return tuple(_dihedral(crop, quarter_turns, mirrored) for crop in crops)  # type: ignore[return-value]
+    def draws(self, step: int, size: int, lr_size: Callable[[int], tuple[int, int]]) -> Iterator[Crop]:
+        """The `size` crops of a step, one by one. lr_size: height and width of a picture's LR side."""
+        rng = np.random.default_rng([self.seed, step])
+        side = self.patch // self.scale
+        for _ in range(size):
+            picture = int(rng.integers(len(self.pairs)))
+            height, width = lr_size(picture)
+            top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+            yield Crop(picture, top, left, int(rng.integers(4)), int(rng.integers(2)))
+
+    def load_all(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """LR and HR of every picture in turn, uint8 ``[h, w, 3]``; files are decoded by all cores."""
+        with ThreadPoolExecutor() as pool:
+            for index, (lr, hr) in enumerate(pool.map(self._read, range(len(self.pairs)))):
+                yield self._matched(index, lr, hr)
+
+    def _cut(self, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
+        lr, hr = self._pair(crop.picture)
+        s, side, top, left = self.scale, self.patch // self.scale, crop.top, crop.left
+        cut = lr[top : top + side, left : left + side], hr[s * top : s * (top + side), s * left : s * (left + side)]
+        return tuple(_dihedral(part, crop.quarter_turns, crop.mirrored) for part in cut)  # type: ignore[return-value]
 
     def _pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """LR and HR of a picture, kept while there is room; the one not drawn for longest goes first."""
         if index in self._decoded:
             self._decoded.move_to_end(index)
             return self._decoded[index]
-        hr_path, lr_path = self.pairs[index]
-        hr = modcrop(read_image(hr_path), self.scale)
-        lr = bicubic_downscale(hr, self.scale) if lr_path is None else read_image(lr_path)
-        expected = (hr.shape[0] // self.scale, hr.shape[1] // self.scale)
-        if lr.shape[:2] != expected:
-            got = f"{lr.shape[1]}x{lr.shape[0]}"
-            raise UserError(f"{lr_path}: expected {expected[1]}x{expected[0]}, 1/{self.scale} of {hr_path}, got {got}")
+        lr, hr = self._matched(index, *self._read(index))
         self._decoded[index] = lr, hr
         self._bytes += lr.nbytes + hr.nbytes
         while self._bytes > MEMORY and len(self._decoded) > 1:
             self._bytes -= sum(side.nbytes for side in self._decoded.popitem(last=False)[1])
+        return lr, hr
+
+    def _read(self, index: int) -> tuple[np.ndarray | None, np.ndarray]:
+        """What is on disk: the LR side, None where it has to be made, and the HR side."""
+        hr_path, lr_path = self.pairs[index]
+        return None if lr_path is None else read_image(lr_path), modcrop(read_image(hr_path), self.scale)
+
+    def _matched(self, index: int, lr: np.ndarray | None, hr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both sides, the LR one made or checked."""
+        if lr is None:
+            return bicubic_downscale(hr, self.scale), hr
+        expected = (hr.shape[0] // self.scale, hr.shape[1] // self.scale)
+        if lr.shape[:2] != expected:
+            hr_path, lr_path = self.pairs[index]
+            got = f"{lr.shape[1]}x{lr.shape[0]}"
+            raise UserError(f"{lr_path}: expected {expected[1]}x{expected[0]}, 1/{self.scale} of {hr_path}, got {got}")
         return lr, hr
 
 

@@ -19,7 +19,8 @@ LABELS = {"l1": "L1 (grey levels)", "mse": "regressor, squared error", "psnr": "
 class TrainingLog:
     """Appends rows to `log.csv` in the folder `out`; on resuming drops those written after step `step`.
 
-    Columns: step, seconds (since the last start), lr, loss, then L1, regressor's squared error and PSNR at every exit.
+    Columns: step, seconds (of training, over all starts), lr, loss, then L1, regressor's squared error and PSNR at
+    every exit.
     """
 
     def __init__(self, out: Path, step: int) -> None:

@@ -84,9 +84,9 @@ def _reconstruct_all(model: nn.Module, skip: Tensor, features: list[Tensor]) -> 
     closed = model.body[-1](torch.cat(features)) + skip.repeat(len(features), 1, 1, 1)
     inner = pixel_shuffle(conv2d(closed, kernel, bias, padding=kernel.shape[-1] // 2), model.scale)
     s, width = model.scale, RADIUS + 1
-    top = model.reconstruct(closed[:, :, :width])[:, :, :s]
-    bottom = model.reconstruct(closed[:, :, -width:])[:, :, -s:]
-    left = model.reconstruct(closed[..., :width])[:, :, s:-s, :s]
-    right = model.reconstruct(closed[..., -width:])[:, :, s:-s, -s:]
+    rows = model.reconstruct(torch.cat([closed[:, :, :width], closed[:, :, -width:]]))
+    columns = model.reconstruct(torch.cat([closed[..., :width], closed[..., -width:]]))
+    top, bottom = rows[: len(closed), :, :s], rows[len(closed) :, :, -s:]
+    left, right = columns[: len(closed), :, s:-s, :s], columns[len(closed) :, :, s:-s, -s:]
     middle = torch.cat([left, inner[:, :, s:-s, s:-s], right], dim=3)
     return torch.cat([top, middle, bottom], dim=2)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import monotonic
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,13 @@ from tqdm import tqdm
 
 from ape_sr.checkpoint import save_model
 from ape_sr.data.crops import CropSampler
+from ape_sr.data.resident import ResidentCrops
 from ape_sr.distributed import Ranks
 from ape_sr.errors import UserError
 from ape_sr.files import atomic_path
 from ape_sr.training.log import TrainingLog
 from ape_sr.training.losses import LossParts, joint_loss
+from ape_sr.training.step import RecordedStep, TrainingStep, side_stream
 
 ALONE = Ranks()
 LOG_EVERY, LOG_FIRST = 50, 8  # steps; the first ones all, as that is where a run goes wrong
@@ -28,18 +30,22 @@ LOG_EVERY, LOG_FIRST = 50, 8  # steps; the first ones all, as that is where a ru
 class TrainingConfig:
     """Settings of one run; defaults are the paper's (Adam 1e-4, batch 16, HR patch 192, halved after two thirds).
 
-    steps: optimiser steps. batch: crops a step. patch: HR crop size in pixels. lr: learning rate.
-    schedule: "halve" (half from two thirds on) or "cosine" (to zero). regressor_lr: rate of the
-    regressor alone. regressor_weight: of its loss. clip: largest gradient norm. precision: "fp32" or "bf16" (autocast).
+    steps: optimiser steps at most. minutes: of training at most, None for no limit; whichever of the two is nearer its
+    end drives the schedule. batch: crops a step. patch: HR crop size in pixels. lr: learning rate.
+    schedule: "halve" (half from two thirds on) or "cosine" (to zero). warm_up: steps over which the rates grow to those
+    of the schedule. regressor_lr: rate of the regressor alone. regressor_weight: of its loss. clip: largest gradient
+    norm. precision: "fp32" or "bf16" (autocast).
     target: what the regressor predicts, "paper" or "look-ahead" (`joint_loss`).
-    seed: of crops. regressor_only: leave the backbone as it is. save_every: steps between checkpoints.
+    seed: of crops. regressor_only: leave the backbone as it is. save_seconds: between checkpoints, at least.
     """
 
     steps: int = 300_000
+    minutes: float | None = None
     batch: int = 16
     patch: int = 192
     lr: float = 1e-4
     schedule: str = "halve"
+    warm_up: int = 0
     regressor_lr: float = 1e-4
     regressor_weight: float = 1.0
     clip: float = 5.0
@@ -47,16 +53,20 @@ class TrainingConfig:
     target: str = "paper"
     seed: int = 0
     regressor_only: bool = False
-    save_every: int = 500
+    save_seconds: float = 30.0
 
 
 class TrainingRun:
     """Trains `model` into the folder `out`.
 
-    There appear `last.pt` (resumable), `log.csv` and its picture `log.png`, at the end `model.safetensors`.
+    There appear `last.pt` (resumable) and `model.safetensors`, the weights as of the last checkpoint, `log.csv` and its
+    picture `log.png`.
 
     Every batch depends on (seed, step) only, so a run that is killed and started again with the same
-    arguments goes on from `last.pt` as if nothing had happened.
+    arguments goes on from `last.pt` as if nothing had happened; with a limit of minutes, those trained before count.
+    Losses are read, logged and checked every `LOG_EVERY` steps; between them the device is not waited for, and on a
+    CUDA device a step is one launch (`RecordedStep`) unless several processes train together.
+    crops: whose `batch(step, size)` is drawn from.
     ranks: the processes that train together (`ape_sr.distributed.joined`), each on its share of every batch, with the
     gradients of the whole; the first one writes.
     """
@@ -64,7 +74,7 @@ class TrainingRun:
     def __init__(
         self,
         model: nn.Module,
-        sampler: CropSampler,
+        crops: CropSampler | ResidentCrops,
         config: TrainingConfig,
         out: Path,
         device: str,
@@ -75,24 +85,29 @@ class TrainingRun:
             raise UserError(f"patch: expected at least {smallest} at scale {model.scale}, got {config.patch}")
         if config.batch % ranks.world:
             raise UserError(f"batch: expected a multiple of the {ranks.world} processes, got {config.batch}")
+        if config.minutes is not None and ranks.world > 1:  # each would stop at a step of its own
+            raise UserError(f"minutes: expected with one process, got {ranks.world}; say how many --steps")
         if getattr(model, "head_exit", False) and config.target != "look-ahead":
             raise UserError(f"head_exit: expected with the target look-ahead, got {config.target}")
         self.model = model.to(device, memory_format=torch.channels_last).train()
-        self.sampler, self.config, self.out, self.device, self.ranks = sampler, config, out, device, ranks
+        self.crops, self.config, self.out, self.ranks = crops, config, out, ranks
+        self.device = torch.device(device)
         if config.regressor_only:
             if not model.has_exits:
                 raise UserError("regressor_only: expected a network with exits, got a plain one")
             model.requires_grad_(False)
             model.regressor.requires_grad_(True)
-        self.optimizer = torch.optim.Adam(self._parameter_groups())
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
-        self.step = 0
+        on_gpu = self.device.type == "cuda"
+        self.optimizer = torch.optim.Adam(self._parameter_groups(), fused=on_gpu or None, capturable=on_gpu)
+        self.step, self.seconds = 0, 0.0
         out.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
             self._resume()
-        self.objective: nn.Module = _Objective(self.model, config)
+        objective: nn.Module = _Objective(self.model, config)
         if ranks.world > 1:
-            self.objective = DistributedDataParallel(self.objective)
+            objective = DistributedDataParallel(objective)
+        step = TrainingStep(objective, self.optimizer, self._backbone(), config.clip, config.precision == "bf16")
+        self._step = RecordedStep(step) if on_gpu and ranks.world == 1 else step
 
     @property
     def checkpoint(self) -> Path:
@@ -100,74 +115,106 @@ class TrainingRun:
         return self.out / "last.pt"
 
     @property
+    def weights(self) -> Path:
+        """The file of the weights so far."""
+        return self.out / "model.safetensors"
+
+    @property
     def identity(self) -> dict[str, dict[str, object]]:
         """What a checkpoint must agree on to be resumed."""
         return {"model": self.model.config, "training": asdict(self.config)}
 
     def run(self) -> Path:
-        """Train to the last step and return the path of the finished weights."""
+        """Train to the end and return the path of the finished weights."""
         log = TrainingLog(self.out, self.step) if self.ranks.leads else None
-        started = time.monotonic()
-        steps = self.config.steps
-        with tqdm(total=steps, initial=self.step, unit="step", mininterval=1.0, disable=not self.ranks.leads) as bar:
-            while self.step < steps:
-                parts = self._one_step()
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # every step has the same shapes
+        began, saved = monotonic() - self.seconds, monotonic()
+        total = self.config.steps if self.config.minutes is None else None
+        bar = tqdm(total=total, initial=self.step, unit="step", mininterval=1.0, disable=log is None)
+        with bar, side_stream(self.device):
+            while (done := self._done()) < 1:
+                rate = self._rate(done)
+                parts = self._one_step(rate)
                 bar.update()
-                if log is not None and (self.step % LOG_EVERY == 0 or self.step <= LOG_FIRST or self.step == steps):
+                self.seconds = monotonic() - began
+                ends = self._done() == 1
+                if self.step % LOG_EVERY and self.step > LOG_FIRST and not ends:
+                    continue  # the device works on
+                parts = self._checked(parts)
+                if log is not None:
                     bar.set_postfix(loss=f"{parts.total.item():.3f}", psnr=f"{parts.psnr[-1].item():.2f}")
-                    log.write(self.step, time.monotonic() - started, self.scheduler.get_last_lr()[0], parts)
-                if log is not None and (self.step % self.config.save_every == 0 or self.step == steps):
-                    self._save()
-                    log.draw()
-        weights = self.out / "model.safetensors"
-        if self.ranks.leads:
-            save_model(weights, self.model)
-        return weights
+                    log.write(self.step, self.seconds, self.config.lr * rate, parts)
+                    if not ends and monotonic() - saved >= self.config.save_seconds:
+                        self._save(log)
+                        saved = monotonic()
+            if log is not None:
+                self._save(log)
+        return self.weights
 
-    def _one_step(self) -> LossParts:
-        lr, hr = self.sampler.batch(self.step, self.config.batch)
+    def _one_step(self, rate: float) -> LossParts:
+        """A step at the share `rate` of the learning rates; the losses are of this process alone, on the device."""
+        lr, hr = self.crops.batch(self.step, self.config.batch)
         share = slice(self.ranks.rank, None, self.ranks.world)
         lr, hr = (t[share].to(self.device, memory_format=torch.channels_last) * self.model.rgb_range for t in (lr, hr))
-        self.optimizer.zero_grad(set_to_none=True)
-        kind = torch.device(self.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            total, *parts = self.objective(lr, hr)
-        parts = LossParts(*(self.ranks.mean(part) for part in (total.detach(), *parts)))
-        if not math.isfinite(parts.total.item()):
-            raise UserError(f"training: the loss is {parts.total.item()} at step {self.step}; a smaller --lr may help")
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(self._backbone(), self.config.clip)
-        self.optimizer.step()
-        self.scheduler.step()
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):  # a recorded step reads it where it is
+                group["lr"].fill_(group["initial_lr"] * rate)
+            else:
+                group["lr"] = group["initial_lr"] * rate
+        parts = self._step(lr, hr)
         self.step += 1
         return parts
 
+    def _checked(self, parts: LossParts) -> LossParts:
+        """Means over the processes; UserError where the loss is no number, which no later step makes good."""
+        parts = LossParts(*(self.ranks.mean(part) for part in vars(parts).values()))
+        total = parts.total.item()
+        if not math.isfinite(total):
+            raise UserError(f"training: the loss is {total} at step {self.step - 1}; a smaller --lr may help")
+        return parts
+
     def _parameter_groups(self) -> list[dict[str, object]]:
-        groups: list[dict[str, object]] = [{"params": self._backbone(), "lr": self.config.lr}]
+        rates = [(self._backbone(), self.config.lr)]
         if self.model.has_exits:
-            groups.append({"params": list(self.model.regressor.parameters()), "lr": self.config.regressor_lr})
-        return groups
+            rates.append((list(self.model.regressor.parameters()), self.config.regressor_lr))
+        on_gpu = self.device.type == "cuda"
+        return [
+            {"params": params, "lr": torch.tensor(rate, device=self.device) if on_gpu else rate, "initial_lr": rate}
+            for params, rate in rates
+        ]
 
     def _backbone(self) -> list[nn.Parameter]:
         """Trainable parameters but the regressor's: their gradients are clipped together."""
         regressor = set(map(id, self.model.regressor.parameters())) if self.model.has_exits else set()
         return [p for p in self.model.parameters() if p.requires_grad and id(p) not in regressor]
 
-    def _rate(self, step: int) -> float:
-        if self.config.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(step / self.config.steps, 1.0)))
-        return 0.5 if step >= self.config.steps * 2 / 3 else 1.0
+    def _done(self) -> float:
+        """Share of the run that is done, 0 to 1: of the steps or of the minutes, whichever is more."""
+        done = self.step / self.config.steps
+        if self.config.minutes is not None:
+            done = max(done, self.seconds / (60 * self.config.minutes))
+        return min(done, 1.0)
 
-    def _save(self) -> None:
+    def _rate(self, done: float) -> float:
+        """Share of the learning rates when `done` of the run is."""
+        warmth = min((self.step + 1) / (self.config.warm_up + 1), 1.0)
+        if self.config.schedule == "cosine":
+            return warmth * 0.5 * (1 + math.cos(math.pi * done))
+        return warmth * (0.5 if done >= 2 / 3 else 1.0)
+
+    def _save(self, log: TrainingLog) -> None:
         state = {
             "identity": self.identity,
             "step": self.step,
+            "seconds": self.seconds,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
         }
         with atomic_path(self.checkpoint) as temporary:
             torch.save(state, temporary)
+        save_model(self.weights, self.model)
+        log.draw()
 
     def _resume(self) -> None:
         try:
@@ -184,9 +231,10 @@ class TrainingRun:
         if changed:
             raise UserError(f"out: {self.out} holds another run ({'; '.join(changed)}); choose another folder")
         self.model.load_state_dict(state["model"])
+        for saved, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+            saved.update({key: value for key, value in own.items() if key != "params"})  # another device has others
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.step = state["step"]
+        self.step, self.seconds = state["step"], state.get("seconds", 0.0)
 
 
 class _Objective(nn.Module):
