@@ -34,7 +34,7 @@ class Remembered(Generic[Made]):
         self._made = weakref.WeakKeyDictionary()
 
     def get(self, model: nn.Module, mark: Hashable | None) -> Made | None:
-        """What was put for `model` when its fingerprint was `mark`, if someone still holds it; None for a mark of None."""
+        """What was put for `model` with this fingerprint, if someone still holds it. None for a mark of None."""
         if mark is None:
             return None
         with self._lock:
@@ -72,10 +72,14 @@ def _of_module(module: nn.Module) -> Iterator[Hashable]:
     # the class and its bases, and what they define: a method may be replaced
     kinds = type(module).__mro__
     kinds = kinds[: kinds.index(nn.Module)]
-    yield tuple((id(kind), *map(id, vars(kind).values())) for kind in kinds)
+    yield tuple((weakref.ref(kind), *map(_of_member, vars(kind).values())) for kind in kinds)
     yield _of_value(module._parameters)
     yield _of_value(module._buffers)
     yield _of_value({name: value for name, value in vars(module).items() if name not in _OWN})
+
+
+def _of_member(value: object) -> Hashable:
+    return weakref.ref(value) if isinstance(value, FunctionType) else id(value)
 
 
 def _of_value(value: object) -> Hashable:
@@ -87,7 +91,7 @@ def _of_value(value: object) -> Hashable:
         case dict():
             return type(value), tuple((_of_value(key), _of_value(item)) for key, item in value.items())
         case FunctionType() | BuiltinFunctionType() | type():
-            return id(value)
+            return weakref.ref(value)  # equal only while it is the same; an id may be given again
         case _ if isinstance(value, _PLAIN):
             return type(value), value
         case _:
@@ -95,8 +99,9 @@ def _of_value(value: object) -> Hashable:
 
 
 def _of_tensor(tensor: Tensor) -> Hashable:
-    """Shape, dtype and, a block each, the sum modulo 2**64 of the bits times numbers that differ from place to place."""
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+    """Shape, dtype and for each block a sum, modulo 2**64, of its words, each times a number of its place."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_quantized
+    if not plain or tensor.device.type != "cpu":
         raise _Unknown
     values = tensor.detach().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8)
     values = values.clone() if values.storage_offset() % 8 else values
