@@ -23,6 +23,7 @@ from ape_kernels.policy import check_budget, check_threshold, exit_boundary, thr
 from ape_kernels.program import PatchProgram
 from ape_kernels.report import Report, make_report
 from ape_kernels.table import PackedProgram
+from ape_kernels.unchanged import Remembered, fingerprint
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -42,6 +43,9 @@ class _Prepared:
     def frame_tensors(self) -> tuple[Tensor, Tensor]:
         """Table and weights of `frame`."""
         return self.frame.table, self.frame.weights
+
+
+_remembered: Remembered[_Prepared] = Remembered()  # by the last wrapper of each model
 
 
 class APEForward(nn.Module):
@@ -86,7 +90,9 @@ class APEForward(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        program = to_program(model)
+        mark = fingerprint(model)
+        prepared = _remembered.get(model, mark)
+        program = to_program(model) if prepared is None else prepared.program
         check_patch_size(patch_size, overlap)
         check_blend(blend)
         if backend != "auto":
@@ -95,7 +101,9 @@ class APEForward(nn.Module):
             raise ValueError(f"dtype: expected None, {', '.join(map(str, DTYPES))}, got {dtype!r}")
         if threshold is not None and min_gain_db is not None:
             raise ValueError(f"threshold: expected threshold or min_gain_db, got both ({threshold}, {min_gain_db})")
-        check_program(model, program)
+        if prepared is None:
+            check_program(model, program)
+            prepared = _Prepared(_stamp(model), program)
         self.model = model
         self.patch_size, self.overlap, self.blend = patch_size, overlap, blend
         self.backend, self.dtype = backend, dtype
@@ -106,9 +114,11 @@ class APEForward(nn.Module):
         else:
             self.threshold = threshold
         self._budget = check_budget(budget, program.stage_flops)
-        self._prepared = _Prepared(_stamp(model), program)
+        self._prepared = prepared
         self._lock = threading.Lock()
         self._pack_ahead()
+        if self._prepared.stamp == prepared.stamp:  # else another thread has changed the weights meanwhile
+            _remembered.put(model, mark, self._prepared)
         self.training = model.training  # ours alone: the model's modules keep their modes
 
     @property

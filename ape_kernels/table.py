@@ -76,14 +76,22 @@ class PackedProgram:
     out_channels: int
 
 
-WeightLayout = Callable[[Step], tuple[Tensor, Tensor]]
+@dataclass(frozen=True)
+class Fill:
+    """Weights that are made where they will stand: `size` elements, by ``write(out)``. They carry no gradient."""
+
+    size: int
+    write: Callable[[Tensor], None]
+
+
+WeightLayout = Callable[[Step], tuple[Tensor | Fill, Tensor]]
 
 
 def pack(program: PatchProgram, layout: WeightLayout, *, dtype: torch.dtype, device: torch.device) -> PackedProgram:
     """Assemble instruction table (on the host) and weight buffer (on `device`).
 
     layout: gives a step's weights and bias as 1-D tensors in the order the backend reads them.
-    The weight buffer carries gradients back to the network's parameters where they are recorded.
+    The weight buffer carries gradients back to the network's parameters where they are recorded, without a `Fill`.
     """
     table = _Table(layout, dtype, device)
     for i, buffer in enumerate(program.buffers):
@@ -95,7 +103,7 @@ def pack(program: PatchProgram, layout: WeightLayout, *, dtype: torch.dtype, dev
     table.row(Opcode.TAIL)
     table.add(program.tail, program)
     return PackedProgram(
-        torch.tensor(table.rows, dtype=torch.int32), torch.cat(table.chunks), program.upscale, program.out_channels
+        torch.tensor(table.rows, dtype=torch.int32), table.weights(), program.upscale, program.out_channels
     )
 
 
@@ -105,7 +113,7 @@ class _Table:
     def __init__(self, layout: WeightLayout, dtype: torch.dtype, device: torch.device) -> None:
         self.layout, self.dtype, self.device = layout, dtype, device
         self.rows: list[list[int]] = []
-        self.chunks: list[Tensor] = []
+        self.chunks: list[Tensor | Fill] = []
         self.position = 0
 
     def row(self, opcode: Opcode, **columns: int) -> None:
@@ -115,14 +123,30 @@ class _Table:
             row[Column[name.upper()]] = int(value)
         self.rows.append(row)
 
-    def place(self, values: Tensor) -> int:
+    def place(self, values: Tensor | Fill) -> int:
         """Append to the weight buffer; returns the offset."""
         offset = self.position
-        padded = -len(values) % WEIGHT_ALIGNMENT
-        values = values.to(device=self.device, dtype=self.dtype)
-        self.chunks.append(torch.nn.functional.pad(values, (0, padded)))
-        self.position += len(values) + padded
+        size = values.size if isinstance(values, Fill) else len(values)
+        padding = -size % WEIGHT_ALIGNMENT
+        self.chunks.append(values if isinstance(values, Fill) else values.to(device=self.device, dtype=self.dtype))
+        if padding:
+            self.chunks.append(torch.zeros(padding, device=self.device, dtype=self.dtype))
+        self.position += size + padding
         return offset
+
+    def weights(self) -> Tensor:
+        """The weight buffer."""
+        if not any(isinstance(chunk, Fill) for chunk in self.chunks):
+            return torch.cat(self.chunks)
+        weights, position = torch.empty(self.position, device=self.device, dtype=self.dtype), 0
+        for chunk in self.chunks:
+            if isinstance(chunk, Fill):
+                chunk.write(weights[position : position + chunk.size])
+                position += chunk.size
+            else:
+                weights[position : position + len(chunk)] = chunk
+                position += len(chunk)
+        return weights
 
     def add(self, steps: tuple[Step, ...], program: PatchProgram) -> None:
         for step in steps:

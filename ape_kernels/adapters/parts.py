@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ape_kernels.adapters.recognise import expect_conv, expect_number, expect_sequence, refuse
-from ape_kernels.collapse import CollapsedTail, collapse_tail
+from ape_kernels.adapters.recognise import NotRecognised, expect_conv, expect_number, expect_sequence, refuse
+from ape_kernels.collapse import CollapsedTail, collapse_tail, linear_steps
 from ape_kernels.program import Activation, Buffer, Conv, Exit, Interpolation, Reconstruct, Stage, Step, Upsample
 
 
@@ -151,11 +150,12 @@ def stages(
     return tuple(made)
 
 
-def collapsed(tail: Sequence[nn.Module], channels: int, colors: int, upscale: int) -> CollapsedTail:
+def collapsed(tail: Sequence[nn.Module]) -> CollapsedTail:
     """The modules of a linear tail, run in order, as one kernel a border class."""
-    with torch.inference_mode(False):
-        exact = copy.deepcopy(nn.Sequential(*tail)).to(device="cpu", dtype=torch.float64).requires_grad_(False)
-    return collapse_tail(exact, channels, colors, upscale)
+    try:
+        return collapse_tail(linear_steps(tail))
+    except ValueError as error:  # its layers are known ones, but reach too far together
+        raise NotRecognised(f"model.{error}") from error
 
 
 def expect_upsampler(upsampler: object, path: str, channels: int) -> int:

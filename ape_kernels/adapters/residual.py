@@ -109,7 +109,7 @@ def assemble(
         stages=(*before, *stages(steps, interval, exit_step, first=first, stream=STREAM)),
         tail=(
             conv_step(closing, STREAM, HIDDEN, add=HEAD),
-            Reconstruct(HIDDEN, collapsed(tail, channels, colors // fold**2, upscale), upscale),
+            Reconstruct(HIDDEN, collapsed(tail), upscale),
         ),
         exit_threshold=exit_threshold,
         fold=fold,

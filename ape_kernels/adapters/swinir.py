@@ -241,7 +241,7 @@ class _Tail:
         features, width = self._before_upsample()
         upscale = expect_upsampler(getattr(self.model, "upsample", None), "upsample", width)
         tail = (self.model.upsample, self._last(width), affine(1 / self.range, self.mean))
-        self.steps.append(Reconstruct(features, collapsed(tail, width, self.colors, upscale), upscale))
+        self.steps.append(Reconstruct(features, collapsed(tail), upscale))
 
     def _direct(self) -> None:
         self._only("upsample")

@@ -16,7 +16,7 @@ from ape_kernels.backends.cpu.winograd import transform
 from ape_kernels.backends.order import leaving_first
 from ape_kernels.native import core, missing
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step
-from ape_kernels.table import Column, Opcode, PackedProgram
+from ape_kernels.table import Column, Fill, Opcode, PackedProgram
 from ape_kernels.table import pack as pack_program
 
 LANES = 16  # output channels are packed in groups of this many (csrc/cpu/kernels.h)
@@ -58,7 +58,8 @@ def supports_patches(device: torch.device, dtype: torch.dtype) -> str | None:
 def pack(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> PackedProgram:
     # the buffer is float32 whatever `dtype`: bf16 weights stand in it two by two, the rest stays exact
     layout = partial(_weights, program, dtype)
-    packed = pack_program(program, layout, dtype=torch.float32, device=device)
+    with torch.no_grad():
+        packed = pack_program(program, layout, dtype=torch.float32, device=device)
     for row in packed.table:
         if row[Column.OPCODE] in (Opcode.CONV, Opcode.RECONSTRUCT):
             row[Column.MODE] += 2 * _layout(int(row[Column.KERNEL]), int(row[Column.IN_CHANNELS]), dtype)
@@ -206,7 +207,7 @@ def _layout(kernel: int, in_channels: int, dtype: torch.dtype) -> Layout:
     return Layout.DIRECT if kernel == 1 else Layout.WINOGRAD
 
 
-def _weights(program: PatchProgram, dtype: torch.dtype, step: Step) -> tuple[Tensor, Tensor]:
+def _weights(program: PatchProgram, dtype: torch.dtype, step: Step) -> tuple[Tensor | Fill, Tensor]:
     """The cpu column of docs/program.md, "Weight layouts"."""
     match step:
         case Conv():
@@ -222,11 +223,8 @@ def _weights(program: PatchProgram, dtype: torch.dtype, step: Step) -> tuple[Ten
             return weight, _pad_lanes(step.tail.bias.flatten(0, 1))
 
 
-def _kernels(program: PatchProgram, dtype: torch.dtype, sources: tuple[int, ...], weight: Tensor) -> Tensor:
-    """Kernels ``[V, C_out, C_in, k, k]`` in the layout that `_layout` chooses, flat float32.
-
-    V > 1 are those of the border classes; Winograd's first one is followed by all of them laid out directly.
-    """
+def _kernels(program: PatchProgram, dtype: torch.dtype, sources: tuple[int, ...], weight: Tensor) -> Tensor | Fill:
+    """Kernels ``[V, C_out, C_in, k, k]``, one or one a pair of border classes, as `_layout` chooses, flat float32."""
     weight = weight.float()
     channels = [program.buffers[source].channels for source in sources]
     layout = _layout(weight.shape[-1], weight.shape[2], dtype)
@@ -234,8 +232,21 @@ def _kernels(program: PatchProgram, dtype: torch.dtype, sources: tuple[int, ...]
         return _pairs(weight, channels)
     if layout is Layout.DIRECT:
         return _direct(weight, channels)
-    interior = _grouped(transform(weight[:1])).permute(0, 1, 4, 3, 2).flatten()
-    return torch.cat([interior, _direct(weight, channels)]) if len(weight) > 1 else interior
+    return _winograd(weight, channels)
+
+
+def _winograd(weight: Tensor, channels: list[int]) -> Fill:
+    """The first, interior kernel as ``[C_out / 16][36][C_in][16]``; where there are others, all follow directly."""
+    groups, in_channels = -(-weight.shape[1] // LANES), weight.shape[2]
+    direct = _direct(weight, channels) if len(weight) > 1 else weight.new_empty(0)
+    interior = groups * 36 * in_channels * LANES
+
+    def write(out: Tensor) -> None:
+        taps = _grouped(weight[:1].flatten(3))[0].permute(0, 3, 2, 1).flatten(2)
+        out[:interior].view(groups, 36, -1).copy_(transform(taps))
+        out[interior:] = direct
+
+    return Fill(interior + len(direct), write)
 
 
 def _direct(weight: Tensor, channels: list[int]) -> Tensor:

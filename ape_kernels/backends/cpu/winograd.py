@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # and infinity
 
 
-def transform(weight: Tensor) -> Tensor:
-    """``G g G'`` of kernels ``[..., k, k]``, k 3 or 5: float32 ``[..., 36]``, computed in float64."""
-    matrix = _matrix(weight.shape[-1])
-    return torch.einsum("ik,...kl,jl->...ij", matrix, weight.double(), matrix).flatten(-2).float()
+def transform(taps: Tensor) -> Tensor:
+    """``G g G'`` of kernels g ``[..., k * k, M]``, k 3 or 5, M of them: ``[..., 36, M]``, in float64."""
+    matrix = _matrix(math.isqrt(taps.shape[-2]))
+    return torch.kron(matrix, matrix) @ taps.double()
 
 
 def _matrix(kernel: int) -> Tensor:

@@ -54,7 +54,7 @@ def _layout(dtype: torch.dtype, step: Step) -> tuple[torch.Tensor, torch.Tensor]
             biases = torch.cat([step.squeeze_bias, step.expand_bias])
             return torch.cat([step.squeeze.flatten(), step.expand.flatten()]), biases
         case Reconstruct():
-            return step.tail.kernel.flatten(), _in_two(step.tail.bias.flatten(), dtype)
+            return step.tail.kernel.to(dtype).flatten(), _in_two(step.tail.bias.flatten(), dtype)
 
 
 def _in_two(bias: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

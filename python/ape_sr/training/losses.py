@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, l1_loss, mse_loss, pixel_shuffle
 
-from ape_kernels.collapse import RADIUS, collapse_interior
+from ape_kernels.collapse import RADIUS, collapse_interior, linear_steps
 from ape_sr.metrics import batch_psnr
 
 
@@ -78,9 +78,7 @@ def _reconstruct_all(model: nn.Module, skip: Tensor, features: list[Tensor]) -> 
     comes from the tail as it is, applied to strips just wide enough.
     """
     with torch.autocast(skip.device.type, enabled=False):
-        kernel, bias = collapse_interior(
-            model.reconstruct, skip.shape[1], 3, model.scale, dtype=torch.float32, device=skip.device
-        )
+        kernel, bias = collapse_interior(linear_steps([model.tail, model.add_mean]))
     closed = model.body[-1](torch.cat(features)) + skip.repeat(len(features), 1, 1, 1)
     inner = pixel_shuffle(conv2d(closed, kernel, bias, padding=kernel.shape[-1] // 2), model.scale)
     s, width = model.scale, RADIUS + 1
