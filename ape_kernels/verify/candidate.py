@@ -18,7 +18,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from ape_kernels.backends.torch import pack as pack_torch
-from ape_kernels.backends.torch.run import run_all_exits, run_head, run_tail
+from ape_kernels.backends.torch.run import run_head, run_tail
+from ape_kernels.backends.torch.run import run_stage as run_torch_stage
 from ape_kernels.patches import PatchGrid
 from ape_kernels.program import PatchProgram
 from ape_kernels.table import PackedProgram
@@ -37,7 +38,7 @@ from ape_kernels.verify.task import REFERENCE, TASK, Task
 
 PATCHES = 12
 BOUNDARY = 0.5  # of the exits' predictions
-MARGIN = 0.02  # no prediction is closer to the boundary: more than half precision moves one
+MARGIN = 0.04  # no prediction is closer to the boundary: half precision moves one by less than half of it
 BUSY = 2  # patches for each processor of the device make it full, and its queue run over
 TIMED_S, TIMED_RUNS = 1.0, 10  # timing ends with either
 
@@ -68,53 +69,76 @@ def run(folder: Path, module: str) -> None:
 
 
 def make_reference(task: Task, device: torch.device) -> dict[str, Any]:
-    """The patches, the exits' factors and biases, and what is right: torch's results in float32.
+    """The patches, weights and biases of the exits, and what is right: torch's results in float32.
 
     RuntimeError where the program's random weights do not make the patches leave at different exits.
     """
+    oracle = importlib.import_module("ape_kernels.backends.torch")
     program = program_of(task.signature)
     patches = make_patches(program, task.patch).to(device)
-    packed = pack_torch(program, device, torch.float32)
-    _, predictions = run_all_exits(patches, packed.table, packed.weights)
-    exits = split_exits(torch.cat(predictions, dim=1).T.double().cpu()) if predictions else []
-    program = program_of(task.signature, exits)
-    packed = pack_torch(program, device, torch.float32)
-    oracle = importlib.import_module("ape_kernels.backends.torch")
+    packed = oracle.pack(program, device, torch.float32)
+    exits = split_exits(pooled_at_exits(program, packed, patches))
+    packed = oracle.pack(program_of(task.signature, exits), device, torch.float32)
     sr, exit_index, capacity = run_patches(oracle, packed, patches)
     deviation = float(sr.std())
     if not 0.01 < deviation < 100:
         raise RuntimeError(f"signature: expected random weights that keep signals of order one, got {deviation:.2g}")
-    if sum(stage.has_exit for stage in program.stages[:-1]) and len(exit_index.unique()) < 2:
+    if any(stage.has_exit for stage in program.stages[:-1]) and len(exit_index.unique()) < 2:
         raise RuntimeError("signature: expected exits that split the patches, all leave together")
     return {
         "patches": patches,
-        "exits": torch.tensor(exits, dtype=torch.float64).view(-1, 2),
+        **{f"exit_weight.{i}": weight for i, (weight, _) in enumerate(exits)},
+        **{f"exit_bias.{i}": bias for i, (_, bias) in enumerate(exits)},
         "repeats": torch.tensor(_repeats(program, task, device)),
         **_named("right", (sr, exit_index, capacity)),
         "picture": split_and_merge(oracle, task, device),
     }
 
 
+def exits_of(reference: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Weights and biases of the exits in what `make_reference` gave."""
+    for i in range(sum(name.startswith("exit_bias.") for name in reference)):
+        yield torch.from_numpy(reference[f"exit_weight.{i}"]), torch.from_numpy(reference[f"exit_bias.{i}"])
+
+
 def make_patches(program: PatchProgram, size: tuple[int, int]) -> Tensor:
-    """Noise of differing contrast, ``[PATCHES, C, *size]``."""
+    """Noise, each patch of its own contrast and brightness, of order one: ``[PATCHES, C, *size]``."""
     generator = torch.Generator().manual_seed(1)
-    contrast = torch.linspace(0.1, 1.0, PATCHES)[:, None, None, None]
-    return torch.rand(PATCHES, program.buffers[0].channels, *size, generator=generator) * contrast
+    noise = 2 * torch.rand(PATCHES, program.buffers[0].channels, *size, generator=generator) - 1
+    contrast = torch.linspace(0.3, 1.0, PATCHES)
+    brightness = torch.linspace(-1.0, 1.0, PATCHES)[5 * torch.arange(PATCHES) % PATCHES]
+    return noise * contrast[:, None, None, None] + brightness[:, None, None, None]
 
 
-def split_exits(predictions: Tensor) -> list[tuple[float, float]]:
-    """Factor and bias of each exit so that at each one some of the patches still there leave.
+def pooled_at_exits(program: PatchProgram, packed: PackedProgram, patches: Tensor) -> list[Tensor]:
+    """Means of the feature maps of all patches at each exit, ``[PATCHES, C]`` float64 on the CPU."""
+    pooled: list[Tensor] = []
+    features = run_head(patches, packed.table, packed.weights)
+    ids = torch.arange(len(patches), device=patches.device)
+    for i, stage in enumerate(program.stages):
+        out, rows, _, _ = run_torch_stage(features, ids, packed.table, packed.weights, i, math.inf, None)
+        features[rows] = out
+        if stage.has_exit:
+            pooled.append(features.mean(dim=(2, 3)).double().cpu())
+    return pooled
 
-    predictions: ``[exits, patches]`` of factor 1 and bias 0. The boundary comes to lie in a gap between two patches;
-    where there is none of `MARGIN` on both sides, no patch leaves there.
+
+def split_exits(pooled: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Weight and bias of each exit so that at each one some of the patches still there leave.
+
+    pooled: of all patches at each exit, ``[patches, C]``. The weights lie along what differs most between the patches
+    (their first principal component), so that rounding moves predictions least. The boundary comes to lie in a gap
+    between two patches; where there is none of `MARGIN` on both sides, no patch leaves.
     """
-    found, there = [], list(range(predictions.shape[1]))
-    for i, row in enumerate(torch.atanh(predictions)):
-        factor = float(1 / row.std().clamp_min(1e-2))
-        scores = row * factor
+    found, there = [], list(range(PATCHES))
+    for i, means in enumerate(pooled):
+        centre = means.mean(dim=0)
+        direction = torch.linalg.svd(means - centre, full_matrices=False).Vh[0]
+        weight = direction / (means @ direction).std().clamp_min(1e-2)
+        scores = means @ weight
         ranked = sorted(there, key=lambda patch: -float(scores[patch]))
         values = scores[ranked].tolist()
-        wanted = max(1, len(there) // (len(predictions) - i + 1))
+        wanted = max(1, len(there) // (len(pooled) - i + 1))
         gaps = {n: values[n - 1] - values[n] for n in range(1, min(2 * wanted, len(there) - 1) + 1)}
         leaving = max(gaps, key=gaps.__getitem__, default=0)
         # tanh rises by 3/4 of the way there; 1.1 for its curvature
@@ -122,14 +146,14 @@ def split_exits(predictions: Tensor) -> list[tuple[float, float]]:
             cut = (values[leaving - 1] + values[leaving]) / 2
             there = ranked[leaving:]
         else:
-            cut = (values[0] if values else 0.0) + 1
-        found.append((factor, math.atanh(BOUNDARY) - cut))
+            cut = values[0] + 1
+        found.append((weight.float(), torch.tensor([math.atanh(BOUNDARY) - cut])))
     return found
 
 
 def measure(backend: Any, task: Task, device: torch.device, reference: Any) -> dict[str, Any]:
     """Results of `backend` by every way (see above), and the milliseconds that a patch takes among many."""
-    program = program_of(task.signature, reference["exits"].tolist())
+    program = program_of(task.signature, exits_of(reference))
     dtype = getattr(torch, task.dtype)
     patches = torch.from_numpy(reference["patches"]).to(device)
     repeats = int(reference["repeats"])

@@ -5,13 +5,14 @@ buffers, steps, channels, kernel sizes, activations, scales and exits, in the sa
 collapsed: a backend's limits may depend on how many rows the table has.
 
 The random weights keep signals of order one through any number of steps: a convolution's have a deviation of one over
-the root of its fan-in, times the root of 2 before an activation, and what is added to another buffer is a third of it.
+the root of its fan-in, times the root of 2 before an activation. What n steps of a program add to other buffers is
+one over the root of n of these: together they make them e times as large at most.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,9 +34,8 @@ from ape_kernels.program import (
 )
 
 Json = dict[str, Any]
-ADDED = 0.3  # deviation of what a step adds to another buffer, which has 1
 SMALL = 0.05  # deviation of biases
-GATE = 1.0  # deviation of what a channel attention's sigmoid takes
+GATE = 1.0  # deviation around its mean of what a channel attention's sigmoid takes
 
 
 def signature_of(program: PatchProgram) -> Json:
@@ -120,12 +120,14 @@ def _described(step: Step) -> Json:
             raise ValueError(f"program: expected no Module steps, got one of {type(step.module).__name__}")
 
 
-def program_of(signature: Json, exits: Sequence[tuple[float, float]] | None = None) -> PatchProgram:
+def program_of(signature: Json, exits: Iterable[tuple[Tensor, Tensor]] | None = None) -> PatchProgram:
     """A program of that signature, on the CPU in float32; its random weights are the same every time.
 
-    exits: of each exit, in program order, what its weights are multiplied with and its bias; None: 1 and 0.
+    exits: weight ``[C]`` and bias ``[1]`` of each exit, in program order; None: zeros.
     """
-    weights = _Weights(exits)
+    parts = (signature["head"], *(stage["steps"] for stage in signature["stages"]), signature["tail"])
+    adding = sum(step["step"] != "Reconstruct" and step.get("add") is not None for part in parts for step in part)
+    weights = _Weights(1 / max(1, adding) ** 0.5, exits)
     return PatchProgram(
         buffers=tuple(Buffer(channels, resolution) for channels, resolution in signature["buffers"]),
         head=weights.steps(signature["head"]),
@@ -137,8 +139,10 @@ def program_of(signature: Json, exits: Sequence[tuple[float, float]] | None = No
 class _Weights:
     """Draws the weights of one step after the other."""
 
-    def __init__(self, exits: Sequence[tuple[float, float]] | None) -> None:
+    def __init__(self, added: float, exits: Iterable[tuple[Tensor, Tensor]] | None) -> None:
+        """added: deviation of what a step adds to a buffer of deviation 1."""
         self.generator = torch.Generator().manual_seed(0)
+        self.added = added
         self.exits = None if exits is None else iter(exits)
 
     def normal(self, *shape: int, deviation: float) -> Tensor:
@@ -156,10 +160,10 @@ class _Weights:
             case "Upsample":
                 return Upsample(step["src"], step["dst"], Interpolation(step["interpolation"]))
             case "Exit":
-                factor, bias = (1.0, 0.0) if self.exits is None else next(self.exits)
-                channels = step["channels"]
-                weight = self.normal(channels, deviation=factor / channels**0.5)
-                return Exit(step["src"], weight, torch.tensor([bias]))
+                weight, bias = (
+                    (torch.zeros(step["channels"]), torch.zeros(1)) if self.exits is None else next(self.exits)
+                )
+                return Exit(step["src"], weight, bias)
             case "Reconstruct":
                 return self.reconstruct(step)
             case other:
@@ -168,7 +172,7 @@ class _Weights:
     def conv(self, step: Mapping[str, Any]) -> Conv:
         activation = Activation(step["activation"])
         shape = (step["out"], step["in"], step["kernel"], step["kernel"])
-        deviation = _gain(step) / math.prod(shape[1:]) ** 0.5
+        deviation = self.gain(step) / math.prod(shape[1:]) ** 0.5
         deviation *= 1.0 if activation is Activation.NONE else 2**0.5
         return Conv(
             tuple(step["src"]),
@@ -183,13 +187,14 @@ class _Weights:
 
     def attention(self, step: Mapping[str, Any]) -> ChannelAttention:
         channels, hidden = step["channels"], step["hidden"]
+        gate = min(self.gain(step), 0.5)  # what the sigmoid gives for its mean argument
         return ChannelAttention(
             step["src"],
             step["dst"],
             self.normal(hidden, channels, deviation=1 / channels**0.5),
             self.normal(hidden, deviation=1.0),  # the means of most feature maps are small: gates differ by these
             self.normal(channels, hidden, deviation=GATE / hidden**0.5),
-            self.normal(channels, deviation=GATE),
+            self.normal(channels, deviation=GATE).add_(math.log(gate / (1 - gate))),
             step["scale"],
             step["add"],
         )
@@ -201,7 +206,6 @@ class _Weights:
         tail = CollapsedTail(weight, self.normal(classes, classes, phases, deviation=SMALL))
         return Reconstruct(step["src"], tail, step["upscale"], step["add"])
 
-
-def _gain(step: Mapping[str, Any]) -> float:
-    """Deviation of a convolution's result, before its scale, for an input of deviation 1."""
-    return (1.0 if step["add"] is None else ADDED) / (abs(step["scale"]) or 1.0)
+    def gain(self, step: Mapping[str, Any]) -> float:
+        """Deviation of a step's result, before its scale, for an input of deviation 1."""
+        return (1.0 if step["add"] is None else self.added) / (abs(step["scale"]) or 1.0)
