@@ -23,6 +23,7 @@ from ape_kernels.verify import auto
 # Of preference, where nothing is verified: on the CPU, and on a GPU with APE_AUTO=trust. cuda and triton stand last
 # until measurements on GPUs put them elsewhere.
 ORDER = ("cpu", "torch", "cuda", "triton")
+VERIFIED = "cuda"  # kind of device on which "auto" takes what a verification has found
 
 
 class BackendUnavailable(RuntimeError):
@@ -81,7 +82,7 @@ def choose(wish: str, program: PatchProgram, device: torch.device, dtype: torch.
         if not able:
             why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
             raise BackendUnavailable(f"backend: none can run this network on {device} in {dtype}: {why}")
-        if device.type != "cuda" or mode == "trust" or len(able) == 1:
+        if device.type != VERIFIED or mode == "trust" or len(able) == 1:
             return next(iter(able))
         if mode == "off":
             return auto.FALLBACK
