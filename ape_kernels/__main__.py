@@ -1,5 +1,11 @@
-"""``python -m ape_kernels``: show what this installation can run."""
+"""``python -m ape_kernels``: show what this installation can run; with ``verify``, find out what is right here."""
+
+import sys
 
 from ape_kernels.environment import describe_environment
+from ape_kernels.verify.command import main
 
-print(describe_environment())
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["verify"]:
+        sys.exit(main(sys.argv[2:]))
+    print(describe_environment())

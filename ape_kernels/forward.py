@@ -18,7 +18,7 @@ from ape_kernels.adapters import to_program
 from ape_kernels.backends import BackendUnavailable, choose, get_backend
 from ape_kernels.check import check_program
 from ape_kernels.exits import all_exits, has_added_exits
-from ape_kernels.patches import Blend, check_blend, check_patch_size, fold_pixels, folded_geometry
+from ape_kernels.patches import PATCH_SIZE, Blend, check_blend, check_patch_size, fold_pixels, folded_geometry
 from ape_kernels.policy import check_budget, check_threshold, exit_boundary, threshold_from_gain
 from ape_kernels.program import PatchProgram
 from ape_kernels.report import Report, make_report
@@ -63,7 +63,8 @@ class APEForward(nn.Module):
         the host chooses who goes on.
     patch_size, overlap: low-resolution pixels; where a network folds squares of pixels into channels first
         (RRDBNet at scales 1 and 2), rounded to whole squares. blend: how overlaps are merged, "linear" or "average".
-    backend: "auto" or a name listed by ``python -m ape_kernels``; "auto" honours APE_BACKEND.
+    backend: "auto" or a name listed by ``python -m ape_kernels``; "auto" honours APE_BACKEND and, on
+        a GPU, takes the fastest backend that a verification there found right (APE_AUTO; docs/auto.md).
     dtype: of the matrix multiplications, float32, float16 or bfloat16; None takes the model's.
 
     Raises TypeError or ValueError for arguments outside these, NotRecognised for a network no adapter
@@ -83,7 +84,7 @@ class APEForward(nn.Module):
         *,
         min_gain_db: float | None = None,
         budget: float | None = None,
-        patch_size: int = 48,
+        patch_size: int = PATCH_SIZE,
         overlap: int = 2,
         blend: Blend = "linear",
         backend: str = "auto",
@@ -263,14 +264,15 @@ class APEForward(nn.Module):
         stamp = _stamp(self.model)
         parameter = next(self.model.parameters())
         dtype = self.dtype or parameter.dtype
-        packed_for = (self.backend, os.environ.get("APE_BACKEND"), dtype, self._budget is not None)
+        wishes = (self.backend, os.environ.get("APE_BACKEND"), os.environ.get("APE_AUTO"), self.patch_size)
+        packed_for = (*wishes, dtype, self._budget is not None)
         with self._lock:
             prepared = self._prepared
             if prepared.stamp != stamp:
                 prepared = _Prepared(stamp, to_program(self.model))
             if prepared.packed_for != packed_for:
                 program, device = prepared.program, parameter.device
-                name = choose(self.backend, program, device, dtype)
+                name = choose(self.backend, program, device, dtype, self.patch_size)
                 with torch.no_grad():
                     packed = get_backend(name).pack(program, device, dtype)
                     frame = None if self._budget is None else get_backend("torch").pack(program, device, dtype)

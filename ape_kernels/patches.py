@@ -13,6 +13,7 @@ from torch import Tensor
 
 Blend = Literal["linear", "average"]
 BLENDS = ("linear", "average")
+PATCH_SIZE = 48  # where no other is asked for
 ALL = slice(None)
 
 
@@ -58,7 +59,7 @@ class PatchGrid:
 
     height: int
     width: int
-    patch_size: int = 48
+    patch_size: int = PATCH_SIZE
     overlap: int = 2
     scale: int = 1
     blend: Blend = "linear"

@@ -15,11 +15,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ape_kernels.patches import folded_geometry
 from ape_kernels.program import PatchProgram
 from ape_kernels.table import PackedProgram
+from ape_kernels.verify import auto
 
-# of preference; each serves some devices only. cuda and triton come last, by name only, until they have run on a GPU.
+# Of preference, where nothing is verified: on the CPU, and on a GPU with APE_AUTO=trust. cuda and triton stand last
+# until measurements on GPUs put them elsewhere.
 ORDER = ("cpu", "torch", "cuda", "triton")
+VERIFIED = "cuda"  # kind of device on which "auto" takes what a verification has found
 
 
 class BackendUnavailable(RuntimeError):
@@ -59,28 +63,43 @@ def get_backend(name: str) -> Backend:
     """The backend called `name`; ValueError for an unknown one."""
     if name not in ORDER:
         raise ValueError(f"backend: expected auto, {', '.join(ORDER)}, got {name!r}")
-    return importlib.import_module(f"ape_kernels.backends.{name}")
+    return importlib.import_module(_module(name))
 
 
-def choose(wish: str, program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str:
+def choose(wish: str, program: PatchProgram, device: torch.device, dtype: torch.dtype, patch_size: int) -> str:
     """Name of the backend that runs `program`.
 
-    wish: a name or "auto" (then the environment variable APE_BACKEND, then the first that can).
-    Raises BackendUnavailable when a named backend cannot run.
+    wish: a name or "auto": then the environment variable APE_BACKEND; without it, on the CPU the first that can; on a
+    GPU the fastest that a verification there has found right (`ape_kernels.verify`), which may be waited for.
+    patch_size: of the image, low-resolution pixels.
+    Raises BackendUnavailable when a named backend cannot run, ValueError for another APE_AUTO than is known.
     """
     if wish == "auto":
         wish = os.environ.get("APE_BACKEND", "auto")
-    reasons = {name: _reason(name, program, device, dtype) for name in ORDER}
-    able = [name for name, reason in reasons.items() if reason is None]
+    able, reasons = modules_able(program, device, dtype)
     if wish == "auto":
+        mode = auto.mode()
         if not able:
             why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
             raise BackendUnavailable(f"backend: none can run this network on {device} in {dtype}: {why}")
-        return able[0]
+        if device.type != VERIFIED or mode == "trust" or len(able) == 1:
+            return next(iter(able))
+        if mode == "off":
+            return auto.FALLBACK
+        return auto.fastest(able, program, device, dtype, folded_geometry(patch_size, 0, program.fold)[0])
     get_backend(wish)
-    if reasons[wish] is not None:
+    if wish in reasons:
         raise BackendUnavailable(f"backend: {wish} cannot run: {reasons[wish]}; able: {', '.join(able) or 'none'}")
     return wish
+
+
+def modules_able(
+    program: PatchProgram, device: torch.device, dtype: torch.dtype
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Backends that can run `program`, in `ORDER`, and the modules that they are; of the others, why they cannot."""
+    reasons = {name: _reason(name, program, device, dtype) for name in ORDER}
+    able = {name: _module(name) for name, reason in reasons.items() if reason is None}
+    return able, {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def choose_for_patches(wish: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -90,6 +109,10 @@ def choose_for_patches(wish: str, device: torch.device, dtype: torch.dtype) -> s
         if backend.unavailable() is None and backend.supports_patches(device, dtype) is None:
             return name
     raise BackendUnavailable(f"backend: none can split images of {dtype} on {device}")
+
+
+def _module(name: str) -> str:
+    return f"ape_kernels.backends.{name}"
 
 
 def _reason(name: str, program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:

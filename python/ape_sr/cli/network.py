@@ -10,6 +10,7 @@ import torch
 
 from ape_kernels import APEForward, BackendUnavailable, to_program
 from ape_kernels.backends import ORDER, choose
+from ape_kernels.patches import PATCH_SIZE
 from ape_sr.checkpoint import load_model
 from ape_sr.cli.arguments import positive_float, positive_int
 from ape_sr.distributed import ranks_from_environment
@@ -54,7 +55,7 @@ def open_network(args: argparse.Namespace) -> APEForward:
     model.to(device)
     dtype = DTYPES[args.dtype]
     try:
-        backend = choose(args.backend, to_program(model), device, dtype)
+        backend = choose(args.backend, to_program(model), device, dtype, PATCH_SIZE)
         network = APEForward(model, backend=backend, dtype=dtype)
     except (BackendUnavailable, ValueError) as error:  # of arguments and APE_BACKEND: no image has been seen yet
         raise UserError(str(error)) from None

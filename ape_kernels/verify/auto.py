@@ -1,0 +1,153 @@
+"""The choice that `backend="auto"` makes on a GPU: the fastest backend that has been seen to be right there.
+
+The first time a program is packed there (its signature, dtype and patch size), the candidates are verified in processes
+of their own, which is waited for; the verdict is kept on disk and, for the life of this process, in memory, so that the
+choice does not change while pictures are made. Whatever fails, torch runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import ape_kernels
+from ape_kernels.program import PatchProgram
+from ape_kernels.verify import cache
+from ape_kernels.verify.device import Device
+from ape_kernels.verify.judge import verify
+from ape_kernels.verify.process import why_none
+from ape_kernels.verify.signature import Json, signature_of
+from ape_kernels.verify.task import FALLBACK, LIMIT_S, Task, Verdict
+
+MODES = ("verify", "trust", "off")
+KERNEL_SETTINGS = ("APE_TRITON_AUTOTUNE", "TRITON_INTERPRET")  # what of the environment changes a backend's kernels
+
+_LOG = logging.getLogger("ape_kernels")
+_LOCK = threading.Lock()
+_known: dict[str, Verdict] = {}  # of this process: by the name of the key
+
+
+def mode() -> str:
+    """APE_AUTO: "verify" where it is not set; ValueError for anything that is not in `MODES`."""
+    wish = os.environ.get("APE_AUTO", MODES[0])
+    if wish not in MODES:
+        raise ValueError(f"APE_AUTO: expected {', '.join(MODES[:-1])} or {MODES[-1]}, got {wish!r}")
+    return wish
+
+
+def fastest(
+    candidates: Mapping[str, str],
+    program: PatchProgram,
+    device: torch.device,
+    dtype: torch.dtype,
+    patch_size: int,
+    limit_s: float = LIMIT_S,
+) -> str:
+    """Name of the fastest candidate that is right on `device`; "torch" whenever that cannot be found out.
+
+    candidates: backends that can run `program`, torch among them: names, and the modules that they are. patch_size:
+    of the patches as the program reads them, folded. Waits up to `limit_s` seconds where there is no verdict yet.
+    """
+    if torch.compiler.is_compiling():  # no place to start processes; the next call outside may
+        return FALLBACK
+    begin = time.monotonic()
+    try:
+        task = make_task(program, device, dtype, patch_size, limit_s)
+        key = make_key(task, candidates)
+    except Exception as error:
+        _LOG.warning("auto takes torch: nothing can be verified: %s", error)
+        return FALLBACK
+    name = cache.name_of(key)
+    if not _LOCK.acquire(timeout=limit_s):
+        _LOG.warning("auto takes torch: another thread has been verifying for %.0f s", limit_s)
+        return FALLBACK
+    try:
+        if name not in _known:
+            _known[name], kept = _find(key, task, candidates, begin)
+            _tell(_known[name], task, kept)
+        return _known[name].chosen
+    finally:
+        _LOCK.release()
+
+
+def make_task(program: PatchProgram, device: torch.device, dtype: torch.dtype, patch_size: int, limit_s: float) -> Task:
+    """The question for square patches; ValueError for a program with `Module` steps."""
+    return Task(
+        signature_of(program),
+        Device.of(device),
+        str(dtype).removeprefix("torch."),
+        (patch_size, patch_size),
+        torch.get_float32_matmul_precision(),
+        limit_s,
+    )
+
+
+def make_key(task: Task, candidates: Mapping[str, str]) -> Json:
+    """All that a verdict depends on, as JSON."""
+    return {
+        "operation": "patches",
+        "ape_kernels": ape_kernels.__version__,
+        "source": cache.own_source(),
+        "torch": str(torch.__version__),
+        "triton": _version("triton"),
+        "device": task.device.identity,
+        "candidates": dict(candidates),
+        "settings": {name: os.environ[name] for name in KERNEL_SETTINGS if name in os.environ},
+        "signature": task.signature,
+        "dtype": task.dtype,
+        "patch": list(task.patch),
+        "precision": task.precision,
+    }
+
+
+def _find(key: Json, task: Task, candidates: Mapping[str, str], begin: float) -> tuple[Verdict, bool]:
+    """The verdict, and whether it was kept from before."""
+    try:
+        if (kept := _kept(key, candidates)) is not None:
+            return kept, True
+        if reason := why_none():
+            return Verdict(why_not=reason), False
+        with cache.alone(key, task.limit_s):
+            if (kept := _kept(key, candidates)) is not None:  # another process has just found it
+                return kept, True
+            left_s = task.limit_s - (time.monotonic() - begin)
+            if left_s <= 0:
+                return Verdict(why_not=f"another process has been verifying for {task.limit_s:.0f} s"), False
+            verdict = verify(task, candidates, left_s)
+            cache.write(key, verdict)
+            return verdict, False
+    except Exception as error:
+        return Verdict(why_not=f"the verification failed: {type(error).__name__}: {error}"), False
+
+
+def _kept(key: Json, candidates: Mapping[str, str]) -> Verdict | None:
+    verdict = cache.read(key)
+    return verdict if verdict is not None and verdict.chosen in candidates else None
+
+
+def _tell(verdict: Verdict, task: Task, kept: bool) -> None:
+    """The one line that says what was chosen and why; a warning where not all candidates are right."""
+    clean = verdict.findings and all(finding.right for finding in verdict.findings)
+    _LOG.log(
+        logging.INFO if clean else logging.WARNING,
+        "auto takes %s for %s patches of %dx%d on %s: %s%s",
+        verdict.chosen,
+        task.dtype,
+        *task.patch,
+        task.device.name,
+        verdict,
+        " (found before)" if kept else "",
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"

@@ -1,0 +1,112 @@
+"""When results are right: the contract of every backend, for the patches of a verification.
+
+Pixels, float32: within 1e-4 of the range of values.
+
+Pixels, float16 and bfloat16: the promise is a PSNR within 0.01 dB of float32's. An error of deviation e, independent of
+that of the network (E, for a picture at a PSNR of 30 dB 0.032 of the range), costs ``10 * log10(1 + (e / E)**2)`` dB:
+0.01 dB for e = 0.0015. That is the bound on the root mean square over all pixels of a patch. It would let a few
+wrong pixels pass: none may be off by more than eight times as much, where rounding, nearly gaussian, reaches five in
+a million pixels. Random weights amplify rounding more than trained ones, whose body adds little to the picture: what
+the torch backend's own rounding does in that dtype, and half as much again, is right as well.
+
+Exits: no prediction lies within a margin of the boundary (`candidate.MARGIN`), so no crossing is to be excused and
+exits are equal. Predictions: within 1e-4 (float32) or half that margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray]
+WAYS = {
+    "few": "run_patches",
+    "lowest": "run_patches, device full",
+    "highest": "run_patches, device full",
+    "stages": "run_stage",
+}
+OWN = 1.5  # times the torch backend's own error
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far results are off, or may be.
+
+    pixel: the worst one. mean_square: root mean square of the worst patch. Both as shares of the range of values.
+    prediction: the worst one.
+    """
+
+    pixel: float
+    mean_square: float
+    prediction: float
+
+
+FLOAT32 = Errors(1e-4, 1e-4, 1e-4)
+HALF = Errors(0.012, 0.0015, 0.02)
+
+
+def why_wrong(reference: Arrays, results: Arrays, dtype: str, own: Arrays | None) -> str:
+    """What is wrong with a candidate's results, in one line; empty if nothing is.
+
+    reference, results: what `candidate.make_reference` and `candidate.measure` give. own: the torch backend's results
+    in that dtype, if it has any.
+    """
+    bounds = FLOAT32 if dtype == "float32" else _widened(HALF, reference, own)
+    for way, name in WAYS.items():
+        reason = _no_number(reference, results, way) or _too_far(_errors(reference, results, way), bounds)
+        if reason:
+            return f"{name}: {reason}"
+    if "picture" in results:
+        expected, got = reference["picture"], results["picture"]
+        worst = np.abs(got - expected).max() if got.shape == expected.shape else np.nan
+        if not worst <= FLOAT32.pixel:
+            return f"split and merge: pixels off by {worst:.1e}"
+    return ""
+
+
+def _widened(bounds: Errors, reference: Arrays, own: Arrays | None) -> Errors:
+    """`bounds`, or what follows from the torch backend's own errors where that is more."""
+    if own is None or _no_number(reference, own, "few"):
+        return bounds
+    pairs = zip(astuple(bounds), astuple(_errors(reference, own, "few")), strict=True)
+    return Errors(*(max(bound, OWN * error) for bound, error in pairs))
+
+
+def _no_number(reference: Arrays, results: Arrays, way: str) -> str:
+    """Faults that no bound excuses: shapes, exits, what is not finite."""
+    for part in ("sr", "exit", "capacity"):
+        got, expected = results[f"{way}.{part}"].shape, reference[f"right.{part}"].shape
+        if got != expected:
+            return f"{part} {list(got)}, not {list(expected)}"
+    wrong = int((results[f"{way}.exit"] != reference["right.exit"]).sum())
+    if wrong:
+        return f"{wrong} of {len(reference['right.exit'])} patches left at another exit"
+    lost = int((~np.isfinite(results[f"{way}.sr"])).sum())
+    if lost:
+        return f"{lost} pixels are NaN or infinite"
+    if (np.isnan(results[f"{way}.capacity"]) != np.isnan(reference["right.capacity"])).any():
+        return "predictions are NaN"
+    return ""
+
+
+def _errors(reference: Arrays, results: Arrays, way: str) -> Errors:
+    expected = reference["right.sr"].astype(np.float64)
+    error = np.abs(results[f"{way}.sr"] - expected) / (expected.max() - expected.min())
+    mean_square = np.sqrt((error**2).mean(axis=(1, 2, 3))).max()
+    predictions = np.nan_to_num(np.abs(results[f"{way}.capacity"] - reference["right.capacity"]))
+    return Errors(float(error.max()), float(mean_square), float(predictions.max()))
+
+
+def _too_far(errors: Errors, bounds: Errors) -> str:
+    if errors.pixel > bounds.pixel:
+        return f"pixels off by up to {errors.pixel:.1e} of the range, not {bounds.pixel:.1e}"
+    if errors.mean_square > bounds.mean_square:
+        return (
+            f"a patch is off by {errors.mean_square:.1e} of the range (root mean square), not {bounds.mean_square:.1e}"
+        )
+    if errors.prediction > bounds.prediction:
+        return f"predictions off by up to {errors.prediction:.1e}, not {bounds.prediction:.1e}"
+    return ""

@@ -1,0 +1,81 @@
+"""The few things that depend on the kind of device: what identifies it, how to wait for it, how much it holds."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as another process can find it again.
+
+    kind: "cpu" or "cuda". name, capability, driver: what a verdict depends on. uuid, index: which of several.
+    """
+
+    kind: str
+    name: str
+    capability: str = ""
+    driver: str = ""
+    uuid: str = ""
+    index: int = 0
+
+    @classmethod
+    def of(cls, device: torch.device) -> Device:
+        """What `device` is; asks for its properties, which makes no context on it."""
+        if device.type != "cuda":
+            return cls(device.type, platform.machine())
+        index = torch.cuda.current_device() if device.index is None else device.index
+        properties = torch.cuda.get_device_properties(index)
+        kernel_module = DRIVER.read_text().partition("\n")[0] if DRIVER.exists() else ""
+        return cls(
+            "cuda",
+            properties.name,
+            f"{properties.major}.{properties.minor}",
+            f"{torch._C._cuda_getDriverVersion()} {kernel_module}".strip(),
+            str(properties.uuid),
+            index,
+        )
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a verdict depends on: cards of one kind share theirs."""
+        return {"kind": self.kind, "name": self.name, "capability": self.capability, "driver": self.driver}
+
+    def find(self) -> torch.device:
+        """The same device in this process, made the current one; RuntimeError if it is not visible here.
+
+        CUDA_VISIBLE_DEVICES may have been changed since the other process began, and the index with it.
+        """
+        if self.kind != "cuda":
+            return torch.device(self.kind)
+        visible = range(torch.cuda.device_count())
+        found = [i for i in visible if str(torch.cuda.get_device_properties(i).uuid) == self.uuid]
+        if not found:
+            raise RuntimeError(f"device: expected {self.name} {self.uuid} among the visible ones, found it not")
+        torch.cuda.set_device(found[0])
+        return torch.device("cuda", found[0])
+
+
+def wait_for(device: torch.device) -> None:
+    """Until all that was started on `device` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def processors(device: torch.device) -> int:
+    """What works at once on `device`: multiprocessors, or cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return os.cpu_count() or 1
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken on `device`; on the CPU a figure that patches never reach."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 33

@@ -1,0 +1,101 @@
+"""What is verified and what came of it: the types that travel between the parts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ape_kernels.verify.device import Device
+from ape_kernels.verify.signature import Json
+
+FALLBACK = "torch"  # what runs wherever anything is in doubt; also the reference
+TASK, REFERENCE = "task.json", "reference.npz"  # files in the folder that the candidates share
+LIMIT_S = 60.0  # seconds that packing a program may wait for a verification
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question: which backend is right and fastest for this program's patches there?
+
+    dtype: such as "float16". patch: height and width of the patches as the program reads them (folded).
+    precision: `torch.get_float32_matmul_precision` of the process that asks: candidates are timed with it.
+    limit_s: seconds for all candidates together.
+    """
+
+    signature: Json
+    device: Device
+    dtype: str
+    patch: tuple[int, int]
+    precision: str
+    limit_s: float = LIMIT_S
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        path.write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, path: Path) -> Task:
+        """What `write` wrote."""
+        fields = json.loads(path.read_text())
+        return cls(**{**fields, "device": Device(**fields["device"]), "patch": tuple(fields["patch"])})
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of one candidate.
+
+    why_not: empty where it is right. milliseconds: of a patch, of a call that fills the device; None where it is not
+    right. passing: the reason may be gone another time (no memory, no time).
+    """
+
+    backend: str
+    why_not: str = ""
+    milliseconds: float | None = None
+    passing: bool = False
+
+    @property
+    def right(self) -> bool:
+        """Whether its results are right, so that it may be chosen."""
+        return self.milliseconds is not None
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.why_not or f'{self.milliseconds:.4g} ms a patch'}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of all candidates; without any, `why_not` says why there was no verification."""
+
+    findings: tuple[Finding, ...] = ()
+    why_not: str = ""
+
+    @property
+    def chosen(self) -> str:
+        """The fastest backend that is right, torch where there is none."""
+        right = {f.backend: f.milliseconds for f in self.findings if f.milliseconds is not None}
+        return min(right, key=right.__getitem__) if right else FALLBACK
+
+    @property
+    def settled(self) -> bool:
+        """Whether another verification would find the same."""
+        return not self.why_not and not any(finding.passing for finding in self.findings)
+
+    def __str__(self) -> str:
+        return self.why_not or "; ".join(map(str, self.findings))
+
+    def as_json(self) -> Json:
+        """For `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Any) -> Verdict:
+        """What `as_json` gave; TypeError, KeyError or ValueError for anything else."""
+        verdict = cls(tuple(Finding(**finding) for finding in fields["findings"]), fields["why_not"])
+        for finding in verdict.findings:
+            texts = isinstance(finding.backend, str) and isinstance(finding.why_not, str)
+            time = finding.milliseconds is None or isinstance(finding.milliseconds, float)
+            if not (texts and time and isinstance(finding.passing, bool)):
+                raise TypeError(f"verdict: expected a finding, got {finding}")
+        return verdict
