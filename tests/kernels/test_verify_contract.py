@@ -93,6 +93,18 @@ class TestSignature:
             capacity = reference(name)["right.capacity"]
             assert np.abs(1 - capacity - candidate.BOUNDARY).min() > candidate.MARGIN
 
+    def test_patches_that_can_hardly_be_told_apart_leave_together_or_not_at_all(self):
+        means = torch.rand(candidate.PATCHES, 4, dtype=torch.float64) * 1e-3
+        means[::2] += 1
+        exits = candidate.split_exits([means, means])
+        there = torch.ones(candidate.PATCHES, dtype=torch.bool)
+        for (weight, bias), leaving in zip(exits, (6, 0), strict=True):
+            predictions = torch.tanh(means.float() @ weight + bias)
+            assert (predictions[there] - candidate.BOUNDARY).abs().min() > candidate.MARGIN
+            left = there & (predictions >= candidate.BOUNDARY)
+            assert int(left.sum()) == leaving
+            there &= ~left
+
     def test_what_makes_programs_unlike_is_in_it(self):
         signature = lambda **changes: json.dumps(signature_of(to_program(spread_network(**changes))))  # noqa: E731
         same = signature()
