@@ -11,6 +11,7 @@ The first process makes the reference besides: the torch backend in float32, and
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import math
@@ -41,6 +42,7 @@ PATCHES = 12
 BOUNDARY = 0.5  # of the exits' predictions
 MARGIN = 0.04  # no prediction is closer to the boundary: half precision moves one by less than half of it
 BUSY = 2  # patches for each processor of the device make it full, and its queue run over
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TIMED_S, TIMED_RUNS = 0.5, 10  # timing ends with either
 
 
@@ -50,8 +52,7 @@ def run(folder: Path, module: str) -> None:
     Makes the reference first where there is none yet. Ends the process with status 1 when it failed.
     """
     task = Task.read(folder / TASK)
-    # the kernel ends this process, whatever it hangs in, should the one that waits for it be gone
-    signal.alarm(math.ceil(task.limit_s) + 1)
+    _end_with_parent(task.limit_s)
     try:
         device = task.device.find()
         with torch.no_grad():
@@ -233,6 +234,16 @@ def _repeats(program: PatchProgram, task: Task, device: torch.device) -> int:
     patch_bytes = 4 * math.prod(task.patch) * max(widest, program.out_channels * program.upscale**2)
     count = min(BUSY * processors(device), free_bytes(device) // (8 * patch_bytes))
     return max(2, -(-count // PATCHES))
+
+
+def _end_with_parent(limit_s: float) -> None:
+    """Have the operating system end this process, whatever it hangs in, when the thread that waits for it is gone.
+
+    Only Linux can be asked for that, and only from now on: a timer does it in any case once the time limit is over.
+    """
+    signal.alarm(math.ceil(limit_s) + 1)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _named(what: str, results: PatchResults) -> dict[str, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if args.patch_size < 1:
         parser.error(f"--patch-size: expected at least 1, got {args.patch_size}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends and removes what was started
     return print_table(torch.device(args.device), args.dtype, args.patch_size)
 
 

@@ -257,7 +257,8 @@ class TestChoice:
             assert fastest(TORCH, program, limit_s=0.2) == "torch"
         assert "another thread has been verifying" in caplog.text
 
-    def test_ctrl_c_ends_what_was_started(self, plant, tmp_path):
+    @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
+    def test_when_the_waiting_process_ends_so_does_what_it_started(self, plant, tmp_path, sent):
         hang = f"""
             import os, time
             from pathlib import Path
@@ -277,9 +278,9 @@ class TestChoice:
         while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(0.2)
-        waiting.send_signal(signal.SIGINT)
+        waiting.send_signal(sent)
         _, printed = waiting.communicate(timeout=20)
-        assert "KeyboardInterrupt" in printed
+        assert ("KeyboardInterrupt" in printed) is (sent == signal.SIGINT)
         assert gone(int((tmp_path / "pid").read_text()))
         assert not list((tmp_path / "cache").glob("*.json"))
 
@@ -361,6 +362,20 @@ def test_on_the_cpu_nothing_is_verified(monkeypatch):
 
 
 class TestByHand:
+    def test_terminated_it_leaves_no_process_and_no_folder(self, tmp_path):
+        """As a script with a time limit ends it."""
+        command_ = [sys.executable, "-m", "ape_kernels", "verify", "--device", str(DEVICE)]
+        run = subprocess.Popen(command_, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("ape-verify-*/output.txt")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        run.terminate()
+        assert run.wait(20) == 128 + signal.SIGTERM
+        assert children and all(gone(int(pid)) for pid in children)
+        assert not list(tmp_path.glob("ape-verify-*"))
+
     def test_table_and_status(self, plant, monkeypatch, capsys):
         able = TORCH | plant("wrong", PLANTED.format(spoil="sr[0] = 0"))
         monkeypatch.setattr(command, "PROGRAMS", {"small": SMALL})
