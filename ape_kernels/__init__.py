@@ -4,22 +4,25 @@
 >>> sr = fast(lr)                            # doctest: +SKIP
 """
 
-from ape_kernels import ops  # noqa: F401 - registers the operations
 from ape_kernels.adapters import NotRecognised, to_program
 from ape_kernels.backends import BackendUnavailable
 from ape_kernels.exits import add_exits, all_exits
 from ape_kernels.forward import APEForward
-from ape_kernels.patches import PatchGrid
+from ape_kernels.geometry import PatchGrid
+from ape_kernels.packed import Packed, Wish, pack
 from ape_kernels.report import Report
 
 __all__ = [
     "APEForward",
     "BackendUnavailable",
     "NotRecognised",
+    "Packed",
     "PatchGrid",
     "Report",
+    "Wish",
     "add_exits",
     "all_exits",
+    "pack",
     "to_program",
 ]
 __version__ = "0.1.0"

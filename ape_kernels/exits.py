@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ape_kernels.adapters import NotRecognised, to_program
 from ape_kernels.backends import get_backend
-from ape_kernels.backends.torch.run import run_all_exits
-from ape_kernels.patches import fold_pixels
+from ape_kernels.backends.torch.interpreter import run_all_exits
+from ape_kernels.folding import fold_pixels
 
 
 def add_exits(model: nn.Module, every: int = 4) -> nn.Module:
@@ -64,7 +64,7 @@ def all_exits(model: nn.Module, image: Tensor) -> tuple[list[Tensor], list[Tenso
     device = next(model.parameters()).device
     program = to_program(model)  # alive until the run is over: its modules are known by number
     packed = get_backend("torch").pack(program, device, torch.float32)
-    pictures, predictions = run_all_exits(fold_pixels(image, program.fold), packed.table, packed.weights)
+    pictures, predictions = run_all_exits(fold_pixels(image, program.fold), packed)
     height, width = (side * program.scale for side in image.shape[2:])
     return [picture[:, :, :height, :width] for picture in pictures], predictions
 

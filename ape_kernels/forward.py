@@ -4,48 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ape_kernels.adapters import to_program
-from ape_kernels.backends import BackendUnavailable, choose, get_backend
+from ape_kernels.backends import BackendUnavailable, get_backend
+from ape_kernels.backends.protocol import Exits
 from ape_kernels.check import check_program
 from ape_kernels.exits import all_exits, has_added_exits
-from ape_kernels.patches import PATCH_SIZE, Blend, check_blend, check_patch_size, fold_pixels, folded_geometry
+from ape_kernels.geometry import PATCH_SIZE, Blend, check_blend, check_patch_size, folded_geometry
+from ape_kernels.packed import DTYPES, Packed, PackedModel, Wish
 from ape_kernels.policy import check_budget, check_threshold, exit_boundary, threshold_from_gain
 from ape_kernels.program import PatchProgram
 from ape_kernels.report import Report, make_report
-from ape_kernels.table import PackedProgram
-from ape_kernels.unchanged import Remembered, fingerprint
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A program and what was packed from it for one backend, device and dtype."""
-
-    stamp: tuple[Any, ...]  # the weights the program was made from
-    program: PatchProgram
-    packed_for: tuple[Any, ...] | None = None
-    backend: str = ""
-    packed: PackedProgram | None = None
-    frame: PackedProgram | None = None  # for a budget: as the torch backend packs it, for head and tail
-
-    @property
-    def frame_tensors(self) -> tuple[Tensor, Tensor]:
-        """Table and weights of `frame`."""
-        return self.frame.table, self.frame.weights
-
-
-_remembered: Remembered[_Prepared] = Remembered()  # by the last wrapper of each model
+from ape_kernels.run import Cut, run_images, run_patches
 
 
 class APEForward(nn.Module):
@@ -91,9 +66,8 @@ class APEForward(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        mark = fingerprint(model)
-        prepared = _remembered.get(model, mark)
-        program = to_program(model) if prepared is None else prepared.program
+        programs = PackedModel(model)
+        program = programs.program()
         check_patch_size(patch_size, overlap)
         check_blend(blend)
         if backend != "auto":
@@ -102,9 +76,7 @@ class APEForward(nn.Module):
             raise ValueError(f"dtype: expected None, {', '.join(map(str, DTYPES))}, got {dtype!r}")
         if threshold is not None and min_gain_db is not None:
             raise ValueError(f"threshold: expected threshold or min_gain_db, got both ({threshold}, {min_gain_db})")
-        if prepared is None:
-            check_program(model, program)
-            prepared = _Prepared(_stamp(model), program)
+        check_program(model, program)
         self.model = model
         self.patch_size, self.overlap, self.blend = patch_size, overlap, blend
         self.backend, self.dtype = backend, dtype
@@ -115,11 +87,8 @@ class APEForward(nn.Module):
         else:
             self.threshold = threshold
         self._budget = check_budget(budget, program.stage_flops)
-        self._prepared = prepared
-        self._lock = threading.Lock()
+        self._programs = programs
         self._pack_ahead()
-        if self._prepared.stamp == prepared.stamp:  # else another thread has changed the weights meanwhile
-            _remembered.put(model, mark, self._prepared)
         self.training = model.training  # ours alone: the model's modules keep their modes
 
     @property
@@ -144,7 +113,13 @@ class APEForward(nn.Module):
     @property
     def program(self) -> PatchProgram:
         """The patch program of the model as it is now."""
-        return self._prepare().program
+        return self._programs.program()
+
+    @property
+    def packed(self) -> Packed:
+        """The program of the model as it is now, packed for the backend that runs it."""
+        wish = Wish(self.backend, self.dtype, self.patch_size, self._budget is not None)
+        return self._programs.get(wish)
 
     @property
     def scale(self) -> int:
@@ -163,30 +138,20 @@ class APEForward(nn.Module):
         if self.training:
             return all_exits(self.model, image) if has_added_exits(self.model) else self.model(image)
         if torch.compiler.is_compiling():
-            prepared = self._prepared  # tracing cannot pack: it takes what was packed last
+            packed = self._programs.latest
             pixels = image.detach().float()
         else:
-            prepared = self._prepare()
-            pixels = _checked(image, "image", prepared.program, self._device)
-        packed, factor = prepared.packed, prepared.program.fold
-        boundary = exit_boundary(self._threshold)
-        geometry = (self.patch_size, self.overlap, self.blend)
-        geometry = (*geometry, packed.upscale, packed.out_channels, prepared.backend, factor)
-        if self._budget is None:
-            sr, exit_index, capacity = torch.ops.ape_kernels.upscale(
-                pixels, packed.table, packed.weights, boundary, *geometry
-            )
-        else:
-            bounds = (prepared.program.stage_flops, boundary, self._budget)
-            sr, exit_index, capacity = torch.ops.ape_kernels.upscale_within(
-                pixels, packed.table, packed.weights, *prepared.frame_tensors, *bounds, *geometry
-            )
-        sr = sr.to(image.dtype)
+            packed = self.packed
+            pixels = _checked(image, "image", packed.program, self._device)
+        cut = Cut(self.patch_size, self.overlap, self.blend)
+        results = run_images(pixels, packed, cut, Exits(exit_boundary(self._threshold)), self._budget)
+        sr = results.sr.to(image.dtype)
         if not return_report:
             return sr
-        patch_size, _ = folded_geometry(self.patch_size, self.overlap, factor)
-        area = math.prod(min(patch_size, -(-side // factor)) for side in image.shape[2:])
-        return sr, make_report(prepared.program, exit_index, capacity, area)
+        fold = packed.program.fold
+        patch_size, _ = folded_geometry(self.patch_size, self.overlap, fold)
+        area = math.prod(min(patch_size, -(-side // fold)) for side in image.shape[2:])
+        return sr, make_report(packed.program, results.exit_index, results.capacity, area)
 
     def forward_patches(self, patches: Tensor, exit_at: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Upscale patches independently of each other.
@@ -199,23 +164,12 @@ class APEForward(nn.Module):
 
         Raises TypeError and ValueError as `forward` does, ValueError for a budget, which is an image's, and no exit_at.
         """
-        prepared = self._prepare()
-        pixels = _checked(patches, "patches", prepared.program, self._device)
-        packed = prepared.packed
+        packed = self.packed
+        pixels = _checked(patches, "patches", packed.program, self._device)
         if self._budget is not None and exit_at is None:
             raise ValueError(f"budget: expected None for patches, which are no whole image, got {self._budget}")
-        sr, exit_index, capacity = torch.ops.ape_kernels.run_patches(
-            fold_pixels(pixels, prepared.program.fold).contiguous(),
-            packed.table,
-            packed.weights,
-            exit_boundary(self._threshold),
-            exit_at,
-            packed.upscale,
-            packed.out_channels,
-            prepared.backend,
-        )
-        height, width = (side * prepared.program.scale for side in patches.shape[2:])
-        return sr[:, :, :height, :width].to(patches.dtype), exit_index, capacity
+        results = run_patches(pixels, packed, Exits(exit_boundary(self._threshold), exit_at))
+        return results.sr.to(patches.dtype), results.exit_index, results.capacity
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The wrapped model's own state dict."""
@@ -242,7 +196,7 @@ class APEForward(nn.Module):
     def _pack_ahead(self) -> None:
         """Pack now, for calls that are traced; what cannot run yet (another device?) is said when it is called."""
         with contextlib.suppress(BackendUnavailable):
-            self._prepare()
+            _ = self.packed
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # reached when a parent module loads: the wrapped model's keys lack our own level
@@ -259,35 +213,13 @@ class APEForward(nn.Module):
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _prepare(self) -> _Prepared:
-        """The packed program; made anew when weights, device or dtype have changed."""
-        stamp = _stamp(self.model)
-        parameter = next(self.model.parameters())
-        dtype = self.dtype or parameter.dtype
-        wishes = (self.backend, os.environ.get("APE_BACKEND"), os.environ.get("APE_AUTO"), self.patch_size)
-        packed_for = (*wishes, dtype, self._budget is not None)
-        with self._lock:
-            prepared = self._prepared
-            if prepared.stamp != stamp:
-                prepared = _Prepared(stamp, to_program(self.model))
-            if prepared.packed_for != packed_for:
-                program, device = prepared.program, parameter.device
-                name = choose(self.backend, program, device, dtype, self.patch_size)
-                with torch.no_grad():
-                    packed = get_backend(name).pack(program, device, dtype)
-                    frame = None if self._budget is None else get_backend("torch").pack(program, device, dtype)
-                prepared = _Prepared(stamp, program, packed_for, name, packed, frame)
-            self._prepared = prepared
-            return prepared
-
     def __getstate__(self) -> dict[str, Any]:
-        # copying and pickling: the lock cannot travel, and the program shares the weights of this model
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_prepared")}
+        # copying and pickling: the program shares the weights of this model
+        return {name: value for name, value in self.__dict__.items() if name != "_programs"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._lock = threading.Lock()
-        self._prepared = _Prepared(_stamp(self.model), to_program(self.model))
+        self._programs = PackedModel(self.model)
         self._pack_ahead()
 
 
@@ -296,27 +228,6 @@ def _own_threshold(program: PatchProgram) -> float:
     if own is not None and own < 0:
         raise ValueError(f"model.exit_threshold: expected at least 0 where no threshold is given, got {own}")
     return 0.0 if own is None else max(0.0, 1.0 - own)
-
-
-def _stamp(model: nn.Module) -> tuple[Any, ...]:
-    """Changes whenever a weight's storage or, by an in-place operation, its values do.
-
-    Tensors made in inference mode do not count their changes: for those only a new storage shows.
-    """
-    tensors = _tensors(model)
-    versions = (0 if tensor.is_inference() else tensor._version for tensor in tensors)
-    return tuple((t.data_ptr(), version, t.dtype, t.device) for t, version in zip(tensors, versions, strict=True))
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers. `parameters()` takes five times as long: 0.2 ms of every call for EDSR 16x64."""
-    found: list[Tensor] = []
-    left: list[nn.Module | None] = [model]
-    while left:
-        if (module := left.pop()) is not None:
-            found += [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
-            left += module._modules.values()
-    return found
 
 
 def _all_finite(pixels: np.ndarray) -> bool:

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,8 +64,7 @@ NO_BUFFER = -1
 WEIGHT_ALIGNMENT = 16  # elements: a cache line of float32
 
 
-@dataclass(frozen=True)
-class PackedProgram:
+class PackedProgram(NamedTuple):
     """A program as a backend runs it.
 
     table: int32 ``[rows, 16]``, columns as in `Column`. weights: 1-D buffer in the backend's layout.
@@ -72,8 +72,6 @@ class PackedProgram:
 
     table: Tensor
     weights: Tensor
-    upscale: int
-    out_channels: int
 
 
 @dataclass(frozen=True)
@@ -102,9 +100,7 @@ def pack(program: PatchProgram, layout: WeightLayout, *, dtype: torch.dtype, dev
         table.add(stage.steps, program)
     table.row(Opcode.TAIL)
     table.add(program.tail, program)
-    return PackedProgram(
-        torch.tensor(table.rows, dtype=torch.int32), table.weights(), program.upscale, program.out_channels
-    )
+    return PackedProgram(torch.tensor(table.rows, dtype=torch.int32), table.weights())
 
 
 class _Table:

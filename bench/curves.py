@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from ape_kernels import APEForward, PatchGrid
 from ape_kernels.policy import Budget, exit_boundary
+from ape_kernels.run import merge, split
 from ape_sr.checkpoint import load_model
 from ape_sr.data.images import to_image, to_tensor
 from ape_sr.evaluate import find_pairs
@@ -48,7 +49,7 @@ class Recorded:
     def quality(self, exits: np.ndarray) -> float:
         """PSNR (Y) of the picture when patches leave at `exits` ``[P]``."""
         chosen = self.pictures[torch.from_numpy(exits), torch.arange(len(exits))]
-        return psnr_y(to_image(self.grid.merge(chosen)), self.hr, self.grid.scale)
+        return psnr_y(to_image(merge(self.grid, chosen)), self.hr, self.grid.scale)
 
 
 def record(network: APEForward, folder: Path) -> Iterator[Recorded]:
@@ -57,10 +58,10 @@ def record(network: APEForward, folder: Path) -> Iterator[Recorded]:
     for pair in find_pairs(folder):
         lr, hr = pair.read(scale)
         height, width = lr.shape[:2]
-        patches = PatchGrid(height, width, network.patch_size, network.overlap).split(to_tensor(lr))
+        patches = split(PatchGrid(height, width, network.patch_size, network.overlap), to_tensor(lr))
         grid = PatchGrid(height, width, network.patch_size, network.overlap, scale)
         sizes = (height * scale, width * scale, network.patch_size * scale, network.overlap * scale)
-        truth = PatchGrid(*sizes).split(to_tensor(hr))
+        truth = split(PatchGrid(*sizes), to_tensor(hr))
         with torch.inference_mode():
             pictures = torch.stack(
                 [network.forward_patches(patches, torch.full((len(patches),), i))[0] for i in range(exits)]

@@ -84,7 +84,7 @@ def steps(out: Path, dry: bool) -> list[Step]:
         Step("triton-time", 100, measure("triton-time")),
         Step("image-time", 60, measure("image-time")),
         Step("oracle-check", 60, pytest_command(*oracle_tests, processes=0 if dry else 4), environment=few),
-        Step("verify", 75, [sys.executable, "-m", "ape_kernels", "verify"]),
+        Step("verify", 75, [sys.executable, "-m", "ape_kernels", *([] if dry else ["verify"])]),
         Step("compile-time", 120, measure("compile-time")),
     ]
 

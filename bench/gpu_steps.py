@@ -157,7 +157,7 @@ def triton_time(bench: Bench) -> None:
     ours(bench, "triton", list(cases(bench)))
     if bench.dry:
         return
-    from ape_kernels.backends.triton import run as launches
+    from ape_kernels.backends.triton import launch as launches
 
     fast = bench.wrapped(bench.model(EDSR), "triton")
     for count in (8, 33, 66, 132):

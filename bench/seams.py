@@ -20,7 +20,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ape_kernels import APEForward, PatchGrid
-from ape_kernels.patches import BLENDS
+from ape_kernels.geometry import BLENDS
+from ape_kernels.run import merge, split
 from ape_sr.checkpoint import load_model
 from ape_sr.data.images import to_image, to_tensor
 from ape_sr.evaluate import find_pairs
@@ -66,13 +67,13 @@ def measure(network: APEForward, folder: Path, thresholds: Sequence[float]) -> l
         base = None
         for overlap in OVERLAPS:
             grids = {b: PatchGrid(*lr.shape[:2], network.patch_size, overlap, network.scale, b) for b in BLENDS}
-            patches = PatchGrid(*lr.shape[:2], network.patch_size, overlap).split(pixels)
+            patches = split(PatchGrid(*lr.shape[:2], network.patch_size, overlap), pixels)
             for network.threshold in thresholds:
                 sr, exit_index, _ = network.forward_patches(patches)
                 flops = sum(network.program.flops_to_stage(i) for i in exit_index.tolist())
                 base = base or flops  # full depth without overlap
                 for blend, grid in grids.items():
-                    picture = to_image(grid.merge(sr))
+                    picture = to_image(merge(grid, sr))
                     row = (excess(picture, whole, grid), psnr_y(picture, hr, network.scale), flops / base)
                     found.setdefault((network.threshold, overlap, blend), []).append(row)
     rows = []
@@ -91,7 +92,7 @@ def show(network: APEForward, folder: Path, threshold: float, path: Path) -> Non
     for pair in find_pairs(folder):
         lr, hr = pair.read(network.scale)
         grid = PatchGrid(*lr.shape[:2], network.patch_size, 0)
-        _, exits, _ = network.forward_patches(grid.split(to_tensor(lr)))
+        _, exits, _ = network.forward_patches(split(grid, to_tensor(lr)))
         exits = exits.view(grid.shape).numpy()
         for row in range(grid.shape[0] - 1):
             for column in range(grid.shape[1] - 1):

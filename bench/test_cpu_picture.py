@@ -21,7 +21,8 @@ from skimage import data
 from torch import Tensor, nn
 
 from ape_kernels import APEForward
-from ape_kernels.patches import patch_grid
+from ape_kernels.geometry import patch_grid
+from ape_kernels.run import merge, split
 
 NETWORK = "EDSR 16x64 x4"
 WIDTH, HEIGHT, SCALE = 510, 339, 4
@@ -38,7 +39,7 @@ def _image() -> Tensor:
 def _patchwise(model: nn.Module, image: Tensor) -> Tensor:
     """What ours has to compute: the network's literal forward on every patch, blended by the torch backend."""
     grid = patch_grid(HEIGHT, WIDTH, PATCH, PATCH - STEP, SCALE, "linear")
-    return grid.merge(literal_forward(model, grid.split(image, "torch"), NEVER)[0], 1, "torch")
+    return merge(grid, literal_forward(model, split(grid, image, "torch"), NEVER)[0], 1, "torch")
 
 
 def _assert_same(row: str, got: Tensor, expected: Tensor, tolerance: float) -> None:

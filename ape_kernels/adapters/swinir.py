@@ -52,7 +52,7 @@ from ape_kernels.adapters.recognise import (
     refuse,
 )
 from ape_kernels.collapse import CollapsedTail
-from ape_kernels.patches import reflect_to_multiple
+from ape_kernels.folding import reflect_to_multiple
 from ape_kernels.program import INPUT, Buffer, Module, PatchProgram, Reconstruct, Step
 
 OUTLINE = "conv_first, layers, norm and conv_after_body"

@@ -10,14 +10,12 @@ from __future__ import annotations
 import importlib
 import os
 from functools import cache
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from ape_kernels.patches import folded_geometry
+from ape_kernels.backends.protocol import Backend
+from ape_kernels.geometry import folded_geometry
 from ape_kernels.program import PatchProgram
-from ape_kernels.table import PackedProgram
 from ape_kernels.verify import auto
 
 # Of preference, where nothing is verified: on the CPU, and on a GPU with APE_AUTO=trust. cuda and triton stand last
@@ -28,34 +26,6 @@ VERIFIED = "cuda"  # kind of device on which "auto" takes what a verification ha
 
 class BackendUnavailable(RuntimeError):
     """The backend that was asked for cannot run; the message gives the reason and the ones that can."""
-
-
-class Backend(Protocol):
-    """What a backend folder provides. Shapes of the four operations: `ape_kernels.ops`."""
-
-    def unavailable(self) -> str | None:
-        """None if this machine can run the backend at all, else the reason."""
-
-    def supports(self, program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
-        """None if `program` can run on `device` in `dtype`, else the reason."""
-
-    def supports_patches(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """None if split and merge can run on tensors of `dtype` on `device`, else the reason."""
-
-    def pack(self, program: PatchProgram, device: torch.device, dtype: torch.dtype) -> PackedProgram:
-        """The program in this backend's layout; `dtype` is that of the matmul operands."""
-
-    def run_patches(self, patches: Tensor, table: Tensor, weights: Tensor, boundary: float, exit_at: Tensor | None,
-                    upscale: int, out_channels: int) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
-
-    def run_stage(self, features: Tensor, active: Tensor, table: Tensor, weights: Tensor, stage: int, boundary: float,
-                  exit_at: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...  # fmt: skip
-
-    def split(self, image: Tensor, row_start: Tensor, column_start: Tensor, patch_height: int,
-              patch_width: int) -> Tensor: ...  # fmt: skip
-
-    def merge(self, patches: Tensor, row_index: Tensor, row_weight: Tensor, column_index: Tensor, column_weight: Tensor,
-              batch: int, rows: int) -> Tensor: ...  # fmt: skip
 
 
 @cache

@@ -26,10 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ape_kernels.backends.protocol import Exits, PatchResults
 from ape_kernels.backends.torch import pack as pack_torch
-from ape_kernels.backends.torch.run import run_head, run_tail
-from ape_kernels.backends.torch.run import run_stage as run_torch_stage
-from ape_kernels.patches import PatchGrid
+from ape_kernels.backends.torch.interpreter import run_head, run_tail
+from ape_kernels.backends.torch.interpreter import run_stage as run_torch_stage
+from ape_kernels.geometry import AxisBlend, PatchGrid
 from ape_kernels.program import PatchProgram
 from ape_kernels.table import PackedProgram
 from ape_kernels.verify.device import free_bytes, processors, wait_for
@@ -41,8 +42,6 @@ BOUNDARY = 0.5  # of the exits' predictions
 MARGIN = 0.04  # no prediction is closer to the boundary: half precision moves one by less than half of it
 BUSY = 2  # patches for each processor of the device make it full, and its queue run over
 TIMED_S, TIMED_RUNS = 0.5, 10  # timing ends with either
-
-Results = tuple[Tensor, Tensor, Tensor]  # pictures, exit index and capacity, as `ops.run_patches` gives them
 
 
 def run(folder: Path, module: str) -> None:
@@ -79,7 +78,7 @@ def make_reference(task: Task, device: torch.device) -> dict[str, Any]:
     packed = oracle.pack(program, device, torch.float32)
     exits = split_exits(pooled_at_exits(program, packed, patches))
     packed = oracle.pack(program_of(task.signature, exits), device, torch.float32)
-    sr, exit_index, capacity = run_patches(oracle, packed, patches)
+    sr, exit_index, capacity = run_patches(oracle, program, packed, patches)
     deviation = float(sr.std())
     if not 0.01 < deviation < 100:
         raise RuntimeError(f"signature: expected random weights that keep signals of order one, got {deviation:.2g}")
@@ -113,10 +112,10 @@ def make_patches(program: PatchProgram, size: tuple[int, int]) -> Tensor:
 def pooled_at_exits(program: PatchProgram, packed: PackedProgram, patches: Tensor) -> list[Tensor]:
     """Means of the feature maps of all patches at each exit, ``[PATCHES, C]`` float64 on the CPU."""
     pooled: list[Tensor] = []
-    features = run_head(patches, packed.table, packed.weights)
+    features = run_head(patches, packed)
     ids = torch.arange(len(patches), device=patches.device)
     for i, stage in enumerate(program.stages):
-        out, rows, _, _ = run_torch_stage(features, ids, packed.table, packed.weights, i, math.inf, None)
+        out, rows, _, _ = run_torch_stage(packed, i, features, ids, Exits(math.inf))
         features[rows] = out
         if stage.has_exit:
             pooled.append(features.mean(dim=(2, 3)).double().cpu())
@@ -158,9 +157,9 @@ def measure(backend: Any, task: Task, device: torch.device, reference: Any) -> d
     patches = torch.from_numpy(reference["patches"]).to(device)
     repeats = int(reference["repeats"])
     packed = backend.pack(program, device, dtype)
-    few = run_patches(backend, packed, patches)
+    few = run_patches(backend, program, packed, patches)
     full = patches.repeat(repeats, 1, 1, 1)
-    many = [part.unflatten(0, (repeats, PATCHES)) for part in run_patches(backend, packed, full)]
+    many = [part.unflatten(0, (repeats, PATCHES)) for part in run_patches(backend, program, packed, full)]
     results = {
         **_named("few", few),
         **_named("lowest", tuple(part.amin(0) for part in many)),
@@ -170,33 +169,33 @@ def measure(backend: Any, task: Task, device: torch.device, reference: Any) -> d
     if backend.supports_patches(device, torch.float32) is None:
         results["picture"] = split_and_merge(backend, task, device)
     torch.set_float32_matmul_precision(task.precision)
-    run_patches(backend, packed, full)  # with another precision there may be something to compile
-    seconds = median_seconds(lambda: run_patches(backend, packed, full), device)
+    run_patches(backend, program, packed, full)  # with another precision there may be something to compile
+    seconds = median_seconds(lambda: run_patches(backend, program, packed, full), device)
     return {**results, "milliseconds": torch.tensor(1e3 * seconds / len(full))}
 
 
-def run_patches(backend: Any, packed: PackedProgram, patches: Tensor) -> Results:
+def run_patches(backend: Any, program: PatchProgram, packed: PackedProgram, patches: Tensor) -> PatchResults:
     """`backend.run_patches`, exits as predicted."""
-    return backend.run_patches(
-        patches, packed.table, packed.weights, BOUNDARY, None, packed.upscale, packed.out_channels
-    )
+    out = PatchResults.empty(patches, program.upscale, program.out_channels)
+    backend.run_patches(packed, patches, Exits(BOUNDARY), out)
+    return out
 
 
 def stage_by_stage(
     backend: Any, packed: PackedProgram, program: PatchProgram, patches: Tensor, dtype: torch.dtype
-) -> Results:
+) -> PatchResults:
     """The same patches by `backend.run_stage`, what leaves scattered back."""
     frame = pack_torch(program, patches.device, dtype)
-    features = run_head(patches, frame.table, frame.weights)
+    features = run_head(patches, frame)
     ids = torch.arange(len(patches), device=patches.device)
     exit_index, capacity = torch.zeros_like(ids), patches.new_full((len(patches),), math.nan)
     for stage in range(len(program.stages)):
-        out, rows, known, n_left = backend.run_stage(features, ids, packed.table, packed.weights, stage, BOUNDARY, None)
+        out, rows, known, n_left = backend.run_stage(packed, stage, features, ids, Exits(BOUNDARY))
         features[rows] = out
         exit_index[rows] = stage
         capacity[rows] = torch.where(known.isnan(), capacity[rows], known)  # a rest of blocks may have no exit
         ids = rows[int(n_left) :]
-    return run_tail(patches, features, frame.table, frame.weights), exit_index, capacity
+    return PatchResults(run_tail(patches, features, frame), exit_index, capacity)
 
 
 def split_and_merge(backend: Any, task: Task, device: torch.device) -> Tensor:
@@ -207,11 +206,10 @@ def split_and_merge(backend: Any, task: Task, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(2)
     image = torch.rand(2, 3, grid.height, grid.width, generator=generator).to(device)
     starts = (torch.tensor(s, dtype=torch.int32, device=device) for s in (grid.row_starts, grid.column_starts))
-    patches = backend.split(image, *starts, *grid.patch_shape)
+    patches = backend.split(image, *starts, grid.patch_shape)
     patches = patches * torch.linspace(0.5, 1.5, len(patches), device=device)[:, None, None, None]
-    rows, columns = grid.row_blend, grid.column_blend
-    tables = (table.to(device) for table in (rows.index, rows.weight, columns.index, columns.weight))
-    return backend.merge(patches, *tables, 2, grid.shape[0])
+    blends = (AxisBlend(*(table.to(device) for table in blend)) for blend in (grid.row_blend, grid.column_blend))
+    return backend.merge(patches, *blends, 2, grid.shape[0])
 
 
 def median_seconds(call: Callable[[], object], device: torch.device) -> float:
@@ -237,7 +235,7 @@ def _repeats(program: PatchProgram, task: Task, device: torch.device) -> int:
     return max(2, -(-count // PATCHES))
 
 
-def _named(what: str, results: Results) -> dict[str, Tensor]:
+def _named(what: str, results: PatchResults) -> dict[str, Tensor]:
     return {f"{what}.{name}": part for name, part in zip(("sr", "exit", "capacity"), results, strict=True)}
 
 

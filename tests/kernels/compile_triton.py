@@ -23,8 +23,9 @@ from triton.compiler import ASTSource
 
 from ape_kernels import to_program
 from ape_kernels.backends import triton as backend
+from ape_kernels.backends.protocol import Exits, PatchResults
 from ape_kernels.backends.triton import config as configurations
-from ape_kernels.backends.triton import run as launches
+from ape_kernels.backends.triton import launch as launches
 from ape_sr.models import EDSR, RCAN, VDSR
 
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
@@ -77,10 +78,11 @@ def record(network: str, dtype: torch.dtype, kernel: str, capability: int) -> Re
     if kernel == STAGE:
         channels = program.buffers[program.stages[0].src].channels
         active = torch.arange(2)
-        backend.run_stage(torch.empty(2, channels, 48, 48), active, packed.table, packed.weights, 0, 0.5, None)
+        backend.run_stage(packed, 0, torch.empty(2, channels, 48, 48), active, Exits(0.5))
     else:
         patches = torch.empty(2, program.in_channels, 48, 48)
-        backend.run_patches(patches, packed.table, packed.weights, 0.5, None, packed.upscale, packed.out_channels)
+        out = PatchResults.empty(patches, program.upscale, program.out_channels)
+        backend.run_patches(packed, patches, Exits(0.5), out)
     return recorders[kernel]
 
 

@@ -59,10 +59,9 @@ class HostLauncher:
         """What a block of the kernel compiled for `arch` asks for."""
         return ctypes.CDLL(str(self.library)).ape_host_shared_bytes(half, arch)
 
-    def cuda_run_worker(self, table, table_rows, weight_count, element, stage, weights, *arguments):
-        *arguments, stream = arguments
+    def cuda_run_worker(self, *, stream, **arguments):
         assert stream == 0
-        request = Request(table, table_rows, weights, weight_count, element, stage, *arguments)
+        request = Request(**arguments)
         sites, message = ctypes.create_string_buffer(8192), ctypes.create_string_buffer(8192)
         errors = ctypes.CDLL(str(self.library)).ape_host_run(
             ctypes.byref(request),

@@ -12,7 +12,7 @@ from reference import literal_forward, picture_at_exit
 from support import DEVICE, assert_exits_agree, assert_pictures_close, bitwise, spread_network, test_patches
 
 from ape_kernels import APEForward
-from ape_kernels.backends.torch import run as oracle
+from ape_kernels.backends.torch import interpreter as oracle
 from ape_kernels.policy import exit_boundary
 
 NETWORKS = {
@@ -115,7 +115,7 @@ def test_run_stage_chained_equals_run_patches(backend):
     model, patches = spread_network(), test_patches(10)
     fast = APEForward(model, 0.5, backend=backend)
     expected, expected_index, _ = fast.forward_patches(patches)
-    packed = fast._prepare().packed
+    packed = fast.packed
     skip = model.head(model.sub_mean(patches))
     features, ids = skip, torch.arange(10, device=DEVICE)
     active = ids
@@ -139,7 +139,7 @@ def test_run_stage_chained_equals_run_patches(backend):
 
 def test_run_stage_takes_any_subset_of_rows(backend):
     model = spread_network()
-    packed = APEForward(model, backend=backend)._prepare().packed
+    packed = APEForward(model, backend=backend).packed
     features = model.head(model.sub_mean(test_patches(6)))
     run = lambda active: torch.ops.ape_kernels.run_stage(  # noqa: E731
         features, torch.tensor(active, device=DEVICE), packed.table, packed.weights, 0, math.inf, None, backend

@@ -88,7 +88,7 @@ def test_integers_come_out_exactly(isa, kernel, classes):
     for height, width in ((9, 7), (1, 1), (2, 33), (21, 48), (1, 20)):
         patches = torch.randint(0, 4, (2, 3, height, width), generator=torch.Generator().manual_seed(9)).float()
         run = lambda packed, name, pixels=patches: torch.ops.ape_kernels.run_patches(  # noqa: E731
-            pixels, packed.table, packed.weights, math.inf, None, packed.upscale, packed.out_channels, name
+            pixels, packed.table, packed.weights, math.inf, None, program.upscale, program.out_channels, name
         )
         assert torch.equal(run(packed, "cpu")[0], run(torch_packed, "torch")[0])
 
@@ -184,7 +184,7 @@ def test_run_stage_chained_equals_run_patches(isa):
     """Features handed from stage to stage are floats, whatever the convolutions read."""
     model = spread_network(2, 2, 24, 1)
     fast = APEForward(model, 0.0, backend="cpu", dtype=torch.bfloat16)
-    packed, patches = fast._prepare().packed, test_patches(3)
+    packed, patches = fast.packed, test_patches(3)
     head = model.head(model.sub_mean(patches))
     out, ids, *_ = torch.ops.ape_kernels.run_stage(
         head, torch.arange(3), packed.table, packed.weights, 0, math.inf, None, "cpu"
@@ -197,7 +197,7 @@ def test_run_stage_chained_equals_run_patches(isa):
 def test_few_channels_stay_float32(isa):
     """Pixels enter exactly: at rgb_range 255 bf16 would round them by up to half a level."""
     model = EDSR(2, 1, 16, 1, rgb_range=255.0).eval().requires_grad_(False)
-    rows = APEForward(model, backend="cpu", dtype=torch.bfloat16)._prepare().packed.table
+    rows = APEForward(model, backend="cpu", dtype=torch.bfloat16).packed.table
     convs = rows[rows[:, 0] == 3]
     assert [int(mode) >> 1 for mode in convs[:, 14]] == [0, 0, 2, 2, 2]
 

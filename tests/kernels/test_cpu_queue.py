@@ -126,7 +126,7 @@ def test_no_races_and_every_task_once(tmp_path):
 
 def test_no_races_between_workers(tmp_path):
     model = spread_network(2, 3, 16, 1)
-    patches, packed = test_patches(9, 8, 8), APEForward(model, backend="cpu", dtype=torch.float32)._prepare().packed
+    patches, packed = test_patches(9, 8, 8), APEForward(model, backend="cpu", dtype=torch.float32).packed
     for name, tensor in {"table": packed.table, "weights": packed.weights, "patches": patches}.items():
         (tmp_path / name).write_bytes(tensor.numpy().tobytes())
     run_under_tsan(tmp_path, WORKERS, "program.cpp", "worker.cpp", "workspace.cpp", "kernels_portable.cpp")

@@ -16,7 +16,8 @@ from test_compact import Compact
 
 from ape_kernels import APEForward, to_program
 from ape_kernels.backends import BackendUnavailable, cuda, get_backend
-from ape_kernels.backends.cuda import run
+from ape_kernels.backends.cuda import launch
+from ape_kernels.backends.protocol import Exits, PatchResults
 from ape_kernels.collapse import CollapsedTail
 from ape_kernels.policy import exit_boundary
 from ape_kernels.program import (
@@ -82,7 +83,7 @@ def on_device(*values: int) -> torch.Tensor:
 
 
 def install(monkeypatch, launcher: HostLauncher) -> HostLauncher:
-    monkeypatch.setattr(run, "launcher", lambda: launcher)
+    monkeypatch.setattr(launch, "launcher", lambda: launcher)
     monkeypatch.setattr(cuda, "DEVICE", "cpu")
     monkeypatch.setattr(cuda, "unavailable", lambda: None)
     return launcher
@@ -290,7 +291,9 @@ def test_every_step(host, dtype, size):
     for name, d in (("cuda", dtype), ("torch", torch.float32)):
         backend = get_backend(name)
         packed = backend.pack(program, DEVICE, d)
-        results.append(backend.run_patches(patches, packed.table, packed.weights, 0.5, None, 2, 3))
+        out = PatchResults.empty(patches, 2, 3)
+        backend.run_patches(packed, patches, Exits(0.5), out)
+        results.append(out)
     (sr, _, capacity), (expected, _, expected_capacity) = results
     assert_pictures_close(sr, expected, TOLERANCE[dtype])
     torch.testing.assert_close(capacity, expected_capacity, atol=BAND[dtype], rtol=0)
@@ -300,7 +303,7 @@ def test_run_stage_chained_equals_run_patches(host):
     model, patches = spread_network(), test_patches(10)
     fast = APEForward(model, 0.5, backend="cuda")
     expected, expected_index, expected_capacity = fast.forward_patches(patches)
-    packed = fast._prepare().packed
+    packed = fast.packed
     features, ids = model.head(model.sub_mean(patches)), torch.arange(10, device=DEVICE)
     skip, done, exit_index = features, torch.empty_like(features), torch.full((10,), -1, device=DEVICE)
     capacity = torch.empty(10, device=DEVICE)
@@ -324,7 +327,7 @@ def test_run_stage_takes_rows_in_any_order(host, family):
     """VDSR's stages run at twice the patch's resolution."""
     model = network(family)
     stage = 0
-    packed = {name: APEForward(model, backend=name)._prepare().packed for name in ("cuda", "torch")}
+    packed = {name: APEForward(model, backend=name).packed for name in ("cuda", "torch")}
     channels = to_program(model).buffers[to_program(model).stages[stage].src].channels
     features, active, exit_at = (
         random(6, channels, 10, 8) * 20,
@@ -342,7 +345,7 @@ def test_run_stage_takes_rows_in_any_order(host, family):
 
 def test_rows_outside_the_features_come_back_as_nan(host):
     """They cannot be refused without waiting for the device."""
-    packed = APEForward(spread_network(), backend="cuda")._prepare().packed
+    packed = APEForward(spread_network(), backend="cuda").packed
     arguments = (packed.table, packed.weights, 0, math.inf, None, "cuda")
     features, ids, capacity, _ = OPS.run_stage(torch.rand(2, 16, 4, 4, device=DEVICE), on_device(1, 2, -1), *arguments)
     assert ids.tolist() == [-1, 2, 1], "all stay, in reverse order"
@@ -370,7 +373,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_malformed_tables_are_refused(host, fault):
     opcode, column, value, message = FAULTS[fault]
-    packed = APEForward(spread_network(), backend="cuda")._prepare().packed
+    packed = APEForward(spread_network(), backend="cuda").packed
     table = packed.table.clone()
     row = int((table[:, Column.OPCODE] == opcode).nonzero()[0])
     table[row, column] = value
@@ -392,19 +395,19 @@ SIZES_REFUSED = {
 def test_what_cannot_be_counted_or_addressed_is_refused(host, case):
     """Before anything runs: the pointers lead nowhere."""
     changed, message = SIZES_REFUSED[case]
-    packed = APEForward(spread_network(), backend="cuda", dtype=torch.float16)._prepare().packed
+    packed = APEForward(spread_network(), backend="cuda", dtype=torch.float16).packed
+    none = dict.fromkeys(("input", "active", "exit_at", "output", "exit_index", "capacity", "leaves", "queue"), 0)
     sizes = {"count": 1, "blocks": 1, "height": 8, "width": 8, "weights": 0, "scratch": 0, **changed}
-    pointers = [0] * 6 + [sizes["scratch"], 0]
     with pytest.raises(ValueError, match=message):
-        run.launcher().cuda_run_worker(
-            packed.table.data_ptr(), len(packed.table), len(packed.weights), 1, run.WHOLE,
-            sizes["weights"], 0, 1, *pointers, sizes["blocks"], sizes["count"], sizes["height"], sizes["width"], 0.5, 0,
+        launch.launcher().cuda_run_worker(
+            table=packed.table.data_ptr(), table_rows=len(packed.table), weight_count=len(packed.weights), element=1,
+            stage=launch.WHOLE, input_rows=1, boundary=0.5, stream=0, **none, **sizes,
         )  # fmt: skip
 
 
 def test_unknown_stage_is_named(host):
     packed, features = (
-        APEForward(spread_network(), backend="cuda")._prepare().packed,
+        APEForward(spread_network(), backend="cuda").packed,
         torch.rand(1, 16, 4, 4).to(DEVICE),
     )
     with pytest.raises(ValueError, match="stage: expected 0 to 3, got 4"):

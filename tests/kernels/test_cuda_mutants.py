@@ -25,7 +25,7 @@ def problems() -> list[Callable[[], tuple[torch.Tensor, ...]]]:
     """Runs that reach every barrier of the kernel; several tiles, channels and patches."""
     rcan = APEForward(randomise(RCAN(2, 2, 1, 32, 5, exit_interval=1)), backend="cuda", dtype=torch.float16)
     edsr = APEForward(spread_network(2, 2, 16, 1), 0.5, backend="cuda", dtype=torch.float32)
-    packed = edsr._prepare().packed
+    packed = edsr.packed
     stage = (torch.arange(3), packed.table, packed.weights, 0, 0.5, None, "cuda")
     features = test_patches(16, 5, 6).reshape(3, 16, 5, 6)
     return [

@@ -15,7 +15,7 @@ from test_vdsr import PlainVDSR
 from torch import nn
 from torch.nn.functional import conv2d, mse_loss
 
-from ape_kernels import APEForward, add_exits, all_exits, to_program
+from ape_kernels import APEForward, add_exits, all_exits, ops, to_program
 from ape_kernels.backends import get_backend
 from ape_kernels.collapse import CollapsedTail
 from ape_kernels.program import INPUT, Buffer, Conv, Exit, PatchProgram, Reconstruct, Stage
@@ -129,9 +129,8 @@ def test_an_exit_reads_the_buffer_it_names(backend):
         stages=(Stage(1, 1, (Conv(1, 2, middle), Conv(2, 1, last), Exit(2, weight, bias))),),
         tail=(Reconstruct(1, CollapsedTail(closing[None, None], torch.zeros(1, 1, 3, device=DEVICE)), 1),),
     )
-    runner = get_backend(backend)
-    packed = runner.pack(program, DEVICE, torch.float32)
-    _, _, capacity = runner.run_patches(patches, packed.table, packed.weights, 2.0, None, 1, 3)
+    packed = get_backend(backend).pack(program, DEVICE, torch.float32)
+    capacity = ops.run_patches(patches, packed.table, packed.weights, 2.0, None, 1, 3, backend)[2]
     features = conv2d(conv2d(patches, head, padding=1), middle, padding=1)
     torch.testing.assert_close(capacity, 1 - torch.tanh(features.mean(dim=(2, 3)) @ weight), atol=1e-4, rtol=0)
     assert capacity.std() > 0.01

@@ -287,24 +287,33 @@ class TestChoiceOfBackend:
             APEForward(model, backend="cpu", dtype=torch.float16)(image(5, 5))
 
     def test_auto_takes_the_native_cpu_backend_for_float32(self, model):
-        assert APEForward(model)._prepare().backend == "cpu"
+        assert APEForward(model).packed.backend == "cpu"
 
     def test_auto_falls_back_for_other_dtypes(self, model):
-        assert APEForward(model, dtype=torch.float16)._prepare().backend == "torch"
+        assert APEForward(model, dtype=torch.float16).packed.backend == "torch"
 
     def test_environment_decides_for_auto(self, model, monkeypatch):
         monkeypatch.setenv("APE_BACKEND", "torch")
-        assert APEForward(model)._prepare().backend == "torch"
+        assert APEForward(model).packed.backend == "torch"
 
     def test_environment_with_an_unknown_name(self, model, monkeypatch):
         monkeypatch.setenv("APE_BACKEND", "tpu")
         with pytest.raises(ValueError, match="backend: expected auto"):
             APEForward(model)(image(5, 5))
 
-    def test_log_names_each_operation_with_shapes(self, model, monkeypatch, caplog):
+    @pytest.mark.parametrize("budget", [None, 0.5], ids=["threshold", "budget"])
+    def test_log_names_each_operation_with_shapes(self, model, budget, monkeypatch, caplog):
         monkeypatch.setenv("APE_LOG", "1")
-        APEForward(model, backend="torch")(image(5, 6))
-        assert "run_patches on torch: float32[1, 3, 5, 6]@cpu" in caplog.text
+        APEForward(model, budget=budget, backend="torch", patch_size=4)(image(5, 6))
+        lines = caplog.text.splitlines()
+        for operation, shape in (
+            ("split", "float32[1, 3, 5, 6]@cpu"),
+            ("run_patches" if budget is None else "run_stage", "float32[4, 3, 4, 4]@cpu"),
+            ("merge", "float32[4, 3, 16, 16]@cpu"),
+        ):
+            said = [line for line in lines if f"{operation} on torch: " in line]
+            assert said and (operation == "run_stage" or shape in said[-1])
+            assert "tensor(" not in said[-1]
 
 
 class TestTracing:

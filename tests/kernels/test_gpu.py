@@ -7,6 +7,7 @@ from support import DEVICE, assert_pictures_close, bitwise, spread_network, test
 
 from ape_kernels import APEForward, PatchGrid
 from ape_kernels.backends import get_backend
+from ape_kernels.run import merge, split
 from ape_sr.models import EDSR
 
 if DEVICE.type != "cuda":
@@ -41,7 +42,7 @@ class TestFused:
 
     def test_run_stage_gives_the_same_places_every_time(self, backend):
         fast = APEForward(spread_network(), 0.5, backend=backend)
-        packed = fast._prepare().packed
+        packed = fast.packed
         features = torch.rand(500, 16, 12, 12, device=DEVICE)
         active = torch.arange(500, device=DEVICE).flip(0)
         run = lambda name, packed: torch.ops.ape_kernels.run_stage(  # noqa: E731
@@ -50,7 +51,7 @@ class TestFused:
         first = run(backend, packed)
         for _ in range(5):
             assert bitwise(run(backend, packed), first)
-        expected = run("torch", APEForward(spread_network(), 0.5, backend="torch")._prepare().packed)
+        expected = run("torch", APEForward(spread_network(), 0.5, backend="torch").packed)
         assert torch.equal(first[1], expected[1])
 
     def test_on_another_stream(self, backend):
@@ -110,22 +111,22 @@ class TestFused:
         """Against the torch backend, the whole picture and band by band."""
         grid = PatchGrid(61, 83, 16, overlap, 2, blend)
         image = test_patches(2, 61, 83)
-        patches = grid.split(image, backend)
-        assert torch.equal(patches, grid.split(image, "torch"))
+        patches = split(grid, image, backend)
+        assert torch.equal(patches, split(grid, image, "torch"))
         sr = torch.rand(len(patches), 3, 32, 32, device=DEVICE)
-        expected = grid.merge(sr, 2, "torch")
-        torch.testing.assert_close(grid.merge(sr, 2, backend), expected, atol=1e-6, rtol=0)
+        expected = merge(grid, sr, 2, "torch")
+        torch.testing.assert_close(merge(grid, sr, 2, backend), expected, atol=1e-6, rtol=0)
         one, kept = sr[: len(sr) // 2], sr[:0]
         for band in grid.bands(2):
             columns = grid.shape[1]
-            kept = torch.cat([kept, one[band.new_rows.start * columns : band.new_rows.stop * columns]])
-            merged = grid.merge(kept, 1, backend, band)
-            torch.testing.assert_close(merged, expected[:1, :, band.pixels], atol=1e-6, rtol=0)
+            kept = torch.cat([kept, one[band.first * columns : band.stop * columns]])
+            merged = merge(grid, kept, 1, backend, band)
+            torch.testing.assert_close(merged, expected[:1, :, band.begin : band.end], atol=1e-6, rtol=0)
             kept = kept[len(kept) - band.keep_rows * columns :]
 
     def test_host_memory_is_refused(self, backend):
         fast = APEForward(spread_network(), 0.5, backend=backend)
-        packed = fast._prepare().packed
+        packed = fast.packed
         with pytest.raises(ValueError, match=r"exit_at: expected int64 .* on cuda:0, got torch.int64 .* on cpu"):
             fast.forward_patches(test_patches(2), torch.tensor([0, 1]))
         with pytest.raises(ValueError, match=r"active: expected int64 .* on cuda:0, got torch.int64 .* on cpu"):
@@ -141,7 +142,7 @@ def test_cuda_splits_and_merges_halves(dtype):
         pytest.skip(f"cuda: {reason}")
     grid = PatchGrid(61, 83, 16, 3, 2)
     image = test_patches(2, 61, 83).to(dtype)
-    patches = grid.split(image, "cuda")
-    assert torch.equal(patches, grid.split(image, "torch"))
+    patches = split(grid, image, "cuda")
+    assert torch.equal(patches, split(grid, image, "torch"))
     sr = torch.rand(len(patches), 3, 32, 32, device=DEVICE).to(dtype)
-    torch.testing.assert_close(grid.merge(sr, 2, "cuda"), grid.merge(sr, 2, "torch"), atol=1e-2, rtol=0)
+    torch.testing.assert_close(merge(grid, sr, 2, "cuda"), merge(grid, sr, 2, "torch"), atol=1e-2, rtol=0)

@@ -41,10 +41,9 @@ def test_leaves_as_predicted(model, backend):
 
 
 def test_stage_0_alone(model, backend):
-    prepared = APEForward(model, backend=backend)._prepare()
+    packed = APEForward(model, backend=backend).packed
     features = model.exit_features(test_patches(5))[0].contiguous()
     active = torch.tensor([3, 0, 4], device=DEVICE)
-    packed = prepared.packed
     out, ids, capacity, n_left = torch.ops.ape_kernels.run_stage(
         features, active, packed.table, packed.weights, 0, 0.0, None, backend
     )

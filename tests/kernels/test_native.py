@@ -62,7 +62,7 @@ TABLE_FAULTS = {
 @pytest.mark.parametrize("fault", TABLE_FAULTS)
 def test_malformed_tables_are_refused(fault):
     opcode, column, value, message = TABLE_FAULTS[fault]
-    packed = APEForward(spread_network(), backend="cpu")._prepare().packed
+    packed = APEForward(spread_network(), backend="cpu").packed
     table = packed.table.clone()
     row = int((table[:, Column.OPCODE] == opcode).nonzero()[0])
     table[row, column] = value
@@ -71,7 +71,7 @@ def test_malformed_tables_are_refused(fault):
 
 
 def test_a_table_without_its_tail_is_refused():
-    packed = APEForward(spread_network(), backend="cpu")._prepare().packed
+    packed = APEForward(spread_network(), backend="cpu").packed
     with pytest.raises(ValueError, match="the reconstruction ends the tail"):
         torch.ops.ape_kernels.run_patches(
             test_patches(1), packed.table[:-1].clone(), packed.weights, 0.5, None, 4, 3, "cpu"
@@ -79,7 +79,7 @@ def test_a_table_without_its_tail_is_refused():
 
 
 def test_rows_outside_the_features_are_refused():
-    packed = APEForward(spread_network(), backend="cpu")._prepare().packed
+    packed = APEForward(spread_network(), backend="cpu").packed
     with pytest.raises(ValueError, match="active: expected rows from 0 to 1, got 0 to 2"):
         torch.ops.ape_kernels.run_stage(
             torch.rand(2, 16, 4, 4), torch.tensor([0, 2]), packed.table, packed.weights, 0, 0.5, None, "cpu"

@@ -13,7 +13,7 @@ OPS = torch.ops.ape_kernels
 
 @pytest.fixture
 def packed(backend):
-    return APEForward(spread_network(), backend=backend)._prepare().packed
+    return APEForward(spread_network(), backend=backend).packed
 
 
 @pytest.mark.parametrize("forced", [False, True], ids=["predicted", "forced"])
@@ -40,13 +40,13 @@ def test_run_stage(backend, packed):
 
 
 def test_upscale(backend, packed):
-    arguments = (test_patches(2, 9, 12), packed.table, packed.weights, 0.5, 5, 2, "linear", 4, 3, backend)
+    arguments = (test_patches(2, 9, 12), packed.table, packed.weights, 0.5, None, 5, 2, "linear", 4, 3, 1, backend)
     opcheck(OPS.upscale.default, arguments)
 
 
 def test_upscale_of_squares(backend):
-    packed = APEForward(add_exits(RRDBNet(scale=2), 1), backend=backend)._prepare().packed
-    arguments = (test_patches(2, 9, 12), packed.table, packed.weights, 0.5, 6, 2, "linear", 4, 3, backend, 2)
+    packed = APEForward(add_exits(RRDBNet(scale=2), 1), backend=backend).packed
+    arguments = (test_patches(2, 9, 12), packed.table, packed.weights, 0.5, None, 6, 2, "linear", 4, 3, 2, backend)
     opcheck(OPS.upscale.default, arguments)
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from reference import literal_merge, literal_split
 
 from ape_kernels import PatchGrid
+from ape_kernels.run import merge, split
 
 PATCH_BACKENDS = ["torch", "cpu"]
 sizes = st.integers(1, 70)
@@ -29,10 +30,10 @@ class TestSplitAndMerge:
     @given(grid=grids(), batch=st.integers(1, 2))
     def test_every_pixel_comes_back(self, backend, grid, batch):
         image = torch.rand(batch, 3, grid.height, grid.width)
-        patches = grid.split(image, backend)
+        patches = split(grid, image, backend)
         assert patches.shape == (batch * grid.shape[0] * grid.shape[1], 3, *grid.patch_shape)
         enlarged = patches.repeat_interleave(grid.scale, 2).repeat_interleave(grid.scale, 3)
-        merged = grid.merge(enlarged, batch, backend)
+        merged = merge(grid, enlarged, batch, backend)
         expected = image.repeat_interleave(grid.scale, 2).repeat_interleave(grid.scale, 3)
         torch.testing.assert_close(merged, expected, atol=1e-6, rtol=0)
 
@@ -43,23 +44,23 @@ class TestSplitAndMerge:
         step = patch - overlap
         grid = PatchGrid((rows - 1) * step + patch, (columns - 1) * step + patch, patch, overlap, scale, "average")
         image = torch.rand(1, 3, grid.height, grid.width)
-        patches = grid.split(image, backend)
+        patches = split(grid, image, backend)
         assert torch.equal(patches, literal_split(image, patch, step))
         sr = torch.rand(len(patches), 3, patch * scale, patch * scale)
         expected = literal_merge(sr, rows, columns, step * scale)
-        torch.testing.assert_close(grid.merge(sr, 1, backend), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(merge(grid, sr, 1, backend), expected, atol=1e-6, rtol=0)
 
     def test_patches_are_row_major_within_an_image(self, backend):
         image = torch.arange(2 * 6 * 9.0).view(2, 1, 6, 9)
-        patches = PatchGrid(6, 9, 3, 0).split(image, backend)
+        patches = split(PatchGrid(6, 9, 3, 0), image, backend)
         assert patches[:, 0, 0, 0].tolist() == [0, 3, 6, 27, 30, 33, 54, 57, 60, 81, 84, 87]
 
     def test_channels_last_and_strided_images(self, backend):
         grid = PatchGrid(20, 30, 8, 2)
         image = torch.rand(2, 3, 40, 60)[:, :, ::2, ::2]
-        expected = grid.split(image.contiguous(), backend)
-        assert torch.equal(grid.split(image, backend), expected)
-        assert torch.equal(grid.split(image.contiguous(memory_format=torch.channels_last), backend), expected)
+        expected = split(grid, image.contiguous(), backend)
+        assert torch.equal(split(grid, image, backend), expected)
+        assert torch.equal(split(grid, image.contiguous(memory_format=torch.channels_last), backend), expected)
 
 
 @given(grid=grids())
@@ -83,7 +84,7 @@ def test_linear_blend_ramps_from_one_patch_to_the_next():
 def test_both_backends_merge_alike():
     grid = PatchGrid(37, 41, 12, 3, 2)
     sr = torch.rand(grid.shape[0] * grid.shape[1], 3, 24, 24)
-    torch.testing.assert_close(grid.merge(sr, 1, "cpu"), grid.merge(sr, 1, "torch"), atol=1e-6, rtol=0)
+    torch.testing.assert_close(merge(grid, sr, 1, "cpu"), merge(grid, sr, 1, "torch"), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,6 @@ def test_bad_geometry_is_refused(arguments, message):
 def test_images_and_patches_of_another_size_are_refused():
     grid = PatchGrid(10, 10, 5, 0)
     with pytest.raises(ValueError, match=r"image: expected \[B, C, 10, 10\], got \[1, 3, 9, 10\]"):
-        grid.split(torch.rand(1, 3, 9, 10))
+        split(grid, torch.rand(1, 3, 9, 10))
     with pytest.raises(ValueError, match=r"patches: expected \[4, C, 5, 5\], got \[3, 3, 5, 5\]"):
-        grid.merge(torch.rand(3, 3, 5, 5))
+        merge(grid, torch.rand(3, 3, 5, 5))

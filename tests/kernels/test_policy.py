@@ -12,6 +12,7 @@ from torch.library import opcheck
 
 from ape_kernels import APEForward, PatchGrid, add_exits, all_exits
 from ape_kernels.policy import Budget, check_budget
+from ape_kernels.run import merge, split
 
 PATCH, OVERLAP = 8, 2
 SHARES = (0.25, 0.3, 0.5, 0.77, 1.0)
@@ -35,7 +36,7 @@ def within(model, backend, budget, **options) -> APEForward:
 
 def predicted_gains(model, photo) -> torch.Tensor:
     """``[patches, exits]``."""
-    patches = PatchGrid(*photo.shape[2:], PATCH, OVERLAP).split(photo)
+    patches = split(PatchGrid(*photo.shape[2:], PATCH, OVERLAP), photo)
     return torch.stack([1 - p[:, 0] for p in all_exits(model, patches)[1]], dim=1).detach()
 
 
@@ -85,9 +86,9 @@ def test_the_picture_is_that_of_the_chosen_exits(model, photo, backend, share):
     sr, report = fast(photo, return_report=True)
     grid = PatchGrid(*photo.shape[2:], PATCH, OVERLAP, fast.scale)
     patches, _, capacity = fast.forward_patches(
-        PatchGrid(*photo.shape[2:], PATCH, OVERLAP).split(photo), report.exit_index.flatten()
+        split(PatchGrid(*photo.shape[2:], PATCH, OVERLAP), photo), report.exit_index.flatten()
     )
-    assert_pictures_close(sr, grid.merge(patches), 1e-5)
+    assert_pictures_close(sr, merge(grid, patches), 1e-5)
     torch.testing.assert_close(report.capacity.flatten(), capacity, atol=1e-5, rtol=0)
 
 
@@ -140,11 +141,11 @@ def test_patches_alone_have_no_budget(model):
 
 
 def test_operation(model, photo, backend):
-    prepared = within(model, backend, 0.5)._prepare()
-    packed = prepared.packed
-    arguments = (packed.table, packed.weights, *prepared.frame_tensors, prepared.program.stage_flops, 0.5, 0.5)
-    geometry = (PATCH, OVERLAP, "linear", packed.upscale, packed.out_channels, backend)
-    opcheck(torch.ops.ape_kernels.upscale_within.default, (photo, *arguments, *geometry))
+    packed = within(model, backend, 0.5).packed
+    geometry = (PATCH, OVERLAP, "linear", packed.upscale, packed.out_channels, 1, backend)
+    budget = (0.5, packed.frame.table, packed.frame.weights, packed.program.stage_flops)
+    arguments = (photo, packed.table, packed.weights, 0.5, None, *geometry, *budget)
+    opcheck(torch.ops.ape_kernels.upscale.default, arguments)
 
 
 def test_compiles_to_one_operation(model, photo):

@@ -15,9 +15,10 @@ from test_compact import Compact
 from ape_kernels import APEForward, PatchGrid, to_program
 from ape_kernels.backends import BackendUnavailable, get_backend
 from ape_kernels.backends.triton import config as configurations
-from ape_kernels.backends.triton import run as launches
+from ape_kernels.backends.triton import launch as launches
 from ape_kernels.collapse import CollapsedTail
 from ape_kernels.program import Buffer, Conv, Exit, PatchProgram, Reconstruct, Stage
+from ape_kernels.run import merge, split
 from ape_sr.models import ECBSR, EDSR, RCAN, VDSR, RRDBNet, SwinIR
 
 
@@ -166,7 +167,7 @@ def test_run_stage(stage, forced):
     exit_at = torch.tensor([0, 2, 0, 1, 3], device=DEVICE) if forced else None
 
     def run(wrapped: APEForward, boundary: float) -> tuple[torch.Tensor, ...]:
-        packed = wrapped._prepare().packed
+        packed = wrapped.packed
         return torch.ops.ape_kernels.run_stage(
             features, active, packed.table, packed.weights, stage, boundary, exit_at, wrapped.backend
         )
@@ -182,7 +183,7 @@ def test_run_stage(stage, forced):
 
 
 def test_run_stage_of_no_patch_and_of_no_such_stage():
-    packed = APEForward(light(), backend="triton")._prepare().packed
+    packed = APEForward(light(), backend="triton").packed
     features, none = torch.rand(2, 8, 4, 4, device=DEVICE), torch.zeros(0, dtype=torch.int64, device=DEVICE)
     run = lambda stage: torch.ops.ape_kernels.run_stage(  # noqa: E731
         features, none, packed.table, packed.weights, stage, 0.5, None, "triton"
@@ -212,10 +213,10 @@ def test_float16_stays_within_a_hundredth_db():
 def test_split_and_merge(overlap, blend):
     grid = PatchGrid(13, 19, 8, overlap, 2, blend)
     image = torch.rand(2, 1, 13, 19, device=DEVICE)
-    patches = grid.split(image, "triton")
-    assert torch.equal(patches, grid.split(image, "torch"))
+    patches = split(grid, image, "triton")
+    assert torch.equal(patches, split(grid, image, "torch"))
     sr = torch.rand(len(patches), 1, 16, 16, device=DEVICE)
-    torch.testing.assert_close(grid.merge(sr, 2, "triton"), grid.merge(sr, 2, "torch"), atol=1e-6, rtol=0)
+    torch.testing.assert_close(merge(grid, sr, 2, "triton"), merge(grid, sr, 2, "torch"), atol=1e-6, rtol=0)
 
 
 def test_whole_images():

@@ -39,10 +39,10 @@ PLANTED = """
 
     assert os.environ["APE_AUTO"] == "off", "would verify again"
 
-    def run_patches(patches, *others):
-        sr, exits, capacity = honest.run_patches(patches, *others)
+    def run_patches(packed, patches, exits, out):
+        honest.run_patches(packed, patches, exits, out)
+        sr, exits, capacity = out
         {spoil}
-        return sr, exits, capacity
 """
 SPOILT = {
     "faithful": "pass",
@@ -309,7 +309,7 @@ class TestAPEForward:
         fast(image), fast(image)
         able = list(backends.modules_able(fast.program, DEVICE, torch.float32)[0])
         assert calls == [(able, model.head[0].weight.device, torch.float32, 24)]
-        assert fast._prepare().backend == "torch"
+        assert fast.packed.backend == "torch"
         fast.patch_size = 20
         fast(image)
         assert [call[-1] for call in calls] == [24, 20], "another question"
@@ -320,7 +320,7 @@ class TestAPEForward:
         caplog.set_level(logging.INFO, "ape_kernels")
         fast = APEForward(spread_network(), patch_size=12)
         (line,) = [record.getMessage() for record in caplog.records]
-        assert line.startswith(f"auto takes {fast._prepare().backend} for float32 patches of 12x12")
+        assert line.startswith(f"auto takes {fast.packed.backend} for float32 patches of 12x12")
         assert "torch" in line and ("cpu" in line or DEVICE.type != "cpu")
 
     def test_patch_size_is_that_of_the_folded_patch(self, calls, monkeypatch):
@@ -333,18 +333,18 @@ class TestAPEForward:
     def test_ape_auto_without_verification(self, monkeypatch, calls, mode):
         monkeypatch.setenv("APE_AUTO", mode)
         first = next(iter(backends.modules_able(to_program(spread_network()), DEVICE, torch.float32)[0]))
-        assert APEForward(spread_network())._prepare().backend == (first if mode == "trust" else "torch")
+        assert APEForward(spread_network()).packed.backend == (first if mode == "trust" else "torch")
         assert not calls
 
     def test_ape_backend_wins_and_so_does_a_name(self, monkeypatch, calls):
-        assert APEForward(spread_network(), backend="torch")._prepare().backend == "torch"
+        assert APEForward(spread_network(), backend="torch").packed.backend == "torch"
         monkeypatch.setenv("APE_BACKEND", "torch")
-        assert APEForward(spread_network())._prepare().backend == "torch"
+        assert APEForward(spread_network()).packed.backend == "torch"
         assert not calls
 
     def test_with_torch_alone_there_is_nothing_to_verify(self, monkeypatch, calls):
         monkeypatch.setattr(backends, "modules_able", lambda *_: (dict(TORCH), {}))
-        assert APEForward(spread_network())._prepare().backend == "torch"
+        assert APEForward(spread_network()).packed.backend == "torch"
         assert not calls
 
 

@@ -125,9 +125,10 @@ def spoilt(operation: str, spoil: Callable[..., None]) -> SimpleNamespace:
     """The torch backend, one operation of which spoils its results."""
 
     def spoiling(*arguments: Any) -> Any:
-        results = getattr(oracle, operation)(*arguments)
+        returned = getattr(oracle, operation)(*arguments)
+        results = arguments[-1] if operation == "run_patches" else returned
         spoil(*results) if isinstance(results, tuple) else spoil(results)
-        return results
+        return returned
 
     return SimpleNamespace(**{**vars(oracle), operation: spoiling})
 

@@ -13,7 +13,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ape_kernels.backends.cpu.winograd import transform
+from ape_kernels.backends.native_calls import merge_call, split_call
 from ape_kernels.backends.order import leaving_first
+from ape_kernels.backends.protocol import Exits, PatchResults, StageResults
+from ape_kernels.geometry import AxisBlend
 from ape_kernels.native import core, missing
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step
 from ape_kernels.table import Column, Fill, Opcode, PackedProgram
@@ -66,132 +69,65 @@ def pack(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> Pac
     return packed
 
 
-def run_patches(
-    patches: Tensor,
-    table: Tensor,
-    weights: Tensor,
-    boundary: float,
-    exit_at: Tensor | None,
-    upscale: int,
-    out_channels: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def run_patches(packed: PackedProgram, patches: Tensor, exits: Exits, out: PatchResults) -> None:
     count, _, height, width = patches.shape
-    patches = patches.contiguous()
-    sr = patches.new_empty(count, out_channels, height * upscale, width * upscale)
-    exit_index = torch.empty(count, dtype=torch.int64)
-    capacity = torch.empty(count)
     core().cpu_run_patches(
-        table.data_ptr(),
-        len(table),
-        weights.data_ptr(),
-        len(weights),
-        patches.data_ptr(),
-        _pointer(exit_at),
-        sr.data_ptr(),
-        exit_index.data_ptr(),
-        capacity.data_ptr(),
-        count,
-        height,
-        width,
-        boundary,
-        torch.get_num_threads(),
+        table=packed.table.data_ptr(),
+        table_rows=len(packed.table),
+        weights=packed.weights.data_ptr(),
+        weight_count=len(packed.weights),
+        patches=patches.data_ptr(),
+        exit_at=_pointer(exits.exit_at),
+        sr=out.sr.data_ptr(),
+        exit_index=out.exit_index.data_ptr(),
+        capacity=out.capacity.data_ptr(),
+        count=count,
+        height=height,
+        width=width,
+        boundary=exits.boundary,
+        threads=torch.get_num_threads(),
     )
-    return sr, exit_index, capacity
 
 
-def run_stage(
-    features: Tensor,
-    active: Tensor,
-    table: Tensor,
-    weights: Tensor,
-    stage: int,
-    boundary: float,
-    exit_at: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tensor, exits: Exits) -> StageResults:
     rows, _, height, width = features.shape
-    features, active = features.contiguous(), active.contiguous()
     if len(active) and not 0 <= int(active.min()) <= int(active.max()) < rows:
         raise ValueError(f"active: expected rows from 0 to {rows - 1}, got {int(active.min())} to {int(active.max())}")
     out = features.new_empty(len(active), *features.shape[1:])
     capacity = torch.empty(len(active))
     leaves = torch.empty(len(active), dtype=torch.bool)
     core().cpu_run_stage(
-        table.data_ptr(),
-        len(table),
-        weights.data_ptr(),
-        len(weights),
-        stage,
-        features.data_ptr(),
-        active.data_ptr(),
-        _pointer(exit_at),
-        out.data_ptr(),
-        capacity.data_ptr(),
-        leaves.data_ptr(),
-        len(active),
-        height,
-        width,
-        boundary,
-        torch.get_num_threads(),
+        table=packed.table.data_ptr(),
+        table_rows=len(packed.table),
+        weights=packed.weights.data_ptr(),
+        weight_count=len(packed.weights),
+        stage=stage,
+        features=features.data_ptr(),
+        active=active.data_ptr(),
+        exit_at=_pointer(exits.exit_at),
+        out=out.data_ptr(),
+        capacity=capacity.data_ptr(),
+        leaves=leaves.data_ptr(),
+        count=len(active),
+        height=height,
+        width=width,
+        boundary=exits.boundary,
+        threads=torch.get_num_threads(),
     )
     order = leaving_first(leaves)
-    return out[order], active[order], capacity[order], leaves.sum()[None]
+    return StageResults(out[order], active[order], capacity[order], leaves.sum()[None])
 
 
-def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_height: int, patch_width: int) -> Tensor:
-    batch, channels, height, width = image.shape
-    rows, columns = len(row_start), len(column_start)
-    patches = image.new_empty(batch * rows * columns, channels, patch_height, patch_width)
-    core().cpu_split(
-        image.data_ptr(),
-        patches.data_ptr(),
-        row_start.data_ptr(),
-        column_start.data_ptr(),
-        batch,
-        channels,
-        height,
-        width,
-        rows,
-        columns,
-        patch_height,
-        patch_width,
-        torch.get_num_threads(),
-    )
-    return patches
+def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_shape: tuple[int, int]) -> Tensor:
+    call = split_call(image, row_start, column_start, patch_shape)
+    core().cpu_split(**call.arguments, threads=torch.get_num_threads())
+    return call.result
 
 
-def merge(
-    patches: Tensor,
-    row_index: Tensor,
-    row_weight: Tensor,
-    column_index: Tensor,
-    column_weight: Tensor,
-    batch: int,
-    rows: int,
-) -> Tensor:
-    count, channels, patch_height, patch_width = patches.shape
-    height, width = row_index.shape[2], column_index.shape[2]
-    columns = count // (batch * rows)
-    image = patches.new_empty(batch, channels, height, width)
-    core().cpu_merge(
-        patches.data_ptr(),
-        image.data_ptr(),
-        row_index.data_ptr(),
-        row_weight.data_ptr(),
-        column_index.data_ptr(),
-        column_weight.data_ptr(),
-        batch,
-        channels,
-        height,
-        width,
-        rows,
-        columns,
-        patch_height,
-        patch_width,
-        len(row_index),
-        len(column_index),
-        torch.get_num_threads(),
-    )
-    return image
+def merge(patches: Tensor, rows: AxisBlend, columns: AxisBlend, batch: int, patch_rows: int) -> Tensor:
+    call = merge_call(patches, rows, columns, batch, patch_rows)
+    core().cpu_merge(**call.arguments, threads=torch.get_num_threads())
+    return call.result
 
 
 def _pointer(tensor: Tensor | None) -> int:

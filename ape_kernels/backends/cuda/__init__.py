@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ape_kernels.backends.cuda.launch import ELEMENTS, run_patches, run_stage
 from ape_kernels.backends.cuda.layout import pack
-from ape_kernels.backends.cuda.run import ELEMENTS, run_patches, run_stage
+from ape_kernels.backends.native_calls import merge_call, split_call
+from ape_kernels.geometry import AxisBlend
 from ape_kernels.native import core, missing
 from ape_kernels.program import PatchProgram
 
@@ -46,65 +48,20 @@ def supports_patches(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if dtype in _dtypes() else f"splits and merges float32, float16 and bfloat16, not {dtype}"
 
 
-def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_height: int, patch_width: int) -> Tensor:
-    batch, channels, height, width = image.shape
-    rows, columns = len(row_start), len(column_start)
-    patches = image.new_empty(batch * rows * columns, channels, patch_height, patch_width)
+def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_shape: tuple[int, int]) -> Tensor:
     with torch.cuda.device_of(image):
-        core().cuda_split(
-            image.data_ptr(),
-            patches.data_ptr(),
-            row_start.data_ptr(),
-            column_start.data_ptr(),
-            batch,
-            channels,
-            height,
-            width,
-            rows,
-            columns,
-            patch_height,
-            patch_width,
-            _dtypes()[image.dtype],
-            torch.cuda.current_stream().cuda_stream,
-        )
-    return patches
+        call = split_call(image, row_start, column_start, patch_shape)
+        stream = torch.cuda.current_stream().cuda_stream
+        core().cuda_split(**call.arguments, dtype=_dtypes()[image.dtype], stream=stream)
+    return call.result
 
 
-def merge(
-    patches: Tensor,
-    row_index: Tensor,
-    row_weight: Tensor,
-    column_index: Tensor,
-    column_weight: Tensor,
-    batch: int,
-    rows: int,
-) -> Tensor:
-    count, channels, patch_height, patch_width = patches.shape
-    height, width = row_index.shape[2], column_index.shape[2]
-    columns = count // (batch * rows)
-    image = patches.new_empty(batch, channels, height, width)
+def merge(patches: Tensor, rows: AxisBlend, columns: AxisBlend, batch: int, patch_rows: int) -> Tensor:
     with torch.cuda.device_of(patches):
-        core().cuda_merge(
-            patches.data_ptr(),
-            image.data_ptr(),
-            row_index.data_ptr(),
-            row_weight.data_ptr(),
-            column_index.data_ptr(),
-            column_weight.data_ptr(),
-            batch,
-            channels,
-            height,
-            width,
-            rows,
-            columns,
-            patch_height,
-            patch_width,
-            len(row_index),
-            len(column_index),
-            _dtypes()[patches.dtype],
-            torch.cuda.current_stream().cuda_stream,
-        )
-    return image
+        call = merge_call(patches, rows, columns, batch, patch_rows)
+        stream = torch.cuda.current_stream().cuda_stream
+        core().cuda_merge(**call.arguments, dtype=_dtypes()[patches.dtype], stream=stream)
+    return call.result
 
 
 def _dtypes() -> dict[torch.dtype, int]:

@@ -27,7 +27,7 @@ def pack(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> Pac
         place += _padded(buffer.channels) * buffer.resolution**2
     _mark_fused(packed.table)
     image = packed.table.flatten().view(dtype).to(device)
-    return replace(packed, weights=torch.cat([packed.weights, image]))
+    return packed._replace(weights=torch.cat([packed.weights, image]))
 
 
 def _mark_fused(table: Tensor) -> None:

@@ -6,8 +6,8 @@ from functools import partial
 
 import torch
 
-from ape_kernels.backends.torch.patches import merge, split
-from ape_kernels.backends.torch.run import run_patches, run_stage
+from ape_kernels.backends.torch.interpreter import run_patches, run_stage
+from ape_kernels.backends.torch.split_merge import merge, split
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step
 from ape_kernels.table import PackedProgram
 from ape_kernels.table import pack as pack_program

@@ -23,8 +23,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 if importlib.util.find_spec("triton") is not None:
     from ape_kernels.backends.triton.config import INTERPRETED
-    from ape_kernels.backends.triton.patches import merge, split
-    from ape_kernels.backends.triton.run import run_patches, run_stage
+    from ape_kernels.backends.triton.launch import run_patches, run_stage
+    from ape_kernels.backends.triton.split_merge import merge, split
 
     __all__ = ["merge", "pack", "run_patches", "run_stage", "split", "supports", "supports_patches", "unavailable"]
 

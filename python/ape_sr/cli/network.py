@@ -10,7 +10,7 @@ import torch
 
 from ape_kernels import APEForward, BackendUnavailable, to_program
 from ape_kernels.backends import ORDER, choose
-from ape_kernels.patches import PATCH_SIZE
+from ape_kernels.geometry import PATCH_SIZE
 from ape_sr.checkpoint import load_model
 from ape_sr.cli.arguments import positive_float, positive_int
 from ape_sr.distributed import ranks_from_environment

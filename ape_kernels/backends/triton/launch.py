@@ -11,11 +11,12 @@ import torch
 import triton
 from torch import Tensor
 
+from ape_kernels.backends.protocol import Exits, PatchResults, StageResults
 from ape_kernels.backends.triton.config import INTERPRETED, Config, choose
 from ape_kernels.backends.triton.plan import Geometry, Plan, plan
 from ape_kernels.backends.triton.spread import begin_kernel, exit_kernel, row_kernel
 from ape_kernels.backends.triton.worker import run_patches_kernel, run_stage_kernel
-from ape_kernels.table import Column, Opcode
+from ape_kernels.table import Column, Opcode, PackedProgram
 
 # A patch spread over the chip costs a launch a row, a patch on one worker leaves the other workers idle: with fewer
 # patches than this share of the workers, spreading is faster (by arithmetic; bench/gpu.py measures it).
@@ -26,79 +27,58 @@ MAX_REGISTERS = 255  # a thread's: without it ptxas may aim for two programs a m
 STEP_ELEMENTS = 4096 if INTERPRETED else 2048  # pixels times channels a program of the memory-bound steps holds at once
 
 
-def run_patches(
-    patches: Tensor,
-    table: Tensor,
-    weights: Tensor,
-    boundary: float,
-    exit_at: Tensor | None,
-    upscale: int,
-    out_channels: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def run_patches(packed: PackedProgram, patches: Tensor, exits: Exits, out: PatchResults) -> None:
     count, _, height, width = patches.shape
-    patches = patches.contiguous()
-    sr = patches.new_empty(count, out_channels, height * upscale, width * upscale)
-    exit_index = torch.empty(count, dtype=torch.int64, device=patches.device)
-    capacity = patches.new_empty(count)
     if not count:
-        return sr, exit_index, capacity
+        return
     with torch.cuda.device_of(patches):
-        call = _Call(plan(table, patches.device), weights, height, width, boundary, exit_at)
-        config = call.config(lambda c: call.seconds(c, patches, sr, exit_index, capacity))
-        workers = call.workers(config, patches, sr, exit_index, capacity)
+        call = _Call(plan(packed.table, patches.device), packed.weights, height, width, exits)
+        config = call.config(lambda c: call.seconds(c, patches, out))
+        workers = call.workers(config, patches, out)
         if count < SPREAD_BELOW * workers:
-            call.spread(config, patches, sr, exit_index, capacity)
+            call.spread(config, patches, out)
         else:
-            call.persistent(config, min(workers, count), patches, sr, exit_index, capacity)
-    return sr, exit_index, capacity
+            call.persistent(config, min(workers, count), patches, out)
 
 
-def run_stage(
-    features: Tensor,
-    active: Tensor,
-    table: Tensor,
-    weights: Tensor,
-    stage: int,
-    boundary: float,
-    exit_at: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    network = plan(table, features.device)
+def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tensor, exits: Exits) -> StageResults:
+    network = plan(packed.table, features.device)
     if not 0 <= stage < len(network.stage_rows):
         raise ValueError(f"stage: expected 0 to {len(network.stage_rows) - 1}, got {stage}")
     count = len(active)
     _, channels, height, width = features.shape
-    features, active = features.contiguous(), active.contiguous()
-    out = features.new_empty(count, *features.shape[1:])
-    ids, capacity = torch.empty_like(active), features.new_empty(count)
-    n_left = active.new_zeros(1)
+    out = StageResults(
+        features.new_empty(count, *features.shape[1:]),
+        torch.empty_like(active),
+        features.new_empty(count),
+        active.new_zeros(1),
+    )
     if not count:
-        return out, ids, capacity, n_left
+        return out
     row = network.stage_rows[stage]
     resolution = network.buffer(network.rows[row][Column.SRC])[Column.UPSCALE]
     with torch.cuda.device_of(features):
-        call = _Call(network, weights, height // resolution, width // resolution, boundary, exit_at)
+        call = _Call(network, packed.weights, height // resolution, width // resolution, exits)
         config = call.config()
         workers = min(call.workers_by_device(), count)
         zeros = torch.zeros(1 + count, dtype=torch.int32, device=features.device)
         run_stage_kernel[(workers,)](
-            features, active, out, ids, capacity, n_left, call.exit_at, network.table, call.geometry.buffers, weights,
+            features, active, *out, call.exit_at, network.table, call.geometry.buffers, packed.weights,
             call.scratch(workers), zeros[:1], zeros[1:], count, call.height, call.width, channels,
             channels * height * width, call.geometry.space_size, stage, row,
-            int(stage == len(network.stage_rows) - 1), boundary, **call.constants(config),
+            int(stage == len(network.stage_rows) - 1), exits.boundary, **call.constants(config),
         )  # fmt: skip
-    return out, ids, capacity, n_left
+    return out
 
 
 class _Call:
     """One call of an operation: the program, the patch size and what decides the exits."""
 
-    def __init__(
-        self, network: Plan, weights: Tensor, height: int, width: int, boundary: float, exit_at: Tensor | None
-    ) -> None:
-        self.network, self.weights, self.boundary = network, weights, boundary
+    def __init__(self, network: Plan, weights: Tensor, height: int, width: int, exits: Exits) -> None:
+        self.network, self.weights, self.boundary = network, weights, exits.boundary
         self.height, self.width = height, width
-        self.forced = exit_at is not None
-        self.exit_at = network.table if exit_at is None else exit_at  # any tensor: it is not read
+        self.forced = exits.exit_at is not None
+        self.exit_at = network.table if exits.exit_at is None else exits.exit_at  # any tensor: it is not read
         self.geometry: Geometry = network.geometry(height, width)
         self.device = weights.device
 
@@ -137,24 +117,24 @@ class _Call:
         return {"PIXELS": max(1, STEP_ELEMENTS // self.network.wide), "WIDE": self.network.wide}
 
     def _persistent_arguments(
-        self, scratch: Tensor, queue: Tensor, patches: Tensor, sr: Tensor, exit_index: Tensor, capacity: Tensor
+        self, scratch: Tensor, queue: Tensor, patches: Tensor, out: PatchResults
     ) -> tuple[Any, ...]:
         count, channels = patches.shape[:2]
         return (
-            patches, sr, exit_index, capacity, self.exit_at, self.network.table, self.geometry.buffers, self.weights,
-            scratch, queue, count, self.height, self.width, channels, sr[0].numel(), self.geometry.space_size,
+            patches, *out, self.exit_at, self.network.table, self.geometry.buffers, self.weights,
+            scratch, queue, count, self.height, self.width, channels, out.sr[0].numel(), self.geometry.space_size,
             self.network.first_row, self.network.tail_row, self.boundary,
         )  # fmt: skip
 
-    def persistent(self, config: Config, workers: int, *tensors: Tensor) -> None:
+    def persistent(self, config: Config, workers: int, patches: Tensor, out: PatchResults) -> None:
         """One launch, patches from a queue."""
         queue = torch.zeros(1, dtype=torch.int32, device=self.device)
-        arguments = self._persistent_arguments(self.scratch(workers), queue, *tensors)
+        arguments = self._persistent_arguments(self.scratch(workers), queue, patches, out)
         run_patches_kernel[(workers,)](*arguments, **self.constants(config))
 
-    def spread(self, config: Config, patches: Tensor, sr: Tensor, exit_index: Tensor, capacity: Tensor) -> None:
+    def spread(self, config: Config, patches: Tensor, out: PatchResults) -> None:
         """A launch a row, a space of scratch memory a patch."""
-        network, count = self.network, len(patches)
+        network, count, (sr, exit_index, capacity) = self.network, len(patches), out
         buffers, space_size = self.geometry.buffers, self.geometry.space_size
         scratch, constants = self.scratch(count), self.constants(config)
         forced, steps = constants.pop("FORCED"), self.step_constants()
@@ -192,7 +172,7 @@ class _Call:
             INTERPRETED_WORKERS if INTERPRETED else torch.cuda.get_device_properties(self.device).multi_processor_count
         )
 
-    def workers(self, config: Config, *tensors: Tensor) -> int:
+    def workers(self, config: Config, patches: Tensor, out: PatchResults) -> int:
         """Programs that the device holds at once: its multiprocessors times what fits one of them."""
         if INTERPRETED:
             return INTERPRETED_WORKERS
@@ -200,16 +180,16 @@ class _Call:
         key = (self.weights.dtype, *constants.values())
         if key not in self.network.workers:
             queue = torch.zeros(1, dtype=torch.int32, device=self.device)
-            arguments = self._persistent_arguments(self.scratch(0), queue, *tensors)
+            arguments = self._persistent_arguments(self.scratch(0), queue, patches, out)
             compiled = run_patches_kernel.warmup(*arguments, grid=(1,), **constants)
             self.network.workers[key] = self.workers_by_device() * _resident(compiled, self.device)
         return self.network.workers[key]
 
-    def seconds(self, config: Config, *tensors: Tensor) -> float:
+    def seconds(self, config: Config, patches: Tensor, out: PatchResults) -> float:
         """Time of the persistent kernel at full depth with this configuration; infinity if it does not fit."""
         try:
-            workers = min(self.workers(config, *tensors), len(tensors[0]))
-            return triton.testing.do_bench(lambda: self.persistent(config, workers, *tensors))
+            workers = min(self.workers(config, patches, out), len(patches))
+            return triton.testing.do_bench(lambda: self.persistent(config, workers, patches, out))
         except (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError):
             return math.inf
 

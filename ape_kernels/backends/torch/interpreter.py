@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, pad, pixel_shuffle, prelu, relu
 
 from ape_kernels.backends.order import leaving_first
+from ape_kernels.backends.protocol import Exits, PatchResults, StageResults
 from ape_kernels.backends.torch.precision import EXACT_FLOAT32
 from ape_kernels.collapse import FIRST, INTERIOR, LAST, ONLY
 from ape_kernels.modules import module
 from ape_kernels.program import INPUT, Activation, Interpolation
-from ape_kernels.table import NO_BUFFER, Column, Opcode, float_from_bits
+from ape_kernels.table import NO_BUFFER, Column, Opcode, PackedProgram, float_from_bits
 
 Row = list[int]
 CHUNK_BYTES = {"cpu": 1 << 25, "cuda": 1 << 30}  # of the widest buffer: keeps CPU chunks near the caches
@@ -63,67 +64,49 @@ class _Sections:
         return sections
 
 
-def run_patches(
-    patches: Tensor,
-    table: Tensor,
-    weights: Tensor,
-    boundary: float,
-    exit_at: Tensor | None,
-    upscale: int,
-    out_channels: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    sections = _Sections.of(table)
+def run_patches(packed: PackedProgram, patches: Tensor, exits: Exits, out: PatchResults) -> None:
+    sections = _Sections.of(packed.table)
     count, _, height, width = patches.shape
-    sr = patches.new_empty(count, out_channels, height * upscale, width * upscale)
-    exit_index = torch.empty(count, dtype=torch.int64, device=patches.device)
-    capacity = patches.new_empty(count)
     per_patch = sections.widest * height * width * 4
     chunk = max(1, CHUNK_BYTES.get(patches.device.type, 1 << 30) // per_patch)
     for begin in range(0, count, chunk):
         part = slice(begin, begin + chunk)
-        forced = None if exit_at is None else exit_at[part]
-        pixels, exit_index[part], capacity[part] = _run_chunk(sections, patches[part], weights, boundary, forced)
-        sr[part] = pixels[:, :, : sr.shape[2], : sr.shape[3]]  # a module may have padded the patch to its windows
-    return sr, exit_index, capacity
+        forced = None if exits.exit_at is None else exits.exit_at[part]
+        some = _run_chunk(sections, patches[part], packed.weights, Exits(exits.boundary, forced))
+        # a module may have padded the patch to its windows
+        out.sr[part] = some.sr[:, :, : out.sr.shape[2], : out.sr.shape[3]]
+        out.exit_index[part], out.capacity[part] = some.exit_index, some.capacity
 
 
-def run_stage(
-    features: Tensor,
-    active: Tensor,
-    table: Tensor,
-    weights: Tensor,
-    stage: int,
-    boundary: float,
-    exit_at: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sections = _Sections.of(table)
+def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tensor, exits: Exits) -> StageResults:
+    sections = _Sections.of(packed.table)
     if not 0 <= stage < len(sections.stages):
         raise ValueError(f"stage: expected 0 to {len(sections.stages) - 1}, got {stage}")
     unknown = features.new_full((len(features),), math.nan)
-    out, ids, capacity, n_left = _run_stage(sections, stage, features, active, unknown, weights, boundary, exit_at)
-    return out.contiguous(), ids, capacity, n_left
+    out, *rest = _run_stage(sections, stage, features, active, unknown, packed.weights, exits)
+    return StageResults(out.contiguous(), *rest)
 
 
-def run_head(patches: Tensor, table: Tensor, weights: Tensor) -> Tensor:
+def run_head(patches: Tensor, packed: PackedProgram) -> Tensor:
     """What the first stage reads, ``[P, C, h, w]``."""
-    sections = _Sections.of(table)
+    sections = _Sections.of(packed.table)
     buffers = {INPUT: patches}
-    _run_steps(sections.head, buffers, weights)
+    _run_steps(sections.head, buffers, packed.weights)
     return buffers[sections.stages[0].src]
 
 
-def run_tail(patches: Tensor, features: Tensor, table: Tensor, weights: Tensor) -> Tensor:
+def run_tail(patches: Tensor, features: Tensor, packed: PackedProgram) -> Tensor:
     """Pictures of patches that left with `features`. The head is run again: the tail may read what it made."""
-    sections = _Sections.of(table)
+    sections = _Sections.of(packed.table)
     buffers = {INPUT: patches}
-    _run_steps(sections.head, buffers, weights)
+    _run_steps(sections.head, buffers, packed.weights)
     buffers[sections.stages[-1].dst] = features
-    return _run_steps(sections.tail, buffers, weights)
+    return _run_steps(sections.tail, buffers, packed.weights)
 
 
-def run_all_exits(patches: Tensor, table: Tensor, weights: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def run_all_exits(patches: Tensor, packed: PackedProgram) -> tuple[list[Tensor], list[Tensor]]:
     """Pictures ``[P, O, s * h, s * w]`` and predictions ``[P, 1]`` of all patches at every exit, with gradients."""
-    sections = _Sections.of(table)
+    sections, weights = _Sections.of(packed.table), packed.weights
     buffers = {INPUT: patches}
     _run_steps(sections.head, buffers, weights)
     pictures, predictions = [], []
@@ -136,9 +119,7 @@ def run_all_exits(patches: Tensor, table: Tensor, weights: Tensor) -> tuple[list
     return pictures, predictions
 
 
-def _run_chunk(
-    sections: _Sections, patches: Tensor, weights: Tensor, boundary: float, exit_at: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _run_chunk(sections: _Sections, patches: Tensor, weights: Tensor, exits: Exits) -> PatchResults:
     buffers = {INPUT: patches}
     _run_steps(sections.head, buffers, weights)
     count = len(patches)
@@ -149,9 +130,9 @@ def _run_chunk(
     done = torch.empty_like(features)
     for stage in range(len(sections.stages)):
         active = torch.arange(len(features), device=features.device)
-        forced = None if exit_at is None else exit_at[ids]
+        forced = None if exits.exit_at is None else exits.exit_at[ids]
         features, order, known, n_left = _run_stage(
-            sections, stage, features, active, capacity[ids], weights, boundary, forced
+            sections, stage, features, active, capacity[ids], weights, Exits(exits.boundary, forced)
         )
         ids = ids[order]
         capacity[ids] = known
@@ -162,7 +143,7 @@ def _run_chunk(
         if not len(ids):
             break
     buffers[sections.stages[-1].dst] = done
-    return _run_steps(sections.tail, buffers, weights), exit_index, capacity
+    return PatchResults(_run_steps(sections.tail, buffers, weights), exit_index, capacity)
 
 
 def _run_stage(
@@ -172,9 +153,8 @@ def _run_stage(
     active: Tensor,
     capacity: Tensor,
     weights: Tensor,
-    boundary: float,
-    exit_at: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    exits: Exits,
+) -> StageResults:
     """`run_stage` without checks; `capacity` holds what is known of each row of `features` so far."""
     part = sections.stages[stage]
     buffers = {part.src: features[active]}
@@ -185,13 +165,13 @@ def _run_stage(
     if part.exit is not None:
         prediction = _predict(part.exit, buffers, weights)
         capacity = 1 - prediction
-        leaves = prediction >= boundary
-    if exit_at is not None:
-        leaves = exit_at[active] <= stage
+        leaves = prediction >= exits.boundary
+    if exits.exit_at is not None:
+        leaves = exits.exit_at[active] <= stage
     if stage == len(sections.stages) - 1:
         leaves = torch.ones_like(leaves)
     order = leaving_first(leaves)
-    return out[order], active[order], capacity[order], leaves.sum()[None]
+    return StageResults(out[order], active[order], capacity[order], leaves.sum()[None])
 
 
 def _run_steps(steps: list[Row], buffers: dict[int, Tensor], weights: Tensor) -> Tensor:

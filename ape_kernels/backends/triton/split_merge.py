@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ape_kernels.geometry import AxisBlend
+
 BLOCK = 256
 
 
@@ -57,39 +59,28 @@ def _merge_kernel(
     tl.store(image + line * width + x, total.to(image.dtype.element_ty), mask=inside)
 
 
-def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_height: int, patch_width: int) -> Tensor:
+def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_shape: tuple[int, int]) -> Tensor:
     batch, channels, height, width = image.shape
-    image = image.contiguous()
     rows, columns = len(row_start), len(column_start)
-    patches = image.new_empty(batch * rows * columns, channels, patch_height, patch_width)
+    patches = image.new_empty(batch * rows * columns, channels, *patch_shape)
     if patches.numel():
-        grid = (len(patches) * channels * patch_height, triton.cdiv(patch_width, BLOCK))
+        grid = (len(patches) * channels * patch_shape[0], triton.cdiv(patch_shape[1], BLOCK))
         with torch.cuda.device_of(image):
             _split_kernel[grid](
-                image, patches, row_start, column_start, channels, height, width, rows, columns,
-                patch_height, patch_width, BLOCK,
-            )  # fmt: skip
+                image, patches, row_start, column_start, channels, height, width, rows, columns, *patch_shape, BLOCK
+            )
     return patches
 
 
-def merge(
-    patches: Tensor,
-    row_index: Tensor,
-    row_weight: Tensor,
-    column_index: Tensor,
-    column_weight: Tensor,
-    batch: int,
-    rows: int,
-) -> Tensor:
+def merge(patches: Tensor, rows: AxisBlend, columns: AxisBlend, batch: int, patch_rows: int) -> Tensor:
     count, channels, patch_height, patch_width = patches.shape
-    patches = patches.contiguous()
-    height, width = row_index.shape[2], column_index.shape[2]
+    height, width = rows.index.shape[2], columns.index.shape[2]
     image = patches.new_empty(batch, channels, height, width)
     if image.numel():
         grid = (batch * channels * height, triton.cdiv(width, BLOCK))
         with torch.cuda.device_of(image):
             _merge_kernel[grid](
-                patches, image, row_index, row_weight, column_index, column_weight, channels, height, width,
-                rows, count // (batch * rows), patch_height, patch_width, len(row_index), len(column_index), BLOCK,
+                patches, image, *rows, *columns, channels, height, width, patch_rows, count // (batch * patch_rows),
+                patch_height, patch_width, len(rows.index), len(columns.index), BLOCK,
             )  # fmt: skip
     return image

@@ -1,11 +1,11 @@
-"""Patch geometry: how an image is cut into overlapping patches and blended back together."""
+"""Patch geometry: how an image is cut into overlapping patches and blended back together. Nothing is executed here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +14,9 @@ from torch import Tensor
 Blend = Literal["linear", "average"]
 BLENDS = ("linear", "average")
 PATCH_SIZE = 48  # where no other is asked for
-ALL = slice(None)
 
 
-@dataclass(frozen=True)
-class AxisBlend:
+class AxisBlend(NamedTuple):
     """Which patches cover each output pixel of one axis, and with what weight.
 
     index: int32 ``[K, 2, size]``: patch number along the axis, then the pixel inside that patch.
@@ -29,18 +27,24 @@ class AxisBlend:
     weight: Tensor
 
 
-@dataclass(frozen=True)
-class Band:
+class Band(NamedTuple):
     """Some rows of patches, and the picture rows that are complete once they are there.
 
-    new_rows: of patches, to be computed. kept_rows: how many patch rows right before these reach into the band.
-    keep_rows: how many, of all these, the next band will need. pixels: rows of the merged picture.
+    first, stop: the rows of patches to be computed. kept_rows: how many patch rows right before these reach into the
+    band. keep_rows: how many, of all these, the next band will need. begin, end: rows of the merged picture.
     """
 
-    new_rows: slice
+    first: int
+    stop: int
     kept_rows: int
     keep_rows: int
-    pixels: slice
+    begin: int
+    end: int
+
+    @property
+    def patch_rows(self) -> int:
+        """How many rows of patches the band is merged from."""
+        return self.kept_rows + self.stop - self.first
 
 
 @dataclass(frozen=True)
@@ -107,53 +111,8 @@ class PatchGrid:
             stop = min(first + step, len(starts))
             end = self.height if stop == len(starts) else starts[stop]
             keep = sum(start + size > end for start in starts[:stop]) if end < self.height else 0
-            yield Band(slice(first, stop), kept, keep, slice(begin * self.scale, end * self.scale))
+            yield Band(first, stop, kept, keep, begin * self.scale, end * self.scale)
             begin, kept = end, keep
-
-    def split(self, image: Tensor, backend: str = "torch", rows: slice = ALL) -> Tensor:
-        """Image ``[B, C, height, width]`` to patches ``[B * rows * columns, C, h, w]``, batch-major, then row-major.
-
-        rows: of the patches, all or some.
-        """
-        self._check_image(image)
-        starts = (_starts_on(image.device, s) for s in (self.row_starts[rows], self.column_starts))
-        return torch.ops.ape_kernels.split(image.contiguous(), *starts, *self.patch_shape, backend)
-
-    def merge(self, patches: Tensor, batch: int = 1, backend: str = "torch", band: Band | None = None) -> Tensor:
-        """Patches ``[B * rows * columns, C, s * h, s * w]`` to images ``[B, C, s * height, s * width]``, s = scale.
-
-        band: of the picture, made of its kept and new rows of patches, instead of the whole.
-        """
-        count = self.shape[0] if band is None else band.kept_rows + band.new_rows.stop - band.new_rows.start
-        size = tuple(side * self.scale for side in self.patch_shape)
-        expected = batch * count * self.shape[1]
-        if patches.ndim != 4 or len(patches) != expected or tuple(patches.shape[2:]) != size:
-            raise ValueError(f"patches: expected [{expected}, C, {size[0]}, {size[1]}], got {list(patches.shape)}")
-        tables = self._merge_tables(patches.device, band)
-        return torch.ops.ape_kernels.merge(patches.contiguous(), *tables, batch, count, backend)
-
-    def _merge_tables(self, device: torch.device, band: Band | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Index and weight of rows, then of columns, on `device`. Kept: a copy there would make the host wait."""
-        key = (device, None if band is None else (band.new_rows.start, band.new_rows.stop, band.pixels.start))
-        if key not in self._kept_tables:
-            rows, columns = self.row_blend, self.column_blend
-            index, weight = rows.index, rows.weight
-            if band is not None:
-                count = band.kept_rows + band.new_rows.stop - band.new_rows.start
-                index, weight = index[:, :, band.pixels].clone(), weight[:, band.pixels].contiguous()
-                first = band.new_rows.start - band.kept_rows
-                index[:, 0] = (index[:, 0] - first).clamp_(0, count - 1)  # where the weight is 0, any row will do
-            tables = (t.to(device) for t in (index, weight, columns.index, columns.weight))
-            self._kept_tables[key] = tuple(tables)  # type: ignore[assignment]
-        return self._kept_tables[key]
-
-    @cached_property
-    def _kept_tables(self) -> dict[tuple[object, ...], tuple[Tensor, Tensor, Tensor, Tensor]]:
-        return {}
-
-    def _check_image(self, image: Tensor) -> None:
-        if image.ndim != 4 or tuple(image.shape[2:]) != (self.height, self.width):
-            raise ValueError(f"image: expected [B, C, {self.height}, {self.width}], got {list(image.shape)}")
 
 
 @lru_cache(maxsize=32)
@@ -165,30 +124,6 @@ def patch_grid(height: int, width: int, patch_size: int, overlap: int, scale: in
 def patch_count(size: int, patch_size: int, overlap: int) -> int:
     """Patches along an axis of `size` pixels."""
     return 1 if size <= patch_size else (size - overlap - 1) // (patch_size - overlap) + 1
-
-
-def reflect_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """``[N, C, H, W]`` reflected past its bottom and right until both sides are multiples; any size of at least 1."""
-    if image.shape[2] % multiple == image.shape[3] % multiple == 0:
-        return image
-
-    def index(size: int) -> Tensor:
-        period = max(1, 2 * (size - 1))
-        steps = torch.arange(size + -size % multiple, device=image.device) % period
-        return torch.where(steps < size, steps, period - steps)
-
-    return image[:, :, index(image.shape[2])[:, None], index(image.shape[3])]
-
-
-def fold_pixels(image: Tensor, factor: int) -> Tensor:
-    """``[N, C, H, W]`` to ``[N, C * factor**2, H / factor, W / factor]``: squares of pixels into channels.
-
-    Channels in ``F.pixel_unshuffle`` order. Sides that the factor does not divide are reflected first: H / factor
-    and W / factor round up.
-    """
-    if factor == 1:
-        return image
-    return torch.nn.functional.pixel_unshuffle(reflect_to_multiple(image, factor), factor)
 
 
 def folded_geometry(patch_size: int, overlap: int, factor: int) -> tuple[int, int]:
@@ -243,9 +178,3 @@ def _axis_blend(starts: tuple[int, ...], patch: int, size: int, scale: int, blen
     chosen = np.take_along_axis(weight, patches, axis=0)
     index = np.stack([patches, inside.clip(0, length - 1)], axis=1)
     return AxisBlend(torch.from_numpy(index.astype(np.int32)), torch.from_numpy(chosen.astype(np.float32)))
-
-
-@lru_cache(maxsize=256)
-def _starts_on(device: torch.device, values: tuple[int, ...]) -> Tensor:
-    """int32 ``[len(values)]``, kept: a copy to a GPU would make the host wait, and cannot be captured in a graph."""
-    return torch.tensor(values, dtype=torch.int32, device=device)

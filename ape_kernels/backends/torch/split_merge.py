@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ape_kernels.geometry import AxisBlend
 
-def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_height: int, patch_width: int) -> Tensor:
-    batch, channels = image.shape[:2]
+
+def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_shape: tuple[int, int]) -> Tensor:
+    (batch, channels), (patch_height, patch_width) = image.shape[:2], patch_shape
     rows = row_start.long()[:, None] + torch.arange(patch_height, device=image.device)
     columns = column_start.long()[:, None] + torch.arange(patch_width, device=image.device)
     # [B, C, R, h, K, w]: every patch row crossed with every patch column
@@ -16,23 +18,15 @@ def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_height: 
     return cut.reshape(batch * len(row_start) * len(column_start), channels, patch_height, patch_width)
 
 
-def merge(
-    patches: Tensor,
-    row_index: Tensor,
-    row_weight: Tensor,
-    column_index: Tensor,
-    column_weight: Tensor,
-    batch: int,
-    rows: int,
-) -> Tensor:
+def merge(patches: Tensor, rows: AxisBlend, columns: AxisBlend, batch: int, patch_rows: int) -> Tensor:
     _, channels, height, width = patches.shape
-    grid = patches.reshape(batch, rows, -1, channels, height, width)
+    grid = patches.reshape(batch, patch_rows, -1, channels, height, width)
     strips = sum(
         grid[:, :, patch.long(), :, :, pixel.long()].float() * weight[:, None, None, None, None]
-        for (patch, pixel), weight in zip(column_index, column_weight, strict=True)
+        for (patch, pixel), weight in zip(*columns, strict=True)
     )  # [W, B, R, C, h]: each row of patches merged across
     image = sum(
         strips[:, :, patch.long(), :, pixel.long()] * weight[:, None, None, None]
-        for (patch, pixel), weight in zip(row_index, row_weight, strict=True)
+        for (patch, pixel), weight in zip(*rows, strict=True)
     )  # [H, W, B, C]
     return image.permute(2, 3, 0, 1).contiguous().to(patches.dtype)

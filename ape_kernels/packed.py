@@ -1,0 +1,145 @@
+"""Programs packed for a backend, and kept as long as the weights they were made from."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ape_kernels.adapters import to_program
+from ape_kernels.backends import choose, get_backend
+from ape_kernels.geometry import PATCH_SIZE
+from ape_kernels.program import PatchProgram
+from ape_kernels.table import PackedProgram
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Wish(NamedTuple):
+    """What a program is packed for.
+
+    backend: a name, or "auto". dtype: of the matrix products' operands, None for the model's. patch_size: of the
+    patches, low-resolution pixels. budgeted: whether `Packed.frame` is wanted.
+    """
+
+    backend: str = "auto"
+    dtype: torch.dtype | None = None
+    patch_size: int = PATCH_SIZE
+    budgeted: bool = False
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A program as one backend runs it; what the operations in `ape_kernels.ops` take is all here.
+
+    backend: its name. tensors: table and weights in that backend's layout.
+    frame: for a budget, the program as the torch backend packs it, which runs head and tail.
+    """
+
+    program: PatchProgram
+    backend: str
+    tensors: PackedProgram
+    frame: PackedProgram | None = None
+
+    @property
+    def table(self) -> Tensor:
+        """int32 ``[rows, 16]``, on the host."""
+        return self.tensors.table
+
+    @property
+    def weights(self) -> Tensor:
+        """1-D, on the device of the model."""
+        return self.tensors.weights
+
+    @property
+    def upscale(self) -> int:
+        """From the pixels that the program reads to the picture's."""
+        return self.program.upscale
+
+    @property
+    def out_channels(self) -> int:
+        """Of the picture."""
+        return self.program.out_channels
+
+
+def pack(model: nn.Module, wish: Wish | None = None) -> Packed:
+    """Pack a network as `APEForward` does.
+
+    Raises NotRecognised for a network that no adapter knows, BackendUnavailable for a named backend that cannot run.
+    """
+    return _pack(to_program(model), next(model.parameters()), wish or Wish())
+
+
+def _pack(program: PatchProgram, like: Tensor, wish: Wish) -> Packed:
+    """`program` for the device and, where none is wished for, the dtype of `like`."""
+    device, dtype = like.device, wish.dtype or like.dtype
+    backend = choose(wish.backend, program, device, dtype, wish.patch_size)
+    with torch.no_grad():
+        tensors = get_backend(backend).pack(program, device, dtype)
+        frame = get_backend("torch").pack(program, device, dtype) if wish.budgeted else None
+    return Packed(program, backend, tensors, frame)
+
+
+class PackedModel:
+    """A model's program, packed when it is asked for and again when weights, device, dtype or wish have changed.
+
+    Safe to use from several threads. Holds the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._lock = threading.Lock()
+        self._program = to_program(model)
+        self._stamp = stamp_of(model)
+        self._key: tuple[Any, ...] | None = None
+        self._packed: Packed | None = None
+
+    @property
+    def latest(self) -> Packed | None:
+        """What was packed last, whatever has changed since: tracing cannot pack."""
+        return self._packed
+
+    def program(self) -> PatchProgram:
+        """Of the model as it is now."""
+        with self._lock:
+            return self._current_program()
+
+    def get(self, wish: Wish) -> Packed:
+        """As `pack`, of the model as it is now."""
+        key = (wish, os.environ.get("APE_BACKEND"), os.environ.get("APE_AUTO"))
+        with self._lock:
+            program = self._current_program()
+            if self._packed is None or self._packed.program is not program or self._key != key:
+                self._packed, self._key = _pack(program, next(self._model.parameters()), wish), key
+            return self._packed
+
+    def _current_program(self) -> PatchProgram:
+        stamp = stamp_of(self._model)
+        if stamp != self._stamp:
+            self._program, self._stamp = to_program(self._model), stamp
+        return self._program
+
+
+def stamp_of(model: nn.Module) -> tuple[Any, ...]:
+    """Changes whenever a weight's storage or, by an in-place operation, its values do.
+
+    Tensors made in inference mode do not count their changes: for those only a new storage shows.
+    """
+    tensors = _tensors(model)
+    versions = (0 if tensor.is_inference() else tensor._version for tensor in tensors)
+    return tuple((t.data_ptr(), version, t.dtype, t.device) for t, version in zip(tensors, versions, strict=True))
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers. `parameters()` takes five times as long: 0.2 ms per call for EDSR 16x64."""
+    found: list[Tensor] = []
+    left: list[nn.Module | None] = [model]
+    while left:
+        if (module := left.pop()) is not None:
+            found += [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+            left += module._modules.values()
+    return found

@@ -1,0 +1,244 @@
+"""Runs packed programs on patches and on whole images; the one caller of the operations of `ape_kernels.ops`.
+
+An image is folded, split, run patch by patch and merged; a large one in bands of patch rows, which bounds memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ape_kernels import ops
+from ape_kernels.backends import choose_for_patches
+from ape_kernels.backends.protocol import Exits, PatchResults
+from ape_kernels.budget import Spending, run_within
+from ape_kernels.folding import fold_pixels
+from ape_kernels.geometry import Band, Blend, PatchGrid, folded_geometry, patch_count, patch_grid
+from ape_kernels.packed import Packed
+from ape_kernels.table import PackedProgram
+
+CHUNK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 30}  # of upscaled patches that are held at once
+
+# Runs patches [P, C, h, w] of which the first is number `begin` of all.
+RunPatches = Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How images are cut and put together: low-resolution pixels, and the blend of overlaps."""
+
+    patch_size: int
+    overlap: int
+    blend: Blend
+
+
+def run_patches(patches: Tensor, packed: Packed, exits: Exits) -> PatchResults:
+    """Patches on their own. patches: float32 ``[P, C, h, w]``; of the pictures, what a fold reflected is cut off."""
+    height, width = (side * packed.program.scale for side in patches.shape[2:])
+    folded = fold_pixels(patches, packed.program.fold)
+    results = PatchResults(
+        *torch.ops.ape_kernels.run_patches(
+            folded, packed.table, packed.weights, *exits, packed.upscale, packed.out_channels, packed.backend
+        )
+    )
+    return results._replace(sr=results.sr[:, :, :height, :width])
+
+
+def run_images(image: Tensor, packed: Packed, cut: Cut, exits: Exits, budget: float | None = None) -> PatchResults:
+    """Whole images, exits and capacities ``[B, R, K]`` on the patch grid.
+
+    image: float32 ``[B, C, H, W]``. exits: `exit_at` is int64 ``[B, R, K]`` here, on the patch grid.
+    budget: share of the body's FLOPs that each image may take, None for no bound.
+    """
+    frame = packed.frame
+    return PatchResults(
+        *torch.ops.ape_kernels.upscale(
+            image,
+            packed.table,
+            packed.weights,
+            *exits,
+            cut.patch_size,
+            cut.overlap,
+            cut.blend,
+            packed.upscale,
+            packed.out_channels,
+            packed.program.fold,
+            packed.backend,
+            budget,
+            None if frame is None else frame.table,
+            None if frame is None else frame.weights,
+            packed.program.stage_flops if budget is not None else None,
+        )
+    )
+
+
+def split(grid: PatchGrid, image: Tensor, backend: str = "torch", rows: slice = slice(None)) -> Tensor:
+    """Image ``[B, C, height, width]`` to patches ``[B * rows * columns, C, h, w]``, batch-major, then row-major.
+
+    rows: of the patches, all or some. Raises ValueError for an image of another size than the grid's.
+    """
+    if image.ndim != 4 or tuple(image.shape[2:]) != (grid.height, grid.width):
+        raise ValueError(f"image: expected [B, C, {grid.height}, {grid.width}], got {list(image.shape)}")
+    starts = (_starts_on(image.device, s) for s in (grid.row_starts[rows], grid.column_starts))
+    return ops.split(image, *starts, *grid.patch_shape, backend)
+
+
+def merge(grid: PatchGrid, patches: Tensor, batch: int = 1, backend: str = "torch", band: Band | None = None) -> Tensor:
+    """Patches ``[B * rows * columns, C, s * h, s * w]`` to images ``[B, C, s * height, s * width]``, s = grid.scale.
+
+    band: of the picture, made of its kept and new rows of patches, instead of the whole.
+    Raises ValueError for patches of another number or size.
+    """
+    count = grid.shape[0] if band is None else band.patch_rows
+    height, width = (side * grid.scale for side in grid.patch_shape)
+    expected = batch * count * grid.shape[1]
+    if patches.ndim != 4 or len(patches) != expected or tuple(patches.shape[2:]) != (height, width):
+        raise ValueError(f"patches: expected [{expected}, C, {height}, {width}], got {list(patches.shape)}")
+    return ops.merge(patches, *_merge_tables(grid, patches.device, band), batch, count, backend)
+
+
+@lru_cache(maxsize=256)
+def _starts_on(device: torch.device, values: tuple[int, ...]) -> Tensor:
+    """int32 ``[len(values)]``, kept: a copy to a GPU would make the host wait, and cannot be captured in a graph."""
+    return torch.tensor(values, dtype=torch.int32, device=device)
+
+
+@lru_cache(maxsize=256)
+def _merge_tables(grid: PatchGrid, device: torch.device, band: Band | None) -> tuple[Tensor, ...]:
+    """Index and weight of the picture's rows, then of its columns, on `device`. Kept as those of `_starts_on` are."""
+    rows, columns = grid.row_blend, grid.column_blend
+    index, weight = rows
+    if band is not None:
+        pixels = slice(band.begin, band.end)
+        index, weight = index[:, :, pixels].clone(), weight[:, pixels].contiguous()
+        first = band.first - band.kept_rows
+        index[:, 0] = (index[:, 0] - first).clamp_(0, band.patch_rows - 1)  # where the weight is 0, any row will do
+    return tuple(table.to(device) for table in (index, weight, *columns))
+
+
+def _upscale(
+    image: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    boundary: float,
+    exit_at: Tensor | None,
+    patch_size: int,
+    overlap: int,
+    blend: str,
+    upscale: int,
+    out_channels: int,
+    fold: int,
+    backend: str,
+    budget: float | None = None,
+    frame_table: Tensor | None = None,
+    frame_weights: Tensor | None = None,
+    stage_flops: list[int] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operation on whole images, as torch sees it.
+
+    image: float32 ``[B, C, H, W]``. boundary, exit_at: see `run_images`. patch_size, overlap, blend: see `Cut`.
+    fold: squares of fold x fold pixels become the pixels that the program reads; `upscale` counts from those,
+    s = upscale / fold. budget and what follows: see `Spending`.
+    Returns sr float32 ``[B, out_channels, s * H, s * W]`` and, on the patch grid, exit_index int64 ``[B, R, K]`` and
+    capacity float32 ``[B, R, K]``.
+    """
+    if image.ndim != 4 or image.dtype != torch.float32:
+        raise ValueError(f"image: expected float32 [B, C, H, W], got {image.dtype} {list(image.shape)}")
+    depths = None if exit_at is None else exit_at.flatten()
+
+    def run(patches: Tensor, begin: int) -> tuple[Tensor, Tensor, Tensor]:
+        part = None if depths is None else depths[begin : begin + len(patches)]
+        return ops.run_patches(patches, table, weights, boundary, part, upscale, out_channels, backend)
+
+    def run_budgeted(patches: Tensor, begin: int) -> tuple[Tensor, Tensor, Tensor]:
+        count = len(patches) // len(image)
+        images = [run_within(part, PackedProgram(table, weights), spending, boundary) for part in patches.split(count)]
+        return tuple(torch.cat(part) for part in zip(*images, strict=True))  # type: ignore[return-value]
+
+    sr_height, sr_width = (side * upscale // fold for side in image.shape[2:])
+    image = fold_pixels(image, fold)
+    batch, _, height, width = image.shape
+    grid = patch_grid(height, width, *folded_geometry(patch_size, overlap, fold), upscale, blend)
+    rows, columns = grid.shape
+    if exit_at is not None and tuple(exit_at.shape) != (batch, rows, columns):
+        raise ValueError(f"exit_at: expected int64 [{batch}, {rows}, {columns}], got {list(exit_at.shape)}")
+    step = batch * rows
+    if batch == 0:
+        results = PatchResults.empty(image.new_empty(0, 1, height, width), upscale, out_channels)
+    elif budget is not None:
+        frame = PackedProgram(frame_table, frame_weights)
+        spending = Spending(frame, stage_flops, budget, upscale, out_channels, backend)
+        results = _at_once(image, grid, run_budgeted, backend)
+    elif (step := _rows_at_once(image, grid, out_channels)) >= batch * rows:
+        results = _at_once(image, grid, run, backend)
+    else:
+        results = _in_bands(image, grid, run, step, out_channels, backend)
+    picture = results[0][:, :, :sr_height, :sr_width].contiguous()
+    return picture, *(part.view(batch, rows, columns) for part in results[1:])  # type: ignore[return-value]
+
+
+def _fake_upscale(
+    image: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    boundary: float,
+    exit_at: Any,
+    patch_size: int,
+    overlap: int,
+    blend: str,
+    upscale: int,
+    out_channels: int,
+    fold: int,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _channels, height, width = image.shape
+    sr = image.new_empty(batch, out_channels, height * upscale // fold, width * upscale // fold)
+    patch_size, overlap = folded_geometry(patch_size, overlap, fold)
+    grid = (batch, *(patch_count((side + fold - 1) // fold, patch_size, overlap) for side in (height, width)))
+    return sr, image.new_empty(grid, dtype=torch.int64), image.new_empty(grid)
+
+
+def _rows_at_once(image: Tensor, grid: PatchGrid, out_channels: int) -> int:
+    patch_bytes = math.prod(grid.patch_shape) * grid.scale**2 * out_channels * image.element_size()
+    chunk = max(CHUNK_BYTES.get(image.device.type, 1 << 30), 4 * torch.get_num_threads() * patch_bytes)  # no idle cores
+    return max(1, chunk // (grid.shape[1] * patch_bytes))
+
+
+def _at_once(image: Tensor, grid: PatchGrid, run: RunPatches, backend: str) -> PatchResults:
+    """Picture, exit index and capacity of images that are small enough to be run whole."""
+    cutter = choose_for_patches(backend, image.device, image.dtype)
+    sr, exit_index, capacity = run(split(grid, image, cutter), 0)
+    return PatchResults(merge(grid, sr, len(image), cutter), exit_index, capacity)
+
+
+def _in_bands(
+    image: Tensor, grid: PatchGrid, run: RunPatches, step: int, out_channels: int, backend: str
+) -> PatchResults:
+    """`step` rows of patches at a time; rows that reach into the next band are kept until then."""
+    cutter = choose_for_patches(backend, image.device, image.dtype)
+    batch, _, height, width = image.shape
+    rows, columns = grid.shape
+    picture = image.new_empty(batch, out_channels, height * grid.scale, width * grid.scale)
+    exit_index = torch.empty(batch, rows, columns, dtype=torch.int64, device=image.device)
+    capacity = image.new_empty(batch, rows, columns)
+    for i in range(batch):
+        kept = picture.new_empty(0, out_channels, *(side * grid.scale for side in grid.patch_shape))
+        for band in grid.bands(step):
+            new_rows = slice(band.first, band.stop)
+            begin = (i * rows + band.first) * columns
+            new, index, known = run(split(grid, image[i : i + 1], cutter, new_rows), begin)
+            exit_index[i, new_rows] = index.view(-1, columns)
+            capacity[i, new_rows] = known.view(-1, columns)
+            kept = torch.cat([kept, new])
+            picture[i : i + 1, :, band.begin : band.end] = merge(grid, kept, 1, cutter, band)
+            kept = kept[len(kept) - band.keep_rows * columns :].clone()
+    return PatchResults(picture, exit_index, capacity)
+
+
+ops.register("upscale", _upscale, _fake_upscale)
