@@ -133,8 +133,8 @@ class Upscaler:
 
         return_report: give ``(picture, report)`` instead of the picture.
 
-        Raises UserError for a file that cannot be read or has more than 8 bits per channel, TypeError for another type or
-        dtype, ValueError for another shape or values outside the range.
+        Raises UserError for a file that cannot be read and for more than 8 bits per channel, TypeError for another type
+        or dtype, ValueError for another shape or values outside the range.
         """
         if isinstance(image, (str, os.PathLike)):
             image = Image.fromarray(read_image(Path(image)))
@@ -185,11 +185,11 @@ class Upscaler:
                 raise ValueError(f"image: expected values from 0 to 1, got {low:.6g} to {high:.6g}")
         started = time.perf_counter()
         peak = 255 if images.dtype == torch.uint8 else 1
-        factor = cast(ExitNetwork, self.network.model).rgb_range / peak
+        rgb_range = cast(ExitNetwork, self.network.model).rgb_range
         device = next(self.network.parameters()).device
         with torch.no_grad():
-            sr, report = self.network(images.to(device).float() * factor, return_report=True)
-            levels = (sr / factor).clamp(0, peak)
+            sr, report = self.network(images.to(device).float() * (rgb_range / peak), return_report=True)
+            levels = (sr * (peak / rgb_range)).clamp(0, peak)
             if images.dtype == torch.uint8:
                 levels = levels.round()
             picture = levels.to(images.device, images.dtype)
