@@ -70,7 +70,7 @@ def named_device(name: str) -> torch.device:
     """The device called `name`; of "cuda" the GPU of this process. UserError if it cannot be used."""
     try:
         device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
+        if device.type == "cuda" and device.index is None:  # pyright: ignore[reportUnnecessaryComparison] - it is, of "cuda"
             device = torch.device("cuda", ranks_from_environment().local)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without that kind of device

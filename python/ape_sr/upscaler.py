@@ -19,7 +19,7 @@ from ape_kernels.geometry import PATCH_SIZE
 from ape_sr.checkpoint import load_model
 from ape_sr.data.images import read_image, to_rgb
 from ape_sr.distributed import default_device, named_device
-from ape_sr.models.base import ExitNetwork
+from ape_sr.models import ExitNetwork
 from ape_sr.weights import find_weights
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -152,7 +152,7 @@ class Upscaler:
             raise TypeError(f"image: expected a path, PIL image, array or tensor, got {type(image).__name__}")
         return (picture, report) if return_report else picture
 
-    def exit_map(self, picture: np.ndarray | Image.Image, report: Report) -> np.ndarray:
+    def exit_map(self, picture: np.ndarray | Image.Image, report: ape_kernels.Report) -> np.ndarray:
         """Where patches left the network: the picture in grey, every patch tinted by its exit, with a legend.
 
         picture, report: of one image, as `upscale` gave them; uint8 ``[H, W, 3]`` if an array.

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ape_kernels import APEForward
 from ape_sr.checkpoint import load_model, save_model
 from ape_sr.cli.arguments import Commands, existing_folder, fraction, positive_float
-from ape_sr.cli.network import add_network_arguments, open_network
+from ape_sr.cli.network import add_network_arguments, open_network, weights_path
 from ape_sr.errors import UserError
 from ape_sr.evaluate import Pair, Row, at_thresholds, evaluate, find_pairs, format_table
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output.suffix != ".safetensors":
         raise UserError(f"output: expected a name ending in .safetensors, got {args.output.name}")
     pairs = find_pairs(args.input)
-    network = open_network(args)
+    network = open_network(args).network
     if not network.program.stages[0].has_exit:
         raise UserError(f"weights: expected a network with exits, got a plain one in {args.weights}")
     found = _narrow(network, pairs, 0.0, 1.0, args)
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     threshold = found.threshold
     print(format_table([found.full, found.row]))
     print(f"threshold {threshold:.4g} costs {found.full.number('psnr_y') - found.row.number('psnr_y'):.4f} dB")
-    model = load_model(args.weights, exit_interval=args.exit_every, res_scale=args.res_scale)
+    model = load_model(weights_path(args), exit_interval=args.exit_every, res_scale=args.res_scale)
     model.config["exit_threshold"] = model.exit_threshold = 1 - threshold
     save_model(args.output, model)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ape_kernels import APEForward, PatchGrid, Report
+from ape_kernels import Report
 from ape_kernels.policy import threshold_from_gain
 from ape_sr.cli.arguments import Commands, existing_folder, fraction, non_negative_float
 from ape_sr.cli.network import add_network_arguments, open_network
@@ -28,6 +28,7 @@ from ape_sr.evaluate import (
     write_csv,
 )
 from ape_sr.files import atomic_path
+from ape_sr.upscaler import Upscaler
 
 
 def add_parser(commands: Commands) -> None:
@@ -64,14 +65,15 @@ def run(args: argparse.Namespace) -> None:
     if args.plot is not None and args.plot.suffix.lower() != ".png":
         raise UserError(f"plot: expected a name ending in .png, got {args.plot.name}")
     pairs = find_pairs(args.input)
-    network = open_network(args)
+    upscaler = open_network(args)
+    network = upscaler.network
     thresholds = args.threshold or [threshold_from_gain(gain) for gain in args.min_gain_db or ()]
     if not thresholds and not args.budget:
         thresholds = [network.threshold]
     methods = [BICUBIC, PLAIN, *at_thresholds(thresholds), *(Method("budget", share) for share in args.budget or ())]
-    watch = None if args.exit_maps is None else _exit_maps(network, args.exit_maps)
+    watch = None if args.exit_maps is None else _exit_maps(upscaler, args.exit_maps)
     rows = evaluate(network, tqdm(pairs, unit="image", disable=None), methods, watch)
-    print(f"{len(pairs)} images, scale {network.scale}, backend {network.backend}, {args.dtype}")
+    print(f"{len(pairs)} images, scale {upscaler.scale}, backend {upscaler.backend}, {args.dtype}")
     print(format_table(rows))
     if args.csv is not None:
         write_csv(args.csv, rows)
@@ -81,8 +83,8 @@ def run(args: argparse.Namespace) -> None:
         draw_rows(args.plot, rows)
     if args.json is not None:
         detail = {
-            "scale": network.scale,
-            "backend": network.backend,
+            "scale": upscaler.scale,
+            "backend": upscaler.backend,
             "dtype": args.dtype,
             "weights": None if args.weights is None else str(args.weights),
             "rows": [row.as_json() for row in rows],
@@ -91,15 +93,11 @@ def run(args: argparse.Namespace) -> None:
             temporary.write_text(json.dumps(detail, indent=2, allow_nan=False) + "\n")
 
 
-def _exit_maps(network: APEForward, folder: Path) -> Watch:
+def _exit_maps(upscaler: Upscaler, folder: Path) -> Watch:
     """Writes ``<picture>_<method>.png`` for every picture that left patches early."""
-    from ape_sr.exit_map import draw_exit_map
 
     def write(pair: Pair, method: Method, picture: np.ndarray, report: Report) -> None:
-        height, width = (side // network.scale for side in picture.shape[:2])
-        grid = PatchGrid(height, width, network.patch_size, network.overlap, network.scale)
-        exits = report.exit_index[0].cpu().numpy()
-        drawn = draw_exit_map(picture, exits, grid, len(report.patches_per_exit), report.share)
-        write_image(folder / f"{pair.name}_{method.name.replace(' ', '_')}.png", drawn)
+        name = f"{pair.name}_{method.name.replace(' ', '_')}.png"
+        write_image(folder / name, upscaler.exit_map(picture, report))
 
     return write

@@ -13,7 +13,7 @@ from ape_sr.checkpoint import load_model
 from ape_sr.cli.arguments import Commands, existing_folder, positive_float, positive_int
 from ape_sr.data.crops import CropSampler
 from ape_sr.data.resident import ResidentCrops
-from ape_sr.distributed import joined, ranks_from_environment
+from ape_sr.distributed import joined, named_device
 from ape_sr.errors import UserError
 from ape_sr.models import NETWORKS, build_model
 from ape_sr.training.run import TrainingConfig, TrainingRun, initialise
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
     """Train, going on where an interrupted run stopped."""
     if args.regressor_only and args.init is None:
         raise UserError("regressor-only: expected --init with a trained backbone, got none")
-    device = _device(args.device)
+    device = named_device(args.device)
     with joined(device) as ranks:
         torch.manual_seed(args.seed)
         try:
@@ -134,18 +134,6 @@ def network_config(args: argparse.Namespace) -> dict[str, object]:
         if value:
             config[key] = value
     return config
-
-
-def _device(name: str) -> torch.device:
-    """The device, on a machine with several GPUs and processes this one's; UserError if it cannot be used."""
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None:  # pyright: ignore[reportUnnecessaryComparison] - it is, of "cuda"
-            device = torch.device("cuda", ranks_from_environment().local)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a build without that kind of device
-        raise UserError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def _crops(sampler: CropSampler, device: torch.device) -> CropSampler | ResidentCrops:

@@ -6,33 +6,19 @@ import argparse
 import hashlib
 import json
 import sys
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-import torch
 from tqdm import tqdm
 
-from ape_kernels import APEForward, PatchGrid
-from ape_kernels.policy import threshold_from_gain
 from ape_sr.cli.arguments import Commands, fraction, non_negative_float
 from ape_sr.cli.network import add_network_arguments, open_network, weights_path
-from ape_sr.data.images import (
-    SUFFIXES,
-    check_output_suffix,
-    list_images,
-    read_image,
-    read_note,
-    to_image,
-    to_tensor,
-    write_image,
-)
+from ape_sr.data.images import SUFFIXES, check_output_suffix, list_images, read_image, read_note, write_image
 from ape_sr.distributed import ranks_from_environment
 from ape_sr.errors import UserError
 from ape_sr.files import remove_leftovers
-from ape_sr.models import ExitNetwork
+from ape_sr.upscaler import Upscaler
 
 
 @dataclass(frozen=True)
@@ -86,29 +72,20 @@ def run(args: argparse.Namespace) -> None:
     """Upscale; a picture of a folder that fails is reported, the others are done."""
     if not args.input.exists():
         raise UserError(f"input: no such file or folder: {args.input}")
-    network = open_network(args)
-    try:
-        if args.budget is not None:
-            network.threshold, network.budget = 0.0, args.budget
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if args.threshold is not None:
-        network.threshold = args.threshold
-    elif args.min_gain_db is not None:
-        network.threshold = threshold_from_gain(args.min_gain_db)
+    upscaler = open_network(args, threshold=args.threshold, min_gain_db=args.min_gain_db, budget=args.budget)
     ranks = ranks_from_environment()
     folder = args.input.is_dir()
-    jobs = plan(args.input, args.output, network.scale)
-    settings = describe(network, weights_path(args)) if folder else None
+    jobs = plan(args.input, args.output, upscaler.scale)
+    settings = describe(upscaler, weights_path(args)) if folder else None
     jobs = jobs[ranks.rank :: ranks.world]
     if jobs:
         _create(jobs[0].picture.parent)
     failures = 0
     for job in tqdm(jobs, unit="image", disable=None if folder and ranks.leads else True):
         if not folder:
-            print(f"{job.source.name}: upscaling x{network.scale} ...", file=sys.stderr)
+            print(f"{job.source.name}: upscaling x{upscaler.scale} ...", file=sys.stderr)
         try:
-            line = upscale(network, job, args.exit_map, settings)
+            line = upscale(upscaler, job, args.exit_map, settings)
         except UserError as error:
             if not folder:
                 raise
@@ -122,13 +99,14 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{failures} of {len(jobs)} images could not be upscaled")
 
 
-def describe(network: APEForward, weights: Path) -> dict[str, object]:
+def describe(upscaler: Upscaler, weights: Path) -> dict[str, object]:
     """All that a result depends on but the picture itself."""
+    network = upscaler.network
     return {
         "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "threshold": network.threshold,
         "budget": network.budget,
-        "backend": network.backend,
+        "backend": upscaler.backend,
         "dtype": str(network.dtype),
     }
 
@@ -156,11 +134,11 @@ def plan(source: Path, output: Path, scale: int) -> list[Job]:
     return jobs
 
 
-def upscale(network: APEForward, job: Job, exit_map: bool, settings: dict[str, object] | None = None) -> str:
+def upscale(upscaler: Upscaler, job: Job, exit_map: bool, settings: dict[str, object] | None = None) -> str:
     """Do one job; returns the line that reports it.
 
-    settings: what `describe` says, for a folder: the result then carries them and the identity of its source, and is
-    left alone where it is there with the same ones already.
+    settings: for a folder, what `describe` says. The result then carries them and the identity of its source. A result
+    that is there with the same ones is left alone.
     """
     note = None
     if settings is not None:
@@ -172,28 +150,12 @@ def upscale(network: APEForward, job: Job, exit_map: bool, settings: dict[str, o
         if read_note(job.picture) == note and (job.exits.is_file() or not exit_map):
             return f"{job.source.name}: done already"
     image = read_image(job.source)
-    rgb_range = cast(ExitNetwork, network.model).rgb_range
-    device = next(network.parameters()).device
-    started = time.perf_counter()
-    with torch.inference_mode():
-        sr, report = network(to_tensor(image, rgb_range).to(device), return_report=True)
-    picture = to_image(sr, rgb_range)
-    seconds = time.perf_counter() - started
-    stages = len(report.patches_per_exit)
+    picture, report = upscaler.upscale(image, return_report=True)
     if exit_map:
-        # only here: it takes as long to import as a small picture to upscale
-        from ape_sr.exit_map import draw_exit_map
-
-        height, width = image.shape[:2]
-        grid = PatchGrid(height, width, network.patch_size, network.overlap, network.scale)
-        drawn = draw_exit_map(picture, report.exit_index[0].cpu().numpy(), grid, stages, report.share)
-        write_image(job.exits, drawn)
+        write_image(job.exits, upscaler.exit_map(picture, report))
     write_image(job.picture, picture, note)
     sizes = " -> ".join(f"{side.shape[1]}x{side.shape[0]}" for side in (image, picture))
-    return (
-        f"{job.source.name}: {sizes}, {seconds:.2f} s, {report.share:.1%} of the computation, "
-        f"mean exit {report.mean_exit:.2f} of 0..{stages - 1}, backend {network.backend}"
-    )
+    return f"{job.source.name}: {sizes}, {report}"
 
 
 def _create(folder: Path) -> None:
