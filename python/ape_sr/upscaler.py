@@ -31,8 +31,8 @@ Picture = TypeVar("Picture", np.ndarray, Tensor, Image.Image)
 class Report(ape_kernels.Report):
     """What upscaling one image, or one batch of images, did.
 
-    exit_index, capacity, patches_per_exit, share, body_share, mean_exit and the FLOPs: see `ape_kernels.Report`.
-    seconds: of upscaling, without reading files. backend: what computed.
+    seconds: time of upscaling, without reading files.
+    backend: name of the backend that computed.
     """
 
     seconds: float
@@ -122,15 +122,9 @@ class Upscaler:
     ) -> np.ndarray | Tensor | Image.Image | tuple[np.ndarray | Tensor | Image.Image, Report]:
         """Upscale an image; the picture is of the same kind.
 
-        image: one of
-
-        - the path of an image file; the picture is then a PIL image,
-        - a PIL image of 8 bits per channel; the picture is RGB,
-        - an array ``[H, W, 3]``,
-        - a tensor ``[3, H, W]`` or ``[B, 3, H, W]``, on any device.
-
-        Arrays and tensors are uint8, or of a float dtype with values from 0 to 1. The picture has the same dtype.
-
+        image: a file's path (the picture is then a PIL image), a PIL image of 8 bits per channel (the picture is RGB), an
+            array ``[H, W, 3]``, or a tensor ``[3, H, W]`` or ``[B, 3, H, W]`` on any device. Arrays and tensors are uint8,
+            or of a float dtype with values from 0 to 1; the picture has the same dtype.
         return_report: give ``(picture, report)`` instead of the picture.
 
         Raises UserError for a file that cannot be read and for more than 8 bits per channel, TypeError for another type

@@ -25,18 +25,22 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "calibrate",
         help="choose the threshold by what it may cost",
-        description="Find the largest threshold that costs at most --max-loss-db of PSNR (Y, mean over the pictures "
-        "of a folder as `evaluate` takes it), or the smallest that needs at most --flops-share, and write the weights "
-        "with it as their own threshold.",
+        description="Find the largest threshold that costs at most --max-loss-db of PSNR, or the smallest that needs "
+        "at most --flops-share. Write the weights with it as their own threshold. PSNR is on Y, as the mean over the "
+        "images of a folder as `ape-sr evaluate` takes it.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(
-        "-i", "--input", type=existing_folder, required=True, help="folder of pictures, not those tested on"
+        "-i", "--input", type=existing_folder, required=True, help="folder of images, not those that are tested on"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="weights file to write (.safetensors)")
     goal = parser.add_mutually_exclusive_group()
-    goal.add_argument("--max-loss-db", type=positive_float, default=0.02, help="PSNR that may be lost (%(default)s)")
-    goal.add_argument("--flops-share", type=fraction, help="share of the FLOPs of full depth to meet, on the mean")
+    goal.add_argument(
+        "--max-loss-db", type=positive_float, default=0.02, help="PSNR that may be lost, in dB (%(default)s)"
+    )
+    goal.add_argument(
+        "--flops-share", type=fraction, help="share of the FLOPs of full depth that may be needed, as a mean"
+    )
     add_network_arguments(parser)
 
 

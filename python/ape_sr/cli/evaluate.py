@@ -36,23 +36,27 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="measure quality against computation",
-        description="Measure quality against computation on a folder of <name>_HR / <name>_LR pairs, or of HR pictures "
-        "alone, whose LR side is then made by bicubic downscaling. Prints means over the pictures, for bicubic, for "
-        "the plain network on whole pictures, and for every threshold and budget. FLOPs are shares of full depth, "
-        "counted on what runs, and in the column 'uncollapsed' with the tail as the network has it.",
+        description="Measure quality against computation on a folder of pairs <name>_HR and <name>_LR, or of HR images "
+        "alone. Their LR versions are then made by bicubic downscaling. Prints means over the images: for bicubic, for "
+        "the network on whole images ('plain'), and for every threshold and budget. FLOPs are shares of full depth, "
+        "counted on what runs; in the column 'uncollapsed' they are counted with the tail as the network has it.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("-i", "--input", type=existing_folder, required=True, help="folder of pictures")
+    parser.add_argument("-i", "--input", type=existing_folder, required=True, help="folder of images")
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument(
-        "--threshold", type=fraction, nargs="+", help="capacities below which a patch leaves, each 0 (never) to 1"
+        "--threshold", type=fraction, nargs="+", help="capacities below which a patch leaves, each from 0 (never) to 1"
     )
-    policy.add_argument("--min-gain-db", type=non_negative_float, nargs="+", help="the same as dB a stage must bring")
-    parser.add_argument("--budget", type=fraction, nargs="+", help="also these shares of the body, a picture each")
+    policy.add_argument(
+        "--min-gain-db", type=non_negative_float, nargs="+", help="the same as dB that a stage must bring"
+    )
+    parser.add_argument(
+        "--budget", type=fraction, nargs="+", help="also with these shares of the body's FLOPs per image"
+    )
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
     parser.add_argument("--plot", type=Path, help="also draw PSNR against FLOPs and time, and the exits, to this PNG")
-    parser.add_argument("--exit-maps", type=Path, help="also draw where patches left, into this folder")
-    parser.add_argument("--json", type=Path, help="also write every number of every picture to this file")
+    parser.add_argument("--exit-maps", type=Path, help="also draw where patches left the network, into this folder")
+    parser.add_argument("--json", type=Path, help="also write every number of every image to this file")
     add_network_arguments(parser)
 
 

@@ -1,4 +1,4 @@
-"""Entry point of `ape-sr`: one subcommand a module."""
+"""Entry point of `ape-sr`: one module per subcommand."""
 
 from __future__ import annotations
 

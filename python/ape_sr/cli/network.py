@@ -19,19 +19,25 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """Add -n, -s, --exit-every, --res-scale, --backend and --dtype, which `open_network` reads."""
     names = ", ".join(shipped_names())
     parser.add_argument(
-        "-n", "--weights", type=Path, help=f"weights file, or one that comes with the package: {names} (by --scale)"
+        "-n", "--weights", type=Path, help=f"weights: a file, or a name: {names} (by default the one of the scale)"
     )
     parser.add_argument(
-        "-s", "--scale", type=positive_int, help=f"upscaling factor (that of the weights, else {DEFAULT_SCALE})"
+        "-s", "--scale", type=positive_int, help=f"upscaling factor (of the weights if given, else {DEFAULT_SCALE})"
     )
-    parser.add_argument("--exit-every", type=positive_int, help="blocks between exits, for a .pth file with exits")
+    parser.add_argument(
+        "--exit-every", type=positive_int, help="residual blocks between exits, for a .pth file with exits"
+    )
     parser.add_argument(
         "--res-scale",
         type=positive_float,
         help="factor of the residual blocks, for a .pth file (0.1 with 256 features, else 1)",
     )
-    parser.add_argument("--backend", choices=("auto", *ORDER), default="auto", help="what computes (%(default)s)")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the computation (%(default)s)")
+    parser.add_argument(
+        "--backend", choices=("auto", *ORDER), default="auto", help="backend that computes (%(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), default="fp32", help="dtype of the matrix products (%(default)s)"
+    )
 
 
 def weights_path(args: argparse.Namespace) -> Path:

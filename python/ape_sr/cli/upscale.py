@@ -1,4 +1,4 @@
-"""`ape-sr upscale`: enlarge one picture or a folder of them."""
+"""`ape-sr upscale`: upscale one image or a folder of images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ape_sr.upscaler import Upscaler
 
 @dataclass(frozen=True)
 class Job:
-    """One picture: where it is read and where the result and its exit map go."""
+    """One image: where it is read, and where the picture and its exit map go."""
 
     source: Path
     picture: Path
@@ -34,11 +34,11 @@ def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
         "upscale",
-        help="enlarge a picture or a folder of pictures",
-        description="Enlarge a picture or a folder of pictures. Every patch leaves the network as soon as more "
-        "layers are predicted to bring little; --threshold or --min-gain-db say how little (default: as trained). "
-        "--budget bounds the work on each picture instead. A folder that was interrupted goes on where it stopped when "
-        "the same command is given again; under torchrun the processes share its pictures.",
+        help="upscale an image or a folder of images",
+        description="Upscale an image or a folder of images. Every patch leaves the network as soon as more layers "
+        "are predicted to bring little. --threshold or --min-gain-db say how little; without them the weights say it. "
+        "--budget bounds the work on each image instead. If a folder was interrupted, give the same command again: it "
+        "goes on where it stopped. Under torchrun the processes share the images of a folder.",
     )
     parser.set_defaults(run=run)
     formats = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
@@ -47,29 +47,31 @@ def add_parser(commands: Commands) -> None:
         "--input",
         type=Path,
         required=True,
-        help=f"picture ({formats}), or folder of pictures; sub folders are left out",
+        help=f"image ({formats}), or folder of images; folders inside it are left out",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         required=True,
-        help="picture, or folder (created if needed), where the results are called NAME_xSCALE.png",
+        help="file to write, or folder (made if needed), where the pictures are called NAME_xSCALE.png",
     )
     policy = parser.add_mutually_exclusive_group()
-    policy.add_argument("--threshold", type=fraction, help="capacity below which a patch leaves, 0 (never) to 1")
-    policy.add_argument("--min-gain-db", type=non_negative_float, help="the same as dB a stage must bring")
+    policy.add_argument("--threshold", type=fraction, help="capacity below which a patch leaves, from 0 (never) to 1")
+    policy.add_argument("--min-gain-db", type=non_negative_float, help="the same as dB that a stage must bring")
     parser.add_argument(
         "--budget",
         type=fraction,
-        help="share of the network's body that each picture may take at most, spent where most is to be gained",
+        help="share of the body's FLOPs that each image may take at most, spent where the predicted gain is highest",
     )
-    parser.add_argument("--exit-map", action="store_true", help="also write where patches left the network")
+    parser.add_argument(
+        "--exit-map", action="store_true", help="also write a picture of where patches left the network"
+    )
     add_network_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Upscale; a picture of a folder that fails is reported, the others are done."""
+    """Upscale. An image of a folder that fails is reported, and the others are done."""
     if not args.input.exists():
         raise UserError(f"input: no such file or folder: {args.input}")
     upscaler = open_network(args, threshold=args.threshold, min_gain_db=args.min_gain_db, budget=args.budget)
@@ -100,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def describe(upscaler: Upscaler, weights: Path) -> dict[str, object]:
-    """All that a result depends on but the picture itself."""
+    """All that a picture depends on but the image itself."""
     network = upscaler.network
     return {
         "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
