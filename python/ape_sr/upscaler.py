@@ -122,9 +122,9 @@ class Upscaler:
     ) -> np.ndarray | Tensor | Image.Image | tuple[np.ndarray | Tensor | Image.Image, Report]:
         """Upscale an image; the picture is of the same kind.
 
-        image: a file's path (the picture is then a PIL image), a PIL image of 8 bits per channel (the picture is RGB), an
-            array ``[H, W, 3]``, or a tensor ``[3, H, W]`` or ``[B, 3, H, W]`` on any device. Arrays and tensors are uint8,
-            or of a float dtype with values from 0 to 1; the picture has the same dtype.
+        image: a file's path (the picture is then a PIL image), a PIL image of 8 bits per channel (the picture is RGB),
+            an array ``[H, W, 3]``, or a tensor ``[3, H, W]`` or ``[B, 3, H, W]`` on any device. Arrays and tensors are
+            uint8, or of a float dtype with values from 0 to 1; the picture has the same dtype.
         return_report: give ``(picture, report)`` instead of the picture.
 
         Raises UserError for a file that cannot be read and for more than 8 bits per channel, TypeError for another type
