@@ -95,7 +95,7 @@ BICUBIC, PLAIN = Method("bicubic"), Method("plain")
 
 
 def at_thresholds(values: Iterable[float]) -> list[Method]:
-    """A method a threshold."""
+    """One method per threshold."""
     return [Method("threshold", value) for value in values]
 
 
@@ -204,7 +204,7 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """A line a method: means over the pictures, patches per exit summed; empty where a method has no such number."""
+    """One line per method: means over the images, patches per exit summed; empty if a method has no such number."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["method", *NUMBERS, "patches_per_exit"])

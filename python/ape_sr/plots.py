@@ -35,7 +35,7 @@ def draw_rows(path: Path, rows: Sequence[Row]) -> None:
             by_time.plot(row.number("seconds"), row.number("psnr_y"), "x", color="grey")
             by_time.annotate(row.method.name, (row.number("seconds"), row.number("psnr_y")), fontsize=7)
     by_flops.set(xlabel="FLOPs, % of full depth", ylabel="PSNR Y (dB)")
-    by_time.set(xlabel="seconds a picture")
+    by_time.set(xlabel="seconds per image")
     by_time.margins(x=0.15)  # for the names
     by_flops.legend(fontsize=7)
     _draw_exits(exits, early)
