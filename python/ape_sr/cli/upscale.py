@@ -53,8 +53,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "the same command is given again; under torchrun the processes share its pictures.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("-i", "--input", type=Path, required=True, help="picture, or folder of pictures")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="picture, or folder (created if needed)")
+    formats = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
+    parser.add_argument(
+        "-i",
+        "--input",
+        type=Path,
+        required=True,
+        help=f"picture ({formats}), or folder of pictures; sub folders are left out",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="picture, or folder (created if needed), where the results are called NAME_xSCALE.png",
+    )
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument("--threshold", type=fraction, help="capacity below which a patch leaves, 0 (never) to 1")
     policy.add_argument("--min-gain-db", type=non_negative_float, help="the same as dB a stage must bring")
@@ -90,6 +103,8 @@ def run(args: argparse.Namespace) -> None:
         _create(jobs[0].picture.parent)
     failures = 0
     for job in tqdm(jobs, unit="image", disable=None if folder and ranks.leads else True):
+        if not folder:
+            print(f"{job.source.name}: upscaling x{network.scale} ...", file=sys.stderr)
         try:
             line = upscale(network, job, args.exit_map, settings)
         except UserError as error:
@@ -99,6 +114,10 @@ def run(args: argparse.Namespace) -> None:
             tqdm.write(f"ape-sr: error: {error}", file=sys.stderr)
         else:
             tqdm.write(line)
+            if not folder:
+                print("written:", *([job.picture, job.exits] if args.exit_map else [job.picture]))
+    if folder and ranks.leads and failures < len(jobs):
+        print(f"written to the folder {args.output}")
     if failures:
         raise UserError(f"{failures} of {len(jobs)} images could not be upscaled")
 
