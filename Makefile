@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install -q
+PIP := $(BIN)/python -m pip install -qq
 SOURCES := $(shell find csrc -type f)
 FORMATTED = $(shell find csrc bench -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
@@ -57,13 +57,13 @@ $(BIN)/python:
 	@$(PYTHON) -m venv .venv
 
 .venv/requirements: requirements.txt | $(BIN)/python
-	@echo "Setting up .venv, once: downloads some 300 MB, or 3 GB where PyPI's PyTorch brings CUDA (x86-64 Linux; without:"
-	@echo "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make ...). Two to five minutes with a fast connection."
+	@echo "Setting up .venv, once. This downloads 300 MB, or some GB where PyTorch brings CUDA, and takes two to five minutes."
+	@echo "Linux without a GPU: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make ... leaves CUDA out."
 	$(PIP) -r requirements.txt
 	@touch $@
 
 .venv/dev: .venv/requirements requirements-dev.txt requirements-no-deps.txt
-	@echo "Tools for tests and lint: downloads some 90 MB."
+	@echo "Tools for tests and lint: 300 MB to download, about a minute."
 	$(PIP) -r requirements-dev.txt
 	$(PIP) --no-deps -r requirements-no-deps.txt
 	@touch $@

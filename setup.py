@@ -88,7 +88,7 @@ def find_architectures(nvcc: str) -> list[str]:
 
 def ninja_file(compiler: str, nvcc: str | None, output: str) -> str:
     """The text of build.ninja that makes `output`."""
-    import pybind11
+    import pybind11  # pyright: ignore[reportMissingImports] - in the environment of the build alone
 
     includes = [f"-isystem {shlex.quote(path)}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
     optimise = "-O0 -g" if DEBUG else "-O3"
@@ -130,7 +130,7 @@ def ninja_file(compiler: str, nvcc: str | None, output: str) -> str:
     for source in sorted(Path("csrc/cpu").glob("*.cpp")):
         isa = next((name for name in ISA_FLAGS if source.stem.endswith(name)), None)
         if isa is None or platform.machine() in ("x86_64", "AMD64"):
-            add(source, "cxx", ISA_FLAGS.get(isa, ""))
+            add(source, "cxx", ISA_FLAGS.get(isa or "", ""))
     for source in sorted(Path("csrc/cuda").glob("*.cu")) if nvcc else []:
         add(source, "nvcc")
     return "\n".join([*lines, f"build {output}: link {' '.join(objects)}", ""])

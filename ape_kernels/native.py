@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
 from pathlib import Path
@@ -27,7 +28,7 @@ def _explain(error: ImportError) -> str:
 
 
 try:
-    from ape_kernels import _C as _core
+    _core = importlib.import_module("ape_kernels._C")
 except ImportError as error:
     _core, _reason = None, _explain(error)
 else:

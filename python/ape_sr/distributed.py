@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -51,7 +51,7 @@ def ranks_from_environment() -> Ranks:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
+def joined(device: torch.device) -> Generator[Ranks, None, None]:
     """Join the other processes for the length of the block: NCCL on GPUs, gloo elsewhere; nothing for a lone one."""
     ranks = ranks_from_environment()
     if ranks.world == 1:

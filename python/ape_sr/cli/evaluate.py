@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ape_kernels import APEForward, PatchGrid, Report
 from ape_kernels.policy import threshold_from_gain
-from ape_sr.cli.arguments import existing_folder, fraction, non_negative_float
+from ape_sr.cli.arguments import Commands, existing_folder, fraction, non_negative_float
 from ape_sr.cli.network import add_network_arguments, open_network
 from ape_sr.data.images import write_image
 from ape_sr.errors import UserError
@@ -30,7 +30,7 @@ from ape_sr.evaluate import (
 from ape_sr.files import atomic_path
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
+def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
         "evaluate",

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ape_sr.checkpoint import load_model
-from ape_sr.cli.arguments import existing_folder, positive_float, positive_int
+from ape_sr.cli.arguments import Commands, existing_folder, positive_float, positive_int
 from ape_sr.data.crops import CropSampler
 from ape_sr.data.resident import ResidentCrops
 from ape_sr.distributed import joined, ranks_from_environment
@@ -22,7 +22,7 @@ DEFAULTS = TrainingConfig()
 SETTINGS = [field for field in fields(TrainingConfig) if field.name not in ("clip", "save_seconds")]
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
+def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
         "train",
@@ -140,7 +140,7 @@ def _device(name: str) -> torch.device:
     """The device, on a machine with several GPUs and processes this one's; UserError if it cannot be used."""
     try:
         device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
+        if device.type == "cuda" and device.index is None:  # pyright: ignore[reportUnnecessaryComparison] - it is, of "cuda"
             device = torch.device("cuda", ranks_from_environment().local)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: a build without that kind of device

@@ -10,13 +10,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from tqdm import tqdm
 
 from ape_kernels import APEForward, PatchGrid
 from ape_kernels.policy import threshold_from_gain
-from ape_sr.cli.arguments import fraction, non_negative_float
+from ape_sr.cli.arguments import Commands, fraction, non_negative_float
 from ape_sr.cli.network import add_network_arguments, open_network, weights_path
 from ape_sr.data.images import (
     SUFFIXES,
@@ -31,6 +32,7 @@ from ape_sr.data.images import (
 from ape_sr.distributed import ranks_from_environment
 from ape_sr.errors import UserError
 from ape_sr.files import remove_leftovers
+from ape_sr.models import ExitNetwork
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Job:
     exits: Path
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
+def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
         "upscale",
@@ -172,7 +174,7 @@ def upscale(network: APEForward, job: Job, exit_map: bool, settings: dict[str, o
         if read_note(job.picture) == note and (job.exits.is_file() or not exit_map):
             return f"{job.source.name}: done already"
     image = read_image(job.source)
-    rgb_range = network.model.rgb_range
+    rgb_range = cast(ExitNetwork, network.model).rgb_range
     device = next(network.parameters()).device
     started = time.perf_counter()
     with torch.inference_mode():
@@ -184,7 +186,8 @@ def upscale(network: APEForward, job: Job, exit_map: bool, settings: dict[str, o
         # only here: it takes as long to import as a small picture to upscale
         from ape_sr.exit_map import draw_exit_map
 
-        grid = PatchGrid(*image.shape[:2], network.patch_size, network.overlap, network.scale)
+        height, width = image.shape[:2]
+        grid = PatchGrid(height, width, network.patch_size, network.overlap, network.scale)
         drawn = draw_exit_map(picture, report.exit_index[0].cpu().numpy(), grid, stages, report.share)
         write_image(job.exits, drawn)
     write_image(job.picture, picture, note)
