@@ -56,9 +56,11 @@ def test_the_extras_name_what_is_imported(project):
 
 
 def test_tools_have_one_version(project):
-    pinned = [line.split("==") for line in project["optional-dependencies"]["dev"] if "==" in line]
-    assert {"ruff", "clang-format", "basedpyright"} == {name for name, _ in pinned}
-    for name, version in pinned:
+    pinned = dict(
+        line.split("==") for line in project["optional-dependencies"]["dev"] if re.fullmatch(r"[^;]+==.+", line)
+    )
+    assert pinned.keys() == {"ruff", "clang-format", "basedpyright"}
+    for name, version in pinned.items():
         assert pins("requirements-dev.txt")[name] == version
 
 

@@ -118,8 +118,6 @@ def run(args: argparse.Namespace) -> None:
             tqdm.write(line)
             if not folder:
                 print("written:", *([job.picture, job.exits] if args.exit_map else [job.picture]))
-    if folder and ranks.leads and failures < len(jobs):
-        print(f"written to the folder {args.output}")
     if failures:
         raise UserError(f"{failures} of {len(jobs)} images could not be upscaled")
 
