@@ -18,7 +18,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +235,7 @@ def _repeats(program: PatchProgram, task: Task, device: torch.device) -> int:
     return max(2, -(-count // PATCHES))
 
 
-def _named(what: str, results: PatchResults) -> dict[str, Tensor]:
+def _named(what: str, results: Iterable[Tensor]) -> dict[str, Tensor]:
     return {f"{what}.{name}": part for name, part in zip(("sr", "exit", "capacity"), results, strict=True)}
 
 
