@@ -1,15 +1,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq
 SOURCES := $(shell find csrc -type f)
 FORMATTED = $(shell find csrc bench -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test bench asan lint format clean venv
+.PHONY: demo test bench asan lint format wheels sdist clean venv
 
-demo: venv
+demo: .venv/installed
 	$(BIN)/ape-sr upscale -i assets/photo.png -o results -s 4 --exit-map
+	@echo "Yours: $(BIN)/ape-sr upscale -i FILE -o results (or plain ape-sr after: . .venv/bin/activate)"
 
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term
 
 bench: venv
 	$(BIN)/python -m pytest bench --benchmark-only
@@ -18,34 +20,55 @@ bench: venv
 ASAN_TESTS ?= test_native test_backends test_ops test_patches test_cpu_bf16 test_rcan test_rrdb test_vdsr test_compact \
   test_ecbsr test_basicsr test_folded test_head_exit
 asan: venv
-	APE_SANITIZE=address,undefined APE_BUILD_CUDA=0 $(BIN)/python -m pip install -q --no-deps --upgrade --target build/asan .
+	APE_SANITIZE=address,undefined APE_BUILD_CUDA=0 $(PIP) --no-deps --upgrade --target build/asan .
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan \
 	$(BIN)/pytest -q $(ASAN_TESTS:%=tests/kernels/%.py)
 
-lint: venv
+lint: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-format: venv
+format: .venv/dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(FORMATTED)
 
+# Of this machine's platform, without CUDA; settings in pyproject.toml. On Linux it needs docker.
+wheels: | $(BIN)/python
+	$(PIP) cibuildwheel==4.3.5
+	$(BIN)/cibuildwheel --output-dir dist
+
+sdist: | $(BIN)/python
+	$(PIP) build==1.6.1
+	$(BIN)/python -m build --sdist
+
 clean:
 	rm -rf .venv build dist *.egg-info python/*.egg-info ape_kernels/_C*.so
-	rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-venv: .venv/installed
+# What is there to run (installed) and to work on it (dev).
+venv: .venv/installed .venv/dev
 
-.venv/requirements: requirements.txt requirements-no-deps.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -r requirements.txt
-	$(BIN)/python -m pip install --no-deps -r requirements-no-deps.txt
-	touch $@
+$(BIN)/python:
+	@$(PYTHON) -m venv .venv
+
+.venv/requirements: requirements.txt | $(BIN)/python
+	@echo "Setting up .venv, once. This downloads 300 MB, or some GB where PyTorch brings CUDA, and takes two to five minutes."
+	@echo "Linux without a GPU: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make ... leaves CUDA out."
+	$(PIP) -r requirements.txt
+	@touch $@
+
+.venv/dev: .venv/requirements requirements-dev.txt requirements-no-deps.txt
+	@echo "Tools for tests and lint: 300 MB to download, about a minute."
+	$(PIP) -r requirements-dev.txt
+	$(PIP) --no-deps -r requirements-no-deps.txt
+	@touch $@
 
 .venv/installed: .venv/requirements pyproject.toml setup.py $(SOURCES)
-	$(BIN)/python -m pip install -e .
-	touch $@
+	@echo "Compiling the native core: about a minute; two more with CUDA."
+	$(PIP) -e ".[sr]"
+	@touch $@

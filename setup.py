@@ -1,12 +1,13 @@
-"""Builds ape_kernels._C with ninja: C++ always, CUDA wherever nvcc is, GPU or not. All else is in pyproject.toml.
+"""Builds ape_kernels._C with ninja: C++ always, CUDA where nvcc and a GPU are. All else is in pyproject.toml.
 
-APE_BUILD_CUDA  0: never; 1: fail without nvcc
+APE_BUILD_CUDA  0: no CUDA; 1: CUDA also without a GPU, and fail without nvcc
 APE_CUDA_ARCH   such as "90;120", instead of ARCHITECTURES
 CXX, MAX_JOBS   the compiler and how many run at once
 DEBUG=1         no optimisation, debug symbols on host and device
 APE_SANITIZE    such as "address,undefined": what the compiler is to check at run time (make asan)
 """
 
+import ctypes
 import os
 import platform
 import re
@@ -54,7 +55,21 @@ def find_nvcc() -> str | None:
     nvcc = next(filter(None, map(shutil.which, candidates)), None)
     if nvcc is None and wish == "1":
         sys.exit("APE_BUILD_CUDA=1: no nvcc in CUDA_HOME, CUDA_PATH, PATH or /usr/local/cuda")
+    if nvcc and not wish and not has_gpu():
+        print(f"{nvcc} is there, but no GPU: built without CUDA, which takes minutes; APE_BUILD_CUDA=1 builds it")
+        return None
     return nvcc
+
+
+def has_gpu() -> bool:
+    """Whether CUDA's driver finds a device on this machine."""
+    count = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    except (OSError, AttributeError):
+        return False
+    return found and count.value > 0
 
 
 def find_architectures(nvcc: str) -> list[str]:
@@ -73,7 +88,7 @@ def find_architectures(nvcc: str) -> list[str]:
 
 def ninja_file(compiler: str, nvcc: str | None, output: str) -> str:
     """The text of build.ninja that makes `output`."""
-    import pybind11
+    import pybind11  # pyright: ignore[reportMissingImports] - in the environment of the build alone
 
     includes = [f"-isystem {shlex.quote(path)}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
     optimise = "-O0 -g" if DEBUG else "-O3"
@@ -82,7 +97,8 @@ def ninja_file(compiler: str, nvcc: str | None, output: str) -> str:
         compiler = f"{compiler} -fsanitize={SANITIZE}"
     host = f"{optimise} -fPIC -fvisibility=hidden -ffp-contract=fast -pthread -Wall -Wextra"
     defines = "-DAPE_DEBUG=1" if DEBUG else ""
-    link = f"{compiler} -shared -pthread $in -o $out"
+    undefined = "-undefined dynamic_lookup " if sys.platform == "darwin" else ""  # Python's names, found when it loads
+    link = f"{compiler} -shared {undefined}-pthread $in -o $out"
     rules = {"cxx": f"{compiler} -std=c++17 {host} $flags -MMD -MF $out.d -c $in -o $out"}
     if nvcc:
         architectures = find_architectures(nvcc)
@@ -114,10 +130,28 @@ def ninja_file(compiler: str, nvcc: str | None, output: str) -> str:
     for source in sorted(Path("csrc/cpu").glob("*.cpp")):
         isa = next((name for name in ISA_FLAGS if source.stem.endswith(name)), None)
         if isa is None or platform.machine() in ("x86_64", "AMD64"):
-            add(source, "cxx", ISA_FLAGS.get(isa, ""))
+            add(source, "cxx", ISA_FLAGS.get(isa or "", ""))
     for source in sorted(Path("csrc/cuda").glob("*.cu")) if nvcc else []:
         add(source, "nvcc")
     return "\n".join([*lines, f"build {output}: link {' '.join(objects)}", ""])
+
+
+LOAD = """
+import sys
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+module_from_spec(spec_from_loader("ape_kernels._C", ExtensionFileLoader("ape_kernels._C", sys.argv[1])))
+"""
+
+
+def check_import(module: Path) -> None:
+    """Exit with the reason unless Python loads `module`: what is missing shows here, not as a slow backend later."""
+    if SANITIZE:
+        return  # loads only where the sanitizer's runtime was loaded before Python
+    done = subprocess.run([sys.executable, "-c", LOAD, str(module)], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        sys.exit(f"ape_kernels._C does not load: {reason}; compiled with {find_compiler()!r}, set CXX to use another")
 
 
 class NinjaBuild(build_ext):
@@ -131,6 +165,7 @@ class NinjaBuild(build_ext):
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([sys.executable, "-m", "ninja", "-f", BUILD / "build.ninja", *jobs]).returncode:
             sys.exit("ape_kernels._C did not compile: see the compiler's message above")
+        check_import(output)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.copy_file(str(output), str(target))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -73,7 +73,7 @@ def _picture(output: object, last: int) -> tuple[Tensor, tuple[int, ...]]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: nn.Module) -> Generator[None, None, None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -57,6 +57,10 @@ class LinearStep:
     bias: Tensor | None = None
     shuffle: int = 1
 
+    def exact(self) -> LinearStep:
+        """In float64 on the CPU, without gradients."""
+        return LinearStep(_exact(self.weight), None if self.bias is None else _exact(self.bias), self.shuffle)
+
 
 def linear_steps(modules: Iterable[nn.Module]) -> tuple[LinearStep, ...]:
     """A linear tail as its steps, which share the modules' weights.
@@ -82,9 +86,9 @@ def collapse_tail(tail: Iterable[LinearStep]) -> CollapsedTail:
     Raises ValueError for a tail that reaches further than 3x3 convolutions with upsampling between them do.
     """
     with torch.inference_mode(False), torch.no_grad():  # whatever mode the caller is in
-        rows = _Rows.of([LinearStep(_exact(step.weight), _exact(step.bias), step.shuffle) for step in tail])
+        rows = _Rows.of([step.exact() for step in tail])
         kernel, bias = rows.zeros(16)
-        for i, classes in enumerate(product(range(4), repeat=2)):
+        for i, classes in enumerate(product(range(4), range(4))):
             rows.add_to(kernel[i], bias[i], classes)
     kernel = kernel.view(4, 4, rows.phases, SIZE, SIZE, -1).permute(0, 1, 2, 5, 3, 4)
     return CollapsedTail(kernel, bias.view(4, 4, -1))
@@ -111,11 +115,13 @@ def _layers(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
 
 
 def _same_size(conv: nn.Conv2d) -> bool:
-    return conv.padding == "same" or all(2 * p + 1 == k for p, k in zip(conv.padding, conv.kernel_size, strict=True))
+    if isinstance(conv.padding, str):
+        return conv.padding == "same"
+    return all(2 * p + 1 == k for p, k in zip(conv.padding, conv.kernel_size, strict=True))
 
 
-def _exact(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.detach().to(device="cpu", dtype=torch.float64)
+def _exact(values: Tensor) -> Tensor:
+    return values.detach().to(device="cpu", dtype=torch.float64)
 
 
 @dataclass

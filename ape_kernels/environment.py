@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,7 @@ import torch
 
 from ape_kernels import __version__
 from ape_kernels.backends import ORDER, get_backend
+from ape_kernels.native import core, missing
 
 
 def describe_environment() -> str:
@@ -33,10 +33,10 @@ def describe_environment() -> str:
 
 
 def _native() -> list[tuple[str, str]]:
-    try:
-        native = importlib.import_module("ape_kernels._C")
-    except ImportError as error:
-        return [("native core", f"cannot be imported: {error}")]
+    reason = missing()
+    if reason is not None:
+        return [("native core", reason)]
+    native = core()
     build = ", ".join(f"{key} {value}" for key, value in native.build_info().items())
     return [
         ("native core", build),

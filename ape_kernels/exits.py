@@ -33,7 +33,8 @@ def add_exits(model: nn.Module, every: int = 4) -> nn.Module:
     linear = nn.Linear(program.buffers[program.stages[-1].dst].channels, 1)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
-    model.exit_interval, model.exit_threshold = every, 1.0
+    marked: Any = model  # nn.Module declares neither
+    marked.exit_interval, marked.exit_threshold = every, 1.0
     for pool in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d):  # families pool over tokens or over maps
         regressor = nn.Sequential(pool(1), nn.Flatten(), linear, nn.Tanh())
         model.regressor = regressor.to(parameter.device, parameter.dtype)
@@ -52,7 +53,8 @@ def add_exits(model: nn.Module, every: int = 4) -> nn.Module:
 
 def has_added_exits(model: nn.Module) -> bool:
     """Whether `add_exits` gave `model` its exits, so that its own forward does not know them."""
-    return _leave_regressor_out in model._state_dict_hooks.values()
+    hooks = model._state_dict_hooks  # pyright: ignore[reportPrivateUsage] - listed nowhere else
+    return _leave_regressor_out in hooks.values()
 
 
 def all_exits(model: nn.Module, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ape_kernels.backends import BackendUnavailable, get_backend
@@ -21,6 +22,9 @@ from ape_kernels.policy import check_budget, check_threshold, exit_boundary, thr
 from ape_kernels.program import PatchProgram
 from ape_kernels.report import Report, make_report
 from ape_kernels.run import Cut, run_images, run_patches
+
+# a picture; with its report; in training mode pictures and predictions of all exits
+_Upscaled = Tensor | tuple[Tensor, Report] | tuple[list[Tensor], list[Tensor]]
 
 
 class APEForward(nn.Module):
@@ -78,7 +82,8 @@ class APEForward(nn.Module):
             raise ValueError(f"threshold: expected threshold or min_gain_db, got both ({threshold}, {min_gain_db})")
         check_program(model, program)
         self.model = model
-        self.patch_size, self.overlap, self.blend = patch_size, overlap, blend
+        self.patch_size, self.overlap = patch_size, overlap
+        self.blend: Blend = blend
         self.backend, self.dtype = backend, dtype
         if min_gain_db is not None:
             self.threshold = threshold_from_gain(min_gain_db)
@@ -126,7 +131,7 @@ class APEForward(nn.Module):
         """Upscaling factor of the model."""
         return self.program.scale
 
-    def forward(self, image: Tensor, return_report: bool = False) -> Tensor | tuple[Tensor, Report]:
+    def forward(self, image: Tensor, return_report: bool = False) -> _Upscaled:
         """Upscale whole images.
 
         image: float ``[B, C, H, W]`` of any size and memory format, on the model's device, finite.
@@ -198,7 +203,7 @@ class APEForward(nn.Module):
         with contextlib.suppress(BackendUnavailable):
             _ = self.packed
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # reached when a parent module loads: the wrapped model's keys lack our own level
         for name in [name for name in state_dict if name.startswith(prefix)]:
             state_dict[f"{prefix}model.{name.removeprefix(prefix)}"] = state_dict.pop(name)
@@ -230,7 +235,7 @@ def _own_threshold(program: PatchProgram) -> float:
     return 0.0 if own is None else max(0.0, 1.0 - own)
 
 
-def _all_finite(pixels: np.ndarray) -> bool:
+def _all_finite(pixels: NDArray[np.float32]) -> bool:
     """Whether there is no NaN or infinity among at least one value.
 
     NumPy stays in this thread and copies nothing. PyTorch would share the work out, and its threads then spin for up to

@@ -23,7 +23,7 @@ class AxisBlend(NamedTuple):
     weight: float32 ``[K, size]``: sums to 1 over K; 0 where fewer than K patches cover the pixel.
     """
 
-    index: Tensor
+    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride] - hides tuple.index, which nobody calls here
     weight: Tensor
 
 

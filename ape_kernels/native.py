@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+import warnings
+from pathlib import Path
 from types import ModuleType
 
 _core: ModuleType | None
 _reason: str | None
 
+
+def _explain(error: ImportError) -> str:
+    """Why there is no native core and what to do; a source folder that hides an installed package is warned of."""
+    here = Path(__file__).resolve().parent
+    folders = (Path(entry).resolve() / here.name for entry in sys.path)
+    hidden = next((folder for folder in folders if folder != here and any(folder.glob("_C*.so"))), None)
+    if hidden is None:
+        return f"the native core is not built or does not load ({error}); run: pip install -e ."
+    reason = (
+        f"the folder {here}, which has no native core, hides the installed package {hidden}: "
+        "start Python in another folder, or run: pip install -e ."
+    )
+    warnings.warn(f"ape_kernels: {reason}", stacklevel=2)
+    return reason
+
+
 try:
-    from ape_kernels import _C as _core
+    _core = importlib.import_module("ape_kernels._C")
 except ImportError as error:
-    _core, _reason = None, f"the native core is not built or does not load ({error}); run: pip install -e ."
+    _core, _reason = None, _explain(error)
 else:
     _reason = None
 

@@ -57,7 +57,7 @@ def run_patches(
     Raises ValueError for tensors of another dtype, shape or device, and for a malformed table.
     """
     _check_patches(patches, "patches", weights)
-    exit_at = _checked_ids(exit_at, "exit_at", len(patches), patches.device)
+    exit_at = None if exit_at is None else _checked_ids(exit_at, "exit_at", len(patches), patches.device)
     out = PatchResults.empty(patches, upscale, out_channels)
     _call(backend, "run_patches", PackedProgram(table, weights), patches.contiguous(), Exits(boundary, exit_at), out)
     return out
@@ -82,7 +82,8 @@ def run_stage(
     """
     _check_patches(features, "features", weights)
     active = _checked_ids(active, "active", None, features.device)
-    exits = Exits(boundary, _checked_ids(exit_at, "exit_at", len(features), features.device))
+    exit_at = None if exit_at is None else _checked_ids(exit_at, "exit_at", len(features), features.device)
+    exits = Exits(boundary, exit_at)
     return _call(backend, "run_stage", PackedProgram(table, weights), stage, features.contiguous(), active, exits)
 
 
@@ -158,10 +159,8 @@ def _check_patches(patches: Tensor, name: str, weights: Tensor) -> None:
         raise ValueError(f"weights: expected on {patches.device}, packed for it, got {weights.device}")
 
 
-def _checked_ids(ids: Tensor | None, name: str, count: int | None, device: torch.device) -> Tensor | None:
+def _checked_ids(ids: Tensor, name: str, count: int | None, device: torch.device) -> Tensor:
     """`ids`, contiguous: a kernel that reads them elsewhere, or strided, would read what is not theirs."""
-    if ids is None:
-        return None
     if ids.dtype != torch.int64 or ids.ndim != 1 or count not in (None, len(ids)) or ids.device != device:
         size = "A" if count is None else count
         got = f"{ids.dtype} {list(ids.shape)} on {ids.device}"

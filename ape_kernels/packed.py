@@ -99,8 +99,10 @@ class PackedModel:
         self._packed: Packed | None = None
 
     @property
-    def latest(self) -> Packed | None:
-        """What was packed last, whatever has changed since: tracing cannot pack."""
+    def latest(self) -> Packed:
+        """What was packed last, whatever has changed since: tracing cannot pack. RuntimeError before anything was."""
+        if self._packed is None:
+            raise RuntimeError("model: expected to be packed before it is traced; call it once")
         return self._packed
 
     def program(self) -> PatchProgram:
@@ -140,6 +142,7 @@ def _tensors(model: nn.Module) -> list[Tensor]:
     left: list[nn.Module | None] = [model]
     while left:
         if (module := left.pop()) is not None:
-            found += [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
-            left += module._modules.values()
+            own = (*module._parameters.values(), *module._buffers.values())  # pyright: ignore[reportPrivateUsage]
+            found += [t for t in own if t is not None]
+            left += module._modules.values()  # pyright: ignore[reportPrivateUsage]
     return found

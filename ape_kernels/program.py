@@ -161,7 +161,8 @@ class Reconstruct:
         return 2 * self.tail.kernel[0, 0].numel()
 
 
-Step = Conv | ChannelAttention | Upsample | Module | Exit | Reconstruct
+Weighted = Conv | ChannelAttention | Exit | Reconstruct  # a step that has weights
+Step = Weighted | Upsample | Module
 
 
 @dataclass(frozen=True)

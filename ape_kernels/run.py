@@ -19,7 +19,7 @@ from ape_kernels.backends import choose_for_patches
 from ape_kernels.backends.protocol import Exits, PatchResults
 from ape_kernels.budget import Spending, run_within
 from ape_kernels.folding import fold_pixels
-from ape_kernels.geometry import Band, Blend, PatchGrid, folded_geometry, patch_count, patch_grid
+from ape_kernels.geometry import AxisBlend, Band, Blend, PatchGrid, folded_geometry, patch_count, patch_grid
 from ape_kernels.packed import Packed
 from ape_kernels.table import PackedProgram
 
@@ -85,8 +85,8 @@ def split(grid: PatchGrid, image: Tensor, backend: str = "torch", rows: slice = 
     """
     if image.ndim != 4 or tuple(image.shape[2:]) != (grid.height, grid.width):
         raise ValueError(f"image: expected [B, C, {grid.height}, {grid.width}], got {list(image.shape)}")
-    starts = (_starts_on(image.device, s) for s in (grid.row_starts[rows], grid.column_starts))
-    return ops.split(image, *starts, *grid.patch_shape, backend)
+    row_start, column_start = (_starts_on(image.device, s) for s in (grid.row_starts[rows], grid.column_starts))
+    return ops.split(image, row_start, column_start, *grid.patch_shape, backend)
 
 
 def merge(grid: PatchGrid, patches: Tensor, batch: int = 1, backend: str = "torch", band: Band | None = None) -> Tensor:
@@ -100,7 +100,8 @@ def merge(grid: PatchGrid, patches: Tensor, batch: int = 1, backend: str = "torc
     expected = batch * count * grid.shape[1]
     if patches.ndim != 4 or len(patches) != expected or tuple(patches.shape[2:]) != (height, width):
         raise ValueError(f"patches: expected [{expected}, C, {height}, {width}], got {list(patches.shape)}")
-    return ops.merge(patches, *_merge_tables(grid, patches.device, band), batch, count, backend)
+    rows, columns = _merge_tables(grid, patches.device, band)
+    return ops.merge(patches, *rows, *columns, batch, count, backend)
 
 
 @lru_cache(maxsize=256)
@@ -110,7 +111,7 @@ def _starts_on(device: torch.device, values: tuple[int, ...]) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _merge_tables(grid: PatchGrid, device: torch.device, band: Band | None) -> tuple[Tensor, ...]:
+def _merge_tables(grid: PatchGrid, device: torch.device, band: Band | None) -> tuple[AxisBlend, AxisBlend]:
     """Index and weight of the picture's rows, then of its columns, on `device`. Kept as those of `_starts_on` are."""
     rows, columns = grid.row_blend, grid.column_blend
     index, weight = rows
@@ -119,7 +120,11 @@ def _merge_tables(grid: PatchGrid, device: torch.device, band: Band | None) -> t
         index, weight = index[:, :, pixels].clone(), weight[:, pixels].contiguous()
         first = band.first - band.kept_rows
         index[:, 0] = (index[:, 0] - first).clamp_(0, band.patch_rows - 1)  # where the weight is 0, any row will do
-    return tuple(table.to(device) for table in (index, weight, *columns))
+    return _on(AxisBlend(index, weight), device), _on(columns, device)
+
+
+def _on(blend: AxisBlend, device: torch.device) -> AxisBlend:
+    return AxisBlend(blend.index.to(device), blend.weight.to(device))
 
 
 def _upscale(
@@ -159,7 +164,8 @@ def _upscale(
     def run_budgeted(patches: Tensor, begin: int) -> tuple[Tensor, Tensor, Tensor]:
         count = len(patches) // len(image)
         images = [run_within(part, PackedProgram(table, weights), spending, boundary) for part in patches.split(count)]
-        return tuple(torch.cat(part) for part in zip(*images, strict=True))  # type: ignore[return-value]
+        sr, exit_index, capacity = (torch.cat(part) for part in zip(*images, strict=True))
+        return sr, exit_index, capacity
 
     sr_height, sr_width = (side * upscale // fold for side in image.shape[2:])
     image = fold_pixels(image, fold)
@@ -172,6 +178,7 @@ def _upscale(
     if batch == 0:
         results = PatchResults.empty(image.new_empty(0, 1, height, width), upscale, out_channels)
     elif budget is not None:
+        assert frame_table is not None and frame_weights is not None and stage_flops is not None
         frame = PackedProgram(frame_table, frame_weights)
         spending = Spending(frame, stage_flops, budget, upscale, out_channels, backend)
         results = _at_once(image, grid, run_budgeted, backend)
@@ -179,8 +186,9 @@ def _upscale(
         results = _at_once(image, grid, run, backend)
     else:
         results = _in_bands(image, grid, run, step, out_channels, backend)
-    picture = results[0][:, :, :sr_height, :sr_width].contiguous()
-    return picture, *(part.view(batch, rows, columns) for part in results[1:])  # type: ignore[return-value]
+    sr, exit_index, capacity = results
+    picture = sr[:, :, :sr_height, :sr_width].contiguous()
+    return picture, exit_index.view(batch, rows, columns), capacity.view(batch, rows, columns)
 
 
 def _fake_upscale(

@@ -21,6 +21,7 @@ from ape_kernels.program import (
     Reconstruct,
     Step,
     Upsample,
+    Weighted,
 )
 
 
@@ -82,7 +83,7 @@ class Fill:
     write: Callable[[Tensor], None]
 
 
-WeightLayout = Callable[[Step], tuple[Tensor | Fill, Tensor]]
+WeightLayout = Callable[[Weighted], tuple[Tensor | Fill, Tensor]]
 
 
 def pack(program: PatchProgram, layout: WeightLayout, *, dtype: torch.dtype, device: torch.device) -> PackedProgram:
@@ -132,8 +133,9 @@ class _Table:
 
     def weights(self) -> Tensor:
         """The weight buffer."""
-        if not any(isinstance(chunk, Fill) for chunk in self.chunks):
-            return torch.cat(self.chunks)
+        tensors = [chunk for chunk in self.chunks if isinstance(chunk, Tensor)]
+        if len(tensors) == len(self.chunks):
+            return torch.cat(tensors)
         weights, position = torch.empty(self.position, device=self.device, dtype=self.dtype), 0
         for chunk in self.chunks:
             if isinstance(chunk, Fill):
@@ -161,7 +163,7 @@ class _Table:
                 case Reconstruct():
                     self._reconstruct(step)
 
-    def _weights(self, step: Step) -> dict[str, int]:
+    def _weights(self, step: Weighted) -> dict[str, int]:
         weight, bias = self.layout(step)
         return {"weight": self.place(weight), "bias": self.place(bias)}
 

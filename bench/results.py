@@ -34,7 +34,7 @@ RULES = {
     "oracle": "oracle: knows every patch's PSNR at every exit",
     "look-ahead": "threshold, look-ahead target (shipped)",
     "paper": "threshold, the paper's target, same backbone",
-    "budget": "budget a picture, look-ahead target",
+    "budget": "budget per image, look-ahead target",
     "uniform": "every patch at the same exit",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from ape_kernels import to_program
 from ape_kernels.backends import ORDER, get_backend
 from ape_sr.models import EDSR
 
-if os.environ.get("TRITON_INTERPRET") == "1":
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
     from triton.runtime.interpreter import interpreter_builder
 
     # without a check for integer overflow around each addition: almost twice as fast

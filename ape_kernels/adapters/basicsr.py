@@ -19,6 +19,7 @@ from torch import nn
 
 from ape_kernels.adapters.parts import affine, expect_upsampler, normalisation
 from ape_kernels.adapters.recognise import (
+    Network,
     expect_conv,
     expect_number,
     expect_only_children,
@@ -36,7 +37,7 @@ def matches(model: nn.Module) -> bool:
     return all(hasattr(model, name) for name in PARTS)
 
 
-def convert(model: nn.Module) -> PatchProgram:
+def convert(model: Network) -> PatchProgram:
     expect_only_children(model, "", PARTS)
     head = expect_conv(model.conv_first, "conv_first", kernel=3)
     channels, colors = head.out_channels, head.in_channels

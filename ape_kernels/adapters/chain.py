@@ -69,9 +69,10 @@ def expect_bicubic(module: object, path: str) -> int:
         if getattr(module, name) not in allowed:
             raise refuse(path, f"{name} {allowed[0]}", getattr(module, name))
     factors = module.scale_factor if isinstance(module.scale_factor, tuple) else (module.scale_factor,)
-    if len(set(factors)) != 1 or factors[0] < 1 or factors[0] != int(factors[0]):
+    factor = factors[0]
+    if factor is None or len(set(factors)) != 1 or factor < 1 or factor != int(factor):
         raise refuse(path, "scale_factor a whole number", module.scale_factor)
-    return int(factors[0])
+    return int(factor)
 
 
 def chain(

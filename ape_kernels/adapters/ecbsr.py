@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ape_kernels.adapters.chain import Layer, expect_activation, expect_bicubic, expect_shuffle, shuffled_chain
-from ape_kernels.adapters.recognise import expect_conv, expect_only_children, expect_sequence, refuse
+from ape_kernels.adapters.recognise import Network, expect_conv, expect_only_children, expect_sequence, refuse
 from ape_kernels.program import Activation, Interpolation, PatchProgram
 
 OUTLINE = "head, body, tail and upsample, or backbone and upsampler"
@@ -28,7 +28,7 @@ def matches(model: nn.Module) -> bool:
     return all(map(has, ("head", "body", "tail", "upsample"))) or all(map(has, ("backbone", "upsampler")))
 
 
-def convert(model: nn.Module) -> PatchProgram:
+def convert(model: Network) -> PatchProgram:
     if isinstance(getattr(model, "backbone", None), nn.Module):
         expect_only_children(model, "", ("backbone", "upsampler"))
         ecbs = _paths("backbone", expect_sequence(model.backbone, "backbone"))
@@ -99,14 +99,14 @@ def fold_ecb(ecb: nn.Module, path: str) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def _branch(ecb: nn.Module, path: str, in_channels: int, **shapes: tuple[int | None, ...]) -> list[Tensor]:
+def _branch(ecb: Network, path: str, in_channels: int, **shapes: tuple[int | None, ...]) -> list[Tensor]:
     """A branch's 1x1 convolution, k0 and b0, and the tensors named in `shapes` (None: as many as b0), in float64."""
     branch = getattr(ecb, path.rpartition(".")[2], None)
     names = ("k0", "b0", *shapes)
     if not isinstance(branch, nn.Module) or set(branch.state_dict()) != set(names):
         got = branch if not isinstance(branch, nn.Module) else ", ".join(branch.state_dict()) or "none"
         raise refuse(path, f"a branch with the parameters {', '.join(names)}", got)
-    middle = shapes.get("bias", (len(branch.b0),))[0]
+    middle = shapes.get("bias", (len(branch.state_dict()["b0"]),))[0]
     shapes = dict(k0=(middle, in_channels, 1, 1), b0=(middle,)) | shapes
     for name in names:
         expected = tuple(middle if size is None else size for size in shapes[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from ape_kernels.collapse import CollapsedTail, collapse_tail, linear_steps
 from ape_kernels.program import Activation, Buffer, Conv, Exit, Interpolation, Reconstruct, Stage, Step, Upsample
 
 
-def conv_step(conv: nn.Conv2d, src: int | tuple[int, ...], dst: int, **options: object) -> Conv:
+def conv_step(conv: nn.Conv2d, src: int | tuple[int, ...], dst: int, **options: Any) -> Conv:
     """The step of a recognised convolution; `options` as `Conv` has them."""
     return Conv(src, dst, conv.weight, conv.bias, **options)
 
@@ -96,7 +97,7 @@ def normalisation(model: nn.Module, colors: int) -> tuple[float, Tensor]:
 
 def affine(scale: float, offset: Tensor) -> nn.Conv2d:
     """``scale * x + offset``, offset ``[C]``, as a 1x1 convolution."""
-    conv = nn.utils.skip_init(nn.Conv2d, len(offset), len(offset), 1, dtype=torch.float64)
+    conv: Any = nn.utils.skip_init(nn.Conv2d, len(offset), len(offset), 1, dtype=torch.float64)  # typed as a Module
     with torch.no_grad():
         conv.weight.copy_(scale * torch.eye(len(offset))[:, :, None, None])
         conv.bias.copy_(offset)

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from ape_kernels.adapters.recognise import (
+    Network,
     expect_number,
     expect_only_children,
     expect_sequence,
@@ -59,7 +60,7 @@ def _group(group: nn.Module, path: str, channels: int, src: int) -> tuple[Step, 
     return attention_group(blocks, _block, f"{path}.body", closing, channels, src)
 
 
-def _block(block: nn.Module, path: str, channels: int, src: int) -> tuple[Step, ...]:
+def _block(block: Network, path: str, channels: int, src: int) -> tuple[Step, ...]:
     if not hasattr(block, "body"):
         raise refuse(path, "a block with .body = [conv, ReLU, conv, attention]", block)
     expect_only_children(block, f"{path}.", ("body",))

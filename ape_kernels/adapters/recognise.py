@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
+
+# A user's network, or a part of it, that is read by its attributes. No type can promise what they hold: the functions
+# here look at it when it is read.
+Network = Any
 
 
 class NotRecognised(ValueError):
@@ -17,7 +22,7 @@ def refuse(path: str, expected: str, got: object) -> NotRecognised:
     return NotRecognised(f"model.{path}: expected {expected}, got {came}")
 
 
-def expect_sequence(module: object, path: str, length: int | None = None) -> list[nn.Module]:
+def expect_sequence(module: object, path: str, length: int | None = None) -> list[Network]:
     """The children of an `nn.Sequential`, `length` of them if given."""
     if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
         raise refuse(path, "an nn.Sequential", module)

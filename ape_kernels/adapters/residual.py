@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from ape_kernels.adapters.parts import affine, collapsed, conv_step, exits, expect_folded, expect_upsampler, stages
-from ape_kernels.adapters.recognise import expect_conv, expect_only_children, expect_sequence, refuse
+from ape_kernels.adapters.recognise import Network, expect_conv, expect_only_children, expect_sequence, refuse
 from ape_kernels.program import (
     INPUT,
     Activation,
     Buffer,
     ChannelAttention,
+    Exit,
     Interpolation,
     PatchProgram,
     Reconstruct,
@@ -39,7 +40,7 @@ def has_frame(model: nn.Module) -> bool:
     return all(hasattr(model, name) for name in ("head", "body", "tail"))
 
 
-def convert_frame(model: nn.Module, recognise: Recognise, rgb_range: float = 1.0, fold: int = 1) -> PatchProgram:
+def convert_frame(model: Network, recognise: Recognise, rgb_range: float = 1.0, fold: int = 1) -> PatchProgram:
     """The program of a network in the authors' frame, its blocks as `recognise` reads them.
 
     sub_mean, add_mean   1x1 convs, both or neither (or nn.Identity)
@@ -99,7 +100,7 @@ def assemble(
         # a patch may leave before the first block: the tail takes what it left with from STREAM
         first, before = STREAM, (Stage(HEAD, STREAM, (Upsample(HEAD, STREAM, Interpolation.NEAREST), exit_step)),)
     steps = [recognise(block, f"body.{i}", channels, STREAM if i else first) for i, block in enumerate(blocks)]
-    last_buffer = max(step.dst for block in steps for step in block)
+    last_buffer = max(step.dst for block in steps for step in block if not isinstance(step, Exit | Reconstruct))
     return PatchProgram(
         buffers=(Buffer(colors), Buffer(colors), *(Buffer(channels) for _ in range(HEAD, last_buffer + 1))),
         head=(
@@ -206,11 +207,11 @@ def _mean_shift(model: nn.Module, colors: int, rgb_range: float, fold: int) -> t
     if len(shifts) == 1:
         (name,) = shifts
         raise refuse(name, "sub_mean and add_mean both, or neither", f"{name} alone")
-    for name, shift in shifts.items():
-        expect_conv(shift, name, kernel=1, in_channels=colors, out_channels=colors)
-    if rgb_range == 1 and (fold == 1 or not shifts):
-        return tuple(shifts.values()) or None
-    sub_mean, add_mean = shifts.values() or (affine(1, torch.zeros(colors)),) * 2
+    size = dict(kernel=1, in_channels=colors, out_channels=colors)
+    convs = [expect_conv(shift, name, **size) for name, shift in shifts.items()]
+    if rgb_range == 1 and (fold == 1 or not convs):
+        return (convs[0], convs[1]) if convs else None
+    sub_mean, add_mean = convs or [affine(1, torch.zeros(colors))] * 2
     return _pointwise(sub_mean, before=rgb_range, fold=fold), _pointwise(add_mean, after=1 / rgb_range)
 
 

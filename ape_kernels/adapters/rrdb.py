@@ -31,6 +31,7 @@ from ape_kernels.adapters.parts import (
     stages,
 )
 from ape_kernels.adapters.recognise import (
+    Network,
     expect_conv,
     expect_only_children,
     expect_sequence,
@@ -97,7 +98,7 @@ def convert(model: nn.Module) -> PatchProgram:
     )
 
 
-def _authors_layout(model: nn.Module) -> _Parts:
+def _authors_layout(model: Network) -> _Parts:
     expect_only_children(model, "", ("head", "body", "tail", "regressor"))
     expect_only_children(model.tail, "tail.", UPSAMPLING)
     (head,) = expect_sequence(model.head, "head", 1)
@@ -144,18 +145,13 @@ def _parts(
     )
 
 
-def _is_first(model: nn.Module) -> bool:
+def _is_first(model: Network) -> bool:
     layers = getattr(model, "model", None)
-    return (
-        isinstance(layers, nn.Sequential)
-        and len(layers) > 1
-        and isinstance(getattr(layers[1], "sub", None), nn.Sequential)
-        and len(layers[1].sub) > 0
-        and hasattr(layers[1].sub[0], "RDB1")
-    )
+    blocks = getattr(layers[1], "sub", None) if isinstance(layers, nn.Sequential) and len(layers) > 1 else None
+    return isinstance(blocks, nn.Sequential) and len(blocks) > 0 and hasattr(blocks[0], "RDB1")
 
 
-def _first_layout(model: nn.Module) -> _Parts:
+def _first_layout(model: Network) -> _Parts:
     expect_only_children(model, "", ("model",))
     factor = expect_whole(getattr(model, "shuffle_factor", None) or 1, "shuffle_factor")
     head, body, *rest = expect_sequence(model.model, "model")

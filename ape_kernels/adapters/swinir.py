@@ -45,6 +45,7 @@ from ape_kernels.adapters.parts import (
     stages,
 )
 from ape_kernels.adapters.recognise import (
+    Network,
     expect_conv,
     expect_only_children,
     expect_sequence,
@@ -98,7 +99,7 @@ def matches(model: nn.Module) -> bool:
     return all(hasattr(model, name) for name in ("conv_first", "layers", "norm", "conv_after_body"))
 
 
-def convert(model: nn.Module) -> PatchProgram:
+def convert(model: Network) -> PatchProgram:
     if hasattr(model, "absolute_pos_embed"):
         raise refuse("absolute_pos_embed", "none: it ties the network to one image size", "a position embedding")
     factor = expect_whole(getattr(model, "start_unshuffle", 1), "start_unshuffle")
@@ -112,7 +113,7 @@ def convert(model: nn.Module) -> PatchProgram:
     groups = [[_group(layer, f"layers.{i}", first if i == 0 else STREAM)] for i, layer in enumerate(layers)]
     exit_step, interval, exit_threshold = exits(model, channels, len(layers), STREAM, nn.AdaptiveAvgPool1d)
     tail = _Tail(model, channels, colors, img_range, mean)
-    windows = math.lcm(*(block.window_size for layer in layers for block in layer.residual_group.blocks))
+    windows = math.lcm(*(block.window_size for layer in model.layers for block in layer.residual_group.blocks))
     prepare = _ToWindows(windows, img_range, mean.repeat_interleave(factor**2), head.weight.device)
     folded = Buffer(head.in_channels)
     return PatchProgram(
@@ -146,7 +147,7 @@ def _norm(norm: object, path: str, channels: int) -> _OnTokens:
 def _group(group: nn.Module, path: str, src: int) -> Module:
     """A group runs whole; what is checked is that it is made of what a SwinIR's is."""
     expect_only_children(group, f"{path}.", ("residual_group", "conv", "patch_embed", "patch_unembed"))
-    inner = getattr(group, "residual_group", None)
+    inner: Network = getattr(group, "residual_group", None)
     blocks = getattr(inner, "blocks", None)
     if not isinstance(blocks, nn.ModuleList) or not len(blocks):
         raise refuse(path, "a residual group with .residual_group.blocks", group)
@@ -170,15 +171,16 @@ def _attention_flops(block: nn.Module, path: str) -> int:
     expect_only_children(attention, f"{path}.attn.", ("qkv", "attn_drop", "proj", "proj_drop", "softmax"))
     if not isinstance(getattr(attention, "relative_position_bias_table", None), nn.Parameter):
         raise refuse(f"{path}.attn", "window attention with .relative_position_bias_table", attention)
-    if not isinstance(getattr(attention, "proj", None), nn.Linear):
-        raise refuse(f"{path}.attn.proj", "an nn.Linear", getattr(attention, "proj", None))
-    return 4 * window**2 * attention.proj.in_features
+    projection = getattr(attention, "proj", None)
+    if not isinstance(projection, nn.Linear):
+        raise refuse(f"{path}.attn.proj", "an nn.Linear", projection)
+    return 4 * window**2 * projection.in_features
 
 
 class _Tail:
     """Steps from the normalised stream to the picture, and the buffers that they take from TAIL on."""
 
-    def __init__(self, model: nn.Module, channels: int, colors: int, img_range: float, mean: Tensor) -> None:
+    def __init__(self, model: Network, channels: int, colors: int, img_range: float, mean: Tensor) -> None:
         self.model, self.channels, self.colors, self.range, self.mean = model, channels, colors, img_range, mean
         self.buffers: list[Buffer] = []
         self.steps: list[Step] = self._after_body()

@@ -14,7 +14,7 @@ from torch import nn
 
 from ape_kernels.adapters.chain import Layer, chain, expect_activation, expect_bicubic
 from ape_kernels.adapters.parts import conv_step, exits, one_kernel
-from ape_kernels.adapters.recognise import expect_conv, expect_only_children, expect_sequence, refuse
+from ape_kernels.adapters.recognise import Network, expect_conv, expect_only_children, expect_sequence, refuse
 from ape_kernels.program import INPUT, Buffer, Interpolation, PatchProgram, Reconstruct, Upsample
 
 OUTLINE = "sub_mean, body and add_mean"
@@ -27,7 +27,7 @@ def matches(model: nn.Module) -> bool:
     return all(map(has, ("sub_mean", "body", "add_mean"))) and not any(map(has, ("head", "tail")))
 
 
-def convert(model: nn.Module) -> PatchProgram:
+def convert(model: Network) -> PatchProgram:
     expect_only_children(model, "", PARTS)
     first, *blocks, last = _entries(model)
     colors, channels = expect_conv(first[0], "body.0.0", kernel=3).in_channels, first[0].out_channels
@@ -54,7 +54,7 @@ def convert(model: nn.Module) -> PatchProgram:
     )
 
 
-def _entries(model: nn.Module) -> list[nn.Sequential]:
+def _entries(model: Network) -> list[Network]:
     entries = expect_sequence(model.body, "body")
     if len(entries) < 3:
         raise refuse("body", "at least 3 entries", len(entries))
@@ -63,7 +63,7 @@ def _entries(model: nn.Module) -> list[nn.Sequential]:
     return entries
 
 
-def _layer(entry: nn.Sequential, path: str, channels: int) -> Layer:
+def _layer(entry: Network, path: str, channels: int) -> Layer:
     conv, act = entry
     in_channels = None if path == "body.0" else channels
     expect_conv(conv, f"{path}.0", kernel=3, in_channels=in_channels, out_channels=channels)

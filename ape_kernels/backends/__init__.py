@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 from functools import cache
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -28,12 +29,19 @@ class BackendUnavailable(RuntimeError):
     """The backend that was asked for cannot run; the message gives the reason and the ones that can."""
 
 
+if TYPE_CHECKING:  # pyright holds the folders to the protocol
+    from ape_kernels.backends import cpu, cuda, triton
+    from ape_kernels.backends import torch as torch_backend
+
+    _HELD: tuple[Backend, ...] = (cpu, torch_backend, cuda, triton)
+
+
 @cache
 def get_backend(name: str) -> Backend:
     """The backend called `name`; ValueError for an unknown one."""
     if name not in ORDER:
         raise ValueError(f"backend: expected auto, {', '.join(ORDER)}, got {name!r}")
-    return importlib.import_module(_module(name))
+    return cast(Backend, importlib.import_module(_module(name)))
 
 
 def choose(wish: str, program: PatchProgram, device: torch.device, dtype: torch.dtype, patch_size: int) -> str:

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import ape_kernels
@@ -66,7 +66,7 @@ def write(key: Json, verdict: Verdict) -> None:
 
 
 @contextlib.contextmanager
-def alone(key: Json, limit_s: float) -> Iterator[None]:
+def alone(key: Json, limit_s: float) -> Generator[None, None, None]:
     """Keeps other processes from verifying the same until it is left; after `limit_s` seconds goes on all the same.
 
     Where the folder cannot be written there is nothing to wait for.

@@ -19,7 +19,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,7 @@ def _end_with_parent(limit_s: float) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _named(what: str, results: PatchResults) -> dict[str, Tensor]:
+def _named(what: str, results: Iterable[Tensor]) -> dict[str, Tensor]:
     return {f"{what}.{name}": part for name, part in zip(("sr", "exit", "capacity"), results, strict=True)}
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,14 +32,15 @@ class Device:
         """What `device` is; asks for its properties, which makes no context on it."""
         if device.type != "cuda":
             return cls(device.type, platform.machine())
-        index = torch.cuda.current_device() if device.index is None else device.index
+        index = torch.cuda.current_device() if device.index is None else device.index  # pyright: ignore[reportUnnecessaryComparison] - it is, of "cuda"
         properties = torch.cuda.get_device_properties(index)
+        native: Any = torch._C  # pyright: ignore[reportPrivateUsage] - the driver's version has no public name
         kernel_module = DRIVER.read_text().partition("\n")[0] if DRIVER.exists() else ""
         return cls(
             "cuda",
             properties.name,
             f"{properties.major}.{properties.minor}",
-            f"{torch._C._cuda_getDriverVersion()} {kernel_module}".strip(),
+            f"{native._cuda_getDriverVersion()} {kernel_module}".strip(),
             str(properties.uuid),
             index,
         )

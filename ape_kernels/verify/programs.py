@@ -42,7 +42,7 @@ def channel_attention() -> Json:
             attention(5, 3, 64, 4, add=src),
         )
     ]
-    stage = {"src": 2, "dst": 2, "steps": [*group, conv([3], 4, 64, 64, 3), conv([4], 2, 64, 64, 1, add=2)]}
+    stage: Json = {"src": 2, "dst": 2, "steps": [*group, conv([3], 4, 64, 64, 3), conv([4], 2, 64, 64, 1, add=2)]}
     stage["steps"].append(exit_step(2, 64))
     copy = {"src": 1, "dst": 2, "steps": [upsample(1, 2, Interpolation.NEAREST), exit_step(2, 64)]}
     return {
@@ -56,7 +56,7 @@ def channel_attention() -> Json:
 def dense() -> Json:
     """Dense blocks of many sources, leaky activations, a tail that upsamples twice and ends at the picture's size."""
     grown = [conv([2, *range(3, 3 + i)], 3 + i, 64 + 32 * i, 32, 3, PRELU) for i in range(4)]
-    stage = {"src": 2, "dst": 2, "steps": [*grown, conv([2, 3, 4, 5, 6], 7, 192, 64, 3, scale=0.2, add=2)]}
+    stage: Json = {"src": 2, "dst": 2, "steps": [*grown, conv([2, 3, 4, 5, 6], 7, 192, 64, 3, scale=0.2, add=2)]}
     stage["steps"] += [upsample(7, 2, Interpolation.NEAREST), exit_step(2, 64)]
     return {
         "buffers": [[3, 1], [64, 1], [64, 1], *[[32, 1]] * 4, [64, 1], *[[64, 2]] * 2, *[[64, 4]] * 2],
@@ -75,7 +75,7 @@ def dense() -> Json:
 
 def high_resolution() -> Json:
     """Bicubic first, then all convolutions at the picture's size, which is added to them."""
-    stage = {"src": 2, "dst": 2, "steps": [conv([2], 3, 64, 64, 3, RELU), conv([3], 2, 64, 64, 3, RELU)]}
+    stage: Json = {"src": 2, "dst": 2, "steps": [conv([2], 3, 64, 64, 3, RELU), conv([3], 2, 64, 64, 3, RELU)]}
     stage["steps"].append(exit_step(2, 64))
     return {
         "buffers": [[3, 1], [3, 2], [64, 2], [64, 2]],

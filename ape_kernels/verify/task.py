@@ -38,8 +38,9 @@ class Task:
     @classmethod
     def read(cls, path: Path) -> Task:
         """What `write` wrote."""
-        fields = json.loads(path.read_text())
-        return cls(**{**fields, "device": Device(**fields["device"]), "patch": tuple(fields["patch"])})
+        fields: Json = json.loads(path.read_text())
+        fields |= {"device": Device(**fields["device"]), "patch": tuple(fields["patch"])}
+        return cls(**fields)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,32 @@
-"""``python -m ape_sr``: the command `ape-sr`."""
+"""The command `ape-sr`, also ``python -m ape_sr``."""
+
+from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 
-from ape_sr.cli import main
+NEEDED = {  # module -> its distribution in the extra `sr` of pyproject.toml
+    "PIL": "pillow",
+    "safetensors": "safetensors",
+    "tqdm": "tqdm",
+    "matplotlib": "matplotlib",
+    "skimage": "scikit-image",
+}
 
-sys.exit(main())
+
+def main() -> int:
+    """Run `ape-sr` on the arguments of the process; returns the exit status.
+
+    All of the extra is looked for first, so that a command does not stop in the middle at one that it imports late.
+    """
+    missing = [distribution for module, distribution in NEEDED.items() if find_spec(module) is None]
+    if missing:
+        print(f'ape-sr: error: needs {", ".join(missing)}; run: pip install "ape-kernels[sr]"', file=sys.stderr)
+        return 2
+    from ape_sr.cli import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

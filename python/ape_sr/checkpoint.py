@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from ape_sr.errors import UserError
 from ape_sr.files import atomic_path
-from ape_sr.models import build_model, model_name
+from ape_sr.models import ExitNetwork, build_model, model_name
 from ape_sr.models.convert import from_state_dict
 
 FORMAT = "ape-sr/1"
 NESTED = ("params_ema", "params", "state_dict", "model")  # where other projects keep the state dict
 
 
-def save_model(path: Path, model: nn.Module) -> None:
+def save_model(path: Path, model: ExitNetwork) -> None:
     """Write `model` (one of `ape_sr.models`) with its configuration; whole or not at all."""
     metadata = {"format": FORMAT, "network": model_name(model), "config": json.dumps(model.config)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -28,7 +28,7 @@ def save_model(path: Path, model: nn.Module) -> None:
         temporary.write_bytes(save(tensors, metadata=metadata))
 
 
-def load_model(path: Path, *, exit_interval: int | None = None, res_scale: float | None = None) -> nn.Module:
+def load_model(path: Path, *, exit_interval: int | None = None, res_scale: float | None = None) -> ExitNetwork:
     """Build the network stored in `path`, in evaluation mode.
 
     path: a file written by `save_model`, or (``.pth``, ``.pt``) a state dict that `from_state_dict` knows,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -51,7 +51,7 @@ def ranks_from_environment() -> Ranks:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
+def joined(device: torch.device) -> Generator[Ranks, None, None]:
     """Join the other processes for the length of the block: NCCL on GPUs, gloo elsewhere; nothing for a lone one."""
     ranks = ranks_from_environment()
     if ranks.world == 1:
@@ -64,3 +64,23 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         yield ranks
     finally:
         distributed.destroy_process_group()
+
+
+def named_device(name: str) -> torch.device:
+    """The device called `name`; of "cuda" the GPU of this process. UserError if it cannot be used."""
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:  # pyright: ignore[reportUnnecessaryComparison] - it is, of "cuda"
+            device = torch.device("cuda", ranks_from_environment().local)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without that kind of device
+        raise UserError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def default_device(backend: str) -> torch.device:
+    """The GPU of this process where there is one, but the CPU for the backend "cpu", by name or by APE_BACKEND."""
+    wish = os.environ.get("APE_BACKEND", "auto") if backend == "auto" else backend
+    if wish == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", ranks_from_environment().local % torch.cuda.device_count())

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from ape_sr.errors import UserError
 from ape_sr.files import atomic_path
 from ape_sr.flops import uncollapsed_flops
 from ape_sr.metrics import psnr_rgb, psnr_y, ssim_rgb, ssim_y
+from ape_sr.models import ExitNetwork
 
 HR, LR = "_HR", "_LR"
 SSIM_WINDOW = 11  # pixels that must remain once the border is cut
@@ -93,7 +95,7 @@ BICUBIC, PLAIN = Method("bicubic"), Method("plain")
 
 
 def at_thresholds(values: Iterable[float]) -> list[Method]:
-    """A method a threshold."""
+    """One method per threshold."""
     return [Method("threshold", value) for value in values]
 
 
@@ -108,6 +110,12 @@ class Row:
         """Mean of a field of `Result` over the pictures; None where the method has no such number."""
         values = [getattr(result, field) for result in self.results]
         return None if None in values else float(np.mean(values))
+
+    def number(self, field: str) -> float:
+        """As `mean`, for a field that the method has."""
+        value = self.mean(field)
+        assert value is not None
+        return value
 
     @property
     def patches_per_exit(self) -> list[int]:
@@ -159,7 +167,7 @@ def evaluate(
     the network cannot keep.
     """
     own = network.threshold, network.budget
-    uncollapsed = uncollapsed_flops(network.model, network.program)
+    uncollapsed = uncollapsed_flops(cast(ExitNetwork, network.model), network.program)
     columns: list[list[Result]] = [[] for _ in methods]
     try:
         for pair in pairs:
@@ -196,7 +204,7 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """A line a method: means over the pictures, patches per exit summed; empty where a method has no such number."""
+    """One line per method: means over the images, patches per exit summed; empty if a method has no such number."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["method", *NUMBERS, "patches_per_exit"])
@@ -215,7 +223,7 @@ def _result(
     uncollapsed: Sequence[int],
     watch: Watch | None,
 ) -> Result:
-    scale, rgb_range = network.scale, network.model.rgb_range
+    scale, rgb_range = network.scale, cast(ExitNetwork, network.model).rgb_range
     report = None
     started = time.perf_counter()
     if method.kind == "bicubic":
@@ -239,6 +247,7 @@ def _result(
 
 
 def _set(network: APEForward, method: Method) -> None:
+    assert method.value is not None
     try:
         network.budget = method.value if method.kind == "budget" else None
         network.threshold = 0.0 if method.kind == "budget" else method.value
@@ -246,8 +255,13 @@ def _set(network: APEForward, method: Method) -> None:
         raise UserError(str(error)) from None
 
 
-def _scores(picture: np.ndarray, hr: np.ndarray, scale: int) -> tuple[float, ...]:
-    return tuple(float(metric(picture, hr, scale)) for metric in (psnr_y, ssim_y, psnr_rgb, ssim_rgb))
+def _scores(picture: np.ndarray, hr: np.ndarray, scale: int) -> tuple[float, float, float, float]:
+    return (
+        psnr_y(picture, hr, scale),
+        ssim_y(picture, hr, scale),
+        psnr_rgb(picture, hr, scale),
+        ssim_rgb(picture, hr, scale),
+    )
 
 
 def _finite(value: object) -> object:

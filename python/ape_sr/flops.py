@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ape_kernels.program import PatchProgram
+from ape_sr.models import ExitNetwork
 
 SIDE = 8  # low-resolution pixels of the patch that is counted on
 
 
-def uncollapsed_flops(model: nn.Module, program: PatchProgram) -> list[int]:
+def uncollapsed_flops(model: ExitNetwork, program: PatchProgram) -> list[int]:
     """FLOPs a low-resolution pixel costs a patch that leaves after each stage, its tail not collapsed.
 
     model: the network of `program`, with `reconstruct` where its tail is linear. Equal to the program's own count for

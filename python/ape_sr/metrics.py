@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -69,6 +71,5 @@ def _psnr(difference: np.ndarray) -> float:
 def _ssim(a: np.ndarray, b: np.ndarray) -> float:
     from skimage.metrics import structural_similarity
 
-    return float(
-        structural_similarity(a, b, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
-    )
+    options: Any = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    return float(cast(float, structural_similarity(a, b, data_range=255, **options)))

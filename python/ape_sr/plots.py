@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -23,18 +24,18 @@ def draw_rows(path: Path, rows: Sequence[Row]) -> None:
     by_flops, by_time, exits = figure.subplots(1, 3)
     early = [row for row in rows if row.method.kind in MARKERS]
     for kind, marker in MARKERS.items():
-        line = sorted((row for row in early if row.method.kind == kind), key=lambda row: row.mean("flops_share"))
+        line = sorted((row for row in early if row.method.kind == kind), key=lambda row: row.number("flops_share"))
         for axes, field, factor in ((by_flops, "flops_share", 100), (by_time, "seconds", 1)):
             if line:
-                x = [factor * row.mean(field) for row in line]
-                axes.plot(x, [row.mean("psnr_y") for row in line], marker, ms=4, label=kind)
+                x = [factor * row.number(field) for row in line]
+                axes.plot(x, [row.number("psnr_y") for row in line], marker, ms=4, label=kind)
     for row in rows:
         if row.method.kind not in MARKERS:
-            by_flops.axhline(row.mean("psnr_y"), color="grey", ls=":" if row.method.kind == "bicubic" else "--", lw=1)
-            by_time.plot(row.mean("seconds"), row.mean("psnr_y"), "x", color="grey")
-            by_time.annotate(row.method.name, (row.mean("seconds"), row.mean("psnr_y")), fontsize=7)
+            by_flops.axhline(row.number("psnr_y"), color="grey", ls=":" if row.method.kind == "bicubic" else "--", lw=1)
+            by_time.plot(row.number("seconds"), row.number("psnr_y"), "x", color="grey")
+            by_time.annotate(row.method.name, (row.number("seconds"), row.number("psnr_y")), fontsize=7)
     by_flops.set(xlabel="FLOPs, % of full depth", ylabel="PSNR Y (dB)")
-    by_time.set(xlabel="seconds a picture")
+    by_time.set(xlabel="seconds per image")
     by_time.margins(x=0.15)  # for the names
     by_flops.legend(fontsize=7)
     _draw_exits(exits, early)
@@ -44,7 +45,7 @@ def draw_rows(path: Path, rows: Sequence[Row]) -> None:
         FigureCanvasAgg(figure).print_png(temporary)
 
 
-def _draw_exits(axes: object, rows: Sequence[Row]) -> None:
+def _draw_exits(axes: Axes, rows: Sequence[Row]) -> None:
     """Stacked bars: shares of the patches that took each exit."""
     counts = np.array([row.patches_per_exit for row in rows], dtype=float)
     shares = 100 * counts / counts.sum(axis=1, keepdims=True)

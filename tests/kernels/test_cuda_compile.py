@@ -32,7 +32,7 @@ BUILT = [arch for arch in SHARED if arch != "90a"]
 def architectures() -> str:
     """What the native core was built for; skips where there is none."""
     if missing() or core().build_info()["cuda"] is None:
-        pytest.skip(missing() or "the native core was built without CUDA (no nvcc)")
+        pytest.skip(missing() or "the native core was built without CUDA: APE_BUILD_CUDA=1 pip install -e .")
     return core().build_info()["cuda_architectures"]
 
 

@@ -1,12 +1,15 @@
 """The native core: every instruction set, malformed tables, what it is linked with."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from support import assert_pictures_close, spread_network, test_patches
 
+import ape_kernels
 from ape_kernels import APEForward
 from ape_kernels.environment import describe_environment
 from ape_kernels.native import core
@@ -101,3 +104,23 @@ def test_the_environment_report_names_backends_and_instruction_sets():
     report = describe_environment()
     for expected in ("torch", "cpu", "cuda", *core().cpu_isas()):
         assert expected in report
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_source_folder_that_hides_the_installed_package_says_so(tmp_path, installed):
+    source, site = tmp_path / "source", tmp_path / "site"
+    package = Path(ape_kernels.__file__).parent
+    shutil.copytree(package, source / "ape_kernels", ignore=shutil.ignore_patterns("_C*", "__pycache__"))
+    if installed:
+        (site / "ape_kernels").mkdir(parents=True)
+        shutil.copy(core().__file__, site / "ape_kernels")
+    code = (
+        "import sys; sys.meta_path = [f for f in sys.meta_path if '__editable__' not in getattr(f, '__module__', '')]; "
+        f"sys.path = [{str(source)!r}, {str(site)!r}, *(p for p in sys.path if p != {str(package.parent)!r})]; "
+        "from ape_kernels.native import missing; print(missing())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    hides = f"the folder {source / 'ape_kernels'}, which has no native core, hides the installed package {site}"
+    assert (hides in done.stdout) == (hides in done.stderr) == installed
+    assert "pip install -e ." in done.stdout

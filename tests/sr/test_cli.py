@@ -34,7 +34,10 @@ class TestUpscale:
         assert run("upscale", "-i", photos / "a.png", "-o", tmp_path / "big.png", "-n", weights) == 0
         expected = APEForward(load_model(weights))(to_tensor(read_image(photos / "a.png")))
         assert np.array_equal(read_image(tmp_path / "big.png"), to_image(expected))
-        line = capsys.readouterr().out
+        printed = capsys.readouterr()
+        line, written = printed.out.splitlines()
+        assert printed.err == "a.png: upscaling x2 ...\n"
+        assert written == f"written: {tmp_path / 'big.png'}"
         for part in ("a.png: 70x60 -> 140x120", "% of the computation", "mean exit", "of 0..3", "backend cpu"):
             assert part in line
 
@@ -238,13 +241,20 @@ def test_info_and_module_print_the_same(capsys):
         assert backend in printed and backend in module
 
 
+def test_without_arguments_the_help_is_printed(capsys):
+    assert run() == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    for word in ("usage: ape-sr", "upscale", "evaluate", "calibrate", "train", "info"):
+        assert word in printed.out
+
+
 def test_the_entry_point_is_installed():
     result = subprocess.run([sys.executable, "-m", "ape_sr", "--version"], capture_output=True, text=True, check=True)
     assert result.stdout.startswith("ape-sr ")
 
 
 BAD_CALLS = {
-    "no-command": ([], "the following arguments are required: COMMAND"),
     "unknown-command": (["enlarge"], "invalid choice: 'enlarge'"),
     "no-input": (["upscale", "-o", "x.png"], "the following arguments are required: -i/--input"),
     "missing-input": (["upscale", "-i", "none.png", "-o", "x.png"], "input: no such file or folder: none.png"),

@@ -48,7 +48,7 @@ FAULTS = {
     "cut": (cut, "cannot be read as an image"),
     "folder": (lambda path: path.mkdir(), "cannot be read as an image"),
     "missing": (lambda path: None, "no such file"),
-    "16-bit": (deep, "expected 8 bits a channel"),
+    "16-bit": (deep, "expected 8 bits per channel"),
 }
 
 

@@ -18,7 +18,7 @@ from ape_kernels.backends.order import leaving_first
 from ape_kernels.backends.protocol import Exits, PatchResults, StageResults
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.native import core, missing
-from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step
+from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Weighted
 from ape_kernels.table import Column, Fill, Opcode, PackedProgram
 from ape_kernels.table import pack as pack_program
 
@@ -143,7 +143,7 @@ def _layout(kernel: int, in_channels: int, dtype: torch.dtype) -> Layout:
     return Layout.DIRECT if kernel == 1 else Layout.WINOGRAD
 
 
-def _weights(program: PatchProgram, dtype: torch.dtype, step: Step) -> tuple[Tensor | Fill, Tensor]:
+def _weights(program: PatchProgram, dtype: torch.dtype, step: Weighted) -> tuple[Tensor | Fill, Tensor]:
     """The cpu column of docs/program.md, "Weight layouts"."""
     match step:
         case Conv():

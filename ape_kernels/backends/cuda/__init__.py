@@ -25,7 +25,7 @@ def unavailable() -> str | None:
     if missing():
         return missing()
     if core().build_info()["cuda"] is None:
-        return "the native core was built without CUDA (no nvcc); with nvcc installed run: pip install -e ."
+        return "the native core was built without CUDA; with nvcc installed run: APE_BUILD_CUDA=1 pip install -e ."
     return None if torch.cuda.is_available() else "torch sees no CUDA device"
 
 

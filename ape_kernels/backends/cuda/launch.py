@@ -36,17 +36,18 @@ def run_patches(packed: PackedProgram, patches: Tensor, exits: Exits, out: Patch
 
 def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tensor, exits: Exits) -> StageResults:
     """As `ops.run_stage`; nothing waits for the device, so rows out of range are not refused but come back as NaN."""
+    leaves = features.new_empty(len(active), dtype=torch.bool)
     work = _Work(
         input=features,
         active=active,
         output=features.new_empty(len(active), *features.shape[1:]),
         exit_index=None,
         capacity=features.new_empty(len(active)),
-        leaves=features.new_empty(len(active), dtype=torch.bool),
+        leaves=leaves,
     )
     _run(packed, stage, work, exits)
-    order = leaving_first(work.leaves)
-    return StageResults(work.output[order], active[order], work.capacity[order], work.leaves.sum()[None])
+    order = leaving_first(leaves)
+    return StageResults(work.output[order], active[order], work.capacity[order], leaves.sum()[None])
 
 
 @dataclass(frozen=True)

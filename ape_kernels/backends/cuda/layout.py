@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ape_kernels.program import Activation, ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step
+from ape_kernels.program import Activation, ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step, Weighted
 from ape_kernels.table import NO_BUFFER, Column, Opcode, PackedProgram, float_from_bits
 from ape_kernels.table import pack as pack_program
 
@@ -50,7 +50,7 @@ def _mark_fused(table: Tensor) -> None:
 def _is_read(buffer: int, after: list[list[int]], rows: list[list[int]]) -> bool:
     """Whether what `buffer` holds is read in the rows `after` before it is written."""
     handed_on = next(row[Column.DST] for row in rows if row[Column.OPCODE] == Opcode.STAGE)  # by all stages
-    columns = {
+    columns: dict[int, tuple[Column, ...]] = {
         Opcode.STAGE: (Column.SRC,),
         Opcode.CONV: (Column.SRC, Column.ADD),
         Opcode.ATTENTION: (Column.SRC, Column.ADD),
@@ -94,7 +94,7 @@ def _folded(program: PatchProgram, dtype: torch.dtype) -> PatchProgram:
 
 
 def _fold_conv(step: Conv, dtype: torch.dtype) -> Conv:
-    if step.activation is Activation.PRELU:
+    if step.slope is not None:
         return replace(step, slope=_vector(_pad_last(step.slope), dtype))
     if step.activation is Activation.NONE:
         bias = None if step.bias is None else step.bias.float() * step.scale
@@ -102,7 +102,7 @@ def _fold_conv(step: Conv, dtype: torch.dtype) -> Conv:
     return step
 
 
-def _layout(program: PatchProgram, dtype: torch.dtype, step: Step) -> tuple[Tensor, Tensor]:
+def _layout(program: PatchProgram, dtype: torch.dtype, step: Weighted) -> tuple[Tensor, Tensor]:
     match step:
         case Conv():
             bias = step.weight.new_zeros(len(step.weight)) if step.bias is None else step.bias

@@ -8,7 +8,7 @@ import torch
 
 from ape_kernels.backends.torch.interpreter import run_patches, run_stage
 from ape_kernels.backends.torch.split_merge import merge, split
-from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step
+from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Weighted
 from ape_kernels.table import PackedProgram
 from ape_kernels.table import pack as pack_program
 
@@ -42,7 +42,7 @@ def pack(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> Pac
     return pack_program(program, partial(_layout, dtype), dtype=dtype, device=device)
 
 
-def _layout(dtype: torch.dtype, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+def _layout(dtype: torch.dtype, step: Weighted) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights as PyTorch stores them, flattened."""
     match step:
         case Conv():

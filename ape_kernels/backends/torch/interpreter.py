@@ -196,6 +196,8 @@ def _run_steps(steps: list[Row], buffers: dict[int, Tensor], weights: Tensor) ->
             case Opcode.RECONSTRUCT:
                 pixels = _reconstruct(row, src, buffers, weights)
                 continue
+            case opcode:
+                raise ValueError(f"table: unknown opcode {opcode}")
         buffers[row[Column.DST]] = out
     return pixels
 

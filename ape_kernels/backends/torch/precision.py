@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ class _ExactFloat32:
         self._recurrent: str | None = None  # of RNNs, to be put back; None where nothing was changed
 
     def __enter__(self) -> None:
-        cudnn = torch.backends.cudnn
+        cudnn: Any = torch.backends.cudnn  # its types leave conv and rnn out
         with self._lock:
             self._inside += 1
             wanted = torch.get_float32_matmul_precision() == "highest" and cudnn.conv.fp32_precision == "tf32"
@@ -29,7 +30,7 @@ class _ExactFloat32:
                 cudnn.allow_tf32 = False  # for both: PyTorch's own code raises where they differ
 
     def __exit__(self, *_: object) -> None:
-        cudnn = torch.backends.cudnn
+        cudnn: Any = torch.backends.cudnn  # its types leave conv and rnn out
         with self._lock:
             self._inside -= 1
             if self._inside == 0 and self._recurrent is not None:

@@ -21,12 +21,15 @@ def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_shape: t
 def merge(patches: Tensor, rows: AxisBlend, columns: AxisBlend, batch: int, patch_rows: int) -> Tensor:
     _, channels, height, width = patches.shape
     grid = patches.reshape(batch, patch_rows, -1, channels, height, width)
-    strips = sum(
+    zero = rows.weight.new_zeros(())
+    across = (
         grid[:, :, patch.long(), :, :, pixel.long()].float() * weight[:, None, None, None, None]
         for (patch, pixel), weight in zip(*columns, strict=True)
-    )  # [W, B, R, C, h]: each row of patches merged across
-    image = sum(
+    )
+    strips = sum(across, start=zero)  # [W, B, R, C, h]: each row of patches merged across
+    down = (
         strips[:, :, patch.long(), :, pixel.long()] * weight[:, None, None, None]
         for (patch, pixel), weight in zip(*rows, strict=True)
-    )  # [H, W, B, C]
+    )
+    image = sum(down, start=zero)  # [H, W, B, C]
     return image.permute(2, 3, 0, 1).contiguous().to(patches.dtype)

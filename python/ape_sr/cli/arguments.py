@@ -6,6 +6,8 @@ import argparse
 import math
 from pathlib import Path
 
+Commands = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage] - argparse has no public name for it
+
 
 def existing_folder(text: str) -> Path:
     """A folder that is there."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ape_kernels import APEForward, PatchGrid, Report
+from ape_kernels import Report
 from ape_kernels.policy import threshold_from_gain
-from ape_sr.cli.arguments import existing_folder, fraction, non_negative_float
+from ape_sr.cli.arguments import Commands, existing_folder, fraction, non_negative_float
 from ape_sr.cli.network import add_network_arguments, open_network
 from ape_sr.data.images import write_image
 from ape_sr.errors import UserError
@@ -28,30 +28,35 @@ from ape_sr.evaluate import (
     write_csv,
 )
 from ape_sr.files import atomic_path
+from ape_sr.upscaler import Upscaler
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
+def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
         "evaluate",
         help="measure quality against computation",
-        description="Measure quality against computation on a folder of <name>_HR / <name>_LR pairs, or of HR pictures "
-        "alone, whose LR side is then made by bicubic downscaling. Prints means over the pictures, for bicubic, for "
-        "the plain network on whole pictures, and for every threshold and budget. FLOPs are shares of full depth, "
-        "counted on what runs, and in the column 'uncollapsed' with the tail as the network has it.",
+        description="Measure quality against computation on a folder of pairs <name>_HR and <name>_LR, or of HR images "
+        "alone. Their LR versions are then made by bicubic downscaling. Prints means over the images: for bicubic, for "
+        "the network on whole images ('plain'), and for every threshold and budget. FLOPs are shares of full depth, "
+        "counted on what runs; in the column 'uncollapsed' they are counted with the tail as the network has it.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("-i", "--input", type=existing_folder, required=True, help="folder of pictures")
+    parser.add_argument("-i", "--input", type=existing_folder, required=True, help="folder of images")
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument(
-        "--threshold", type=fraction, nargs="+", help="capacities below which a patch leaves, each 0 (never) to 1"
+        "--threshold", type=fraction, nargs="+", help="capacities below which a patch leaves, each from 0 (never) to 1"
     )
-    policy.add_argument("--min-gain-db", type=non_negative_float, nargs="+", help="the same as dB a stage must bring")
-    parser.add_argument("--budget", type=fraction, nargs="+", help="also these shares of the body, a picture each")
+    policy.add_argument(
+        "--min-gain-db", type=non_negative_float, nargs="+", help="the same as dB that a stage must bring"
+    )
+    parser.add_argument(
+        "--budget", type=fraction, nargs="+", help="also with these shares of the body's FLOPs per image"
+    )
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
     parser.add_argument("--plot", type=Path, help="also draw PSNR against FLOPs and time, and the exits, to this PNG")
-    parser.add_argument("--exit-maps", type=Path, help="also draw where patches left, into this folder")
-    parser.add_argument("--json", type=Path, help="also write every number of every picture to this file")
+    parser.add_argument("--exit-maps", type=Path, help="also draw where patches left the network, into this folder")
+    parser.add_argument("--json", type=Path, help="also write every number of every image to this file")
     add_network_arguments(parser)
 
 
@@ -64,14 +69,15 @@ def run(args: argparse.Namespace) -> None:
     if args.plot is not None and args.plot.suffix.lower() != ".png":
         raise UserError(f"plot: expected a name ending in .png, got {args.plot.name}")
     pairs = find_pairs(args.input)
-    network = open_network(args)
+    upscaler = open_network(args)
+    network = upscaler.network
     thresholds = args.threshold or [threshold_from_gain(gain) for gain in args.min_gain_db or ()]
     if not thresholds and not args.budget:
         thresholds = [network.threshold]
     methods = [BICUBIC, PLAIN, *at_thresholds(thresholds), *(Method("budget", share) for share in args.budget or ())]
-    watch = None if args.exit_maps is None else _exit_maps(network, args.exit_maps)
+    watch = None if args.exit_maps is None else _exit_maps(upscaler, args.exit_maps)
     rows = evaluate(network, tqdm(pairs, unit="image", disable=None), methods, watch)
-    print(f"{len(pairs)} images, scale {network.scale}, backend {network.backend}, {args.dtype}")
+    print(f"{len(pairs)} images, scale {upscaler.scale}, backend {upscaler.backend}, {args.dtype}")
     print(format_table(rows))
     if args.csv is not None:
         write_csv(args.csv, rows)
@@ -81,8 +87,8 @@ def run(args: argparse.Namespace) -> None:
         draw_rows(args.plot, rows)
     if args.json is not None:
         detail = {
-            "scale": network.scale,
-            "backend": network.backend,
+            "scale": upscaler.scale,
+            "backend": upscaler.backend,
             "dtype": args.dtype,
             "weights": None if args.weights is None else str(args.weights),
             "rows": [row.as_json() for row in rows],
@@ -91,15 +97,11 @@ def run(args: argparse.Namespace) -> None:
             temporary.write_text(json.dumps(detail, indent=2, allow_nan=False) + "\n")
 
 
-def _exit_maps(network: APEForward, folder: Path) -> Watch:
+def _exit_maps(upscaler: Upscaler, folder: Path) -> Watch:
     """Writes ``<picture>_<method>.png`` for every picture that left patches early."""
-    from ape_sr.exit_map import draw_exit_map
 
     def write(pair: Pair, method: Method, picture: np.ndarray, report: Report) -> None:
-        height, width = (side // network.scale for side in picture.shape[:2])
-        grid = PatchGrid(height, width, network.patch_size, network.overlap, network.scale)
-        exits = report.exit_index[0].cpu().numpy()
-        drawn = draw_exit_map(picture, exits, grid, len(report.patches_per_exit), report.share)
-        write_image(folder / f"{pair.name}_{method.name.replace(' ', '_')}.png", drawn)
+        name = f"{pair.name}_{method.name.replace(' ', '_')}.png"
+        write_image(folder / name, upscaler.exit_map(picture, report))
 
     return write

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 from ape_kernels.environment import describe_environment
+from ape_sr.cli.arguments import Commands
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
+def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
         "info", help="show versions, devices and backends", description="Show versions, devices and backends."

@@ -1,4 +1,4 @@
-"""Entry point of `ape-sr`: one subcommand a module."""
+"""Entry point of `ape-sr`: one module per subcommand."""
 
 from __future__ import annotations
 
@@ -22,12 +22,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `ape-sr`; returns the exit status: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Run `ape-sr`; returns the exit status: 0, 2 for bad input, 130 after Ctrl-C.
+
+    argv: the arguments, by default those of the process. Without any the help is printed.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     parser = _Parser(prog="ape-sr", description="Super-resolution with adaptive patch exiting.")
     parser.add_argument("--version", action="version", version=f"ape-sr {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(commands)
+    if not argv:
+        parser.print_help()
+        return 0
     try:
         args = parser.parse_args(argv)
         args.run(args)

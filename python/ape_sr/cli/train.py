@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from ape_sr.checkpoint import load_model
-from ape_sr.cli.arguments import existing_folder, positive_float, positive_int
+from ape_sr.cli.arguments import Commands, existing_folder, positive_float, positive_int
 from ape_sr.data.crops import CropSampler
 from ape_sr.data.resident import ResidentCrops
-from ape_sr.distributed import joined, ranks_from_environment
+from ape_sr.distributed import joined, named_device
 from ape_sr.errors import UserError
 from ape_sr.models import NETWORKS, build_model
 from ape_sr.training.run import TrainingConfig, TrainingRun, initialise
@@ -22,14 +22,14 @@ DEFAULTS = TrainingConfig()
 SETTINGS = [field for field in fields(TrainingConfig) if field.name not in ("clip", "save_seconds")]
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
+def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
         "train",
-        help="train a backbone, plain or with exits",
-        description="Train a backbone. Without --plain all exits are trained jointly with the regressor "
-        "(the paper's strategy), best started from a plain checkpoint with --init. A run that was "
-        "interrupted goes on when the same command is given again. Under torchrun the processes share every batch.",
+        help="train a network, plain or with exits",
+        description="Train a network. Without --plain all exits are trained together with the regressor, as in the "
+        "paper; start such a run from a plain network with --init. If a run was interrupted, give the same command "
+        "again: it goes on. Under torchrun the processes share every batch.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(
@@ -39,28 +39,34 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         required=True,
         nargs="+",
         action="extend",
-        help="folders of training images (HR), or as DIV2K is unpacked: <set>_train_HR and, where it is there, "
-        "<set>_train_LR_bicubic/X<scale>; all images are drawn equally often",
+        help="folders of training images (HR), or the folder that DIV2K is unpacked to: <set>_train_HR in it is taken, "
+        "and <set>_train_LR_bicubic/X<scale> if it is there; all images are drawn equally often",
     )
-    parser.add_argument("--lr-data", type=existing_folder, help="folder of their LR versions (made by bicubic)")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument(
+        "--lr-data",
+        type=existing_folder,
+        help="folder of their LR versions (by default they are made by bicubic downscaling)",
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for weights, log and checkpoint")
     parser.add_argument("-s", "--scale", type=int, default=4, choices=(1, 2, 3, 4, 8), help="upscaling factor (4)")
-    parser.add_argument("--network", choices=tuple(NETWORKS), default="edsr", help="backbone (%(default)s)")
+    parser.add_argument("--network", choices=tuple(NETWORKS), default="edsr", help="network (%(default)s)")
     parser.add_argument(
         "--blocks",
         type=positive_int,
         default=16,
-        help="residual blocks; convolutions of a VDSR, groups of a SwinIR (16)",
+        help="residual blocks; of VDSR convolutions, of SwinIR residual groups (16)",
     )
-    parser.add_argument("--groups", type=positive_int, help="residual groups of a RCAN (10)")
-    parser.add_argument("--feats", type=positive_int, default=64, help="feature channels (64)")
-    parser.add_argument("--exit-every", type=positive_int, default=2, help="blocks between exits (2)")
+    parser.add_argument("--groups", type=positive_int, help="residual groups of RCAN (10)")
+    parser.add_argument("--feats", type=positive_int, default=64, help="channels of the feature maps (64)")
+    parser.add_argument("--exit-every", type=positive_int, default=2, help="residual blocks between exits (2)")
     parser.add_argument(
-        "--head-exit", action="store_true", help="an exit before the first block too (EDSR, RCAN; with look-ahead)"
+        "--head-exit",
+        action="store_true",
+        help="add an exit before the first block (EDSR and RCAN, --target look-ahead)",
     )
     parser.add_argument("--plain", action="store_true", help="train without exits")
     parser.add_argument(
-        "--regressor-only", action="store_true", help="train the regressor alone, on the backbone given by --init"
+        "--regressor-only", action="store_true", help="train the regressor alone, on the network given by --init"
     )
     parser.add_argument(
         "--target",
@@ -68,41 +74,57 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default=DEFAULTS.target,
         help="what the regressor predicts: the gain of the stage just run, or of the next one (%(default)s)",
     )
-    parser.add_argument("--init", type=Path, help="weights to start from; a plain network will do")
+    parser.add_argument("--init", type=Path, help="weights to start from, with or without exits")
     parser.add_argument("--steps", type=positive_int, default=DEFAULTS.steps, help="optimiser steps (%(default)s)")
     parser.add_argument(
-        "--minutes", type=positive_float, help="of training at most; the schedule then ends with them (no limit)"
+        "--minutes",
+        type=positive_float,
+        help="minutes of training at most; the schedule then ends with them (no limit)",
     )
-    parser.add_argument("--batch", type=positive_int, default=DEFAULTS.batch, help="crops a step (%(default)s)")
-    parser.add_argument("--patch", type=positive_int, default=DEFAULTS.patch, help="HR crop size (%(default)s)")
+    parser.add_argument("--batch", type=positive_int, default=DEFAULTS.batch, help="crops per step (%(default)s)")
+    parser.add_argument(
+        "--patch", type=positive_int, default=DEFAULTS.patch, help="sides of the HR crops (%(default)s)"
+    )
     parser.add_argument("--lr", type=positive_float, default=DEFAULTS.lr, help="learning rate (%(default)s)")
     parser.add_argument(
-        "--regressor-lr", type=positive_float, default=DEFAULTS.regressor_lr, help="of the regressor (%(default)s)"
+        "--regressor-lr",
+        type=positive_float,
+        default=DEFAULTS.regressor_lr,
+        help="learning rate of the regressor (%(default)s)",
     )
     parser.add_argument(
         "--regressor-weight",
         type=positive_float,
         default=DEFAULTS.regressor_weight,
-        help="of the regressor's loss against the pictures' (%(default)s)",
+        help="weight of the regressor's loss, where the pictures' is 1 (%(default)s)",
     )
-    parser.add_argument("--schedule", choices=("halve", "cosine"), default=DEFAULTS.schedule, help="(%(default)s)")
+    parser.add_argument(
+        "--schedule", choices=("halve", "cosine"), default=DEFAULTS.schedule, help="how the rates fall (%(default)s)"
+    )
     parser.add_argument(
         "--warm-up",
         type=positive_int,
         default=DEFAULTS.warm_up,
-        help="steps over which the rates grow to those of the schedule; keeps the first ones of a run with --init from "
-        "undoing what the weights know (%(default)s)",
+        help="steps over which the rates rise to those of the schedule; the first steps of a run with --init then do "
+        "not spoil the weights (%(default)s)",
     )
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default=DEFAULTS.precision, help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of crops and initial weights (%(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default=DEFAULTS.precision,
+        help="dtype of the matrix products (%(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=DEFAULTS.seed, help="seed of crops and initial weights (%(default)s)"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Train, going on where an interrupted run stopped."""
     if args.regressor_only and args.init is None:
         raise UserError("regressor-only: expected --init with a trained backbone, got none")
-    device = _device(args.device)
+    device = named_device(args.device)
     with joined(device) as ranks:
         torch.manual_seed(args.seed)
         try:
@@ -134,18 +156,6 @@ def network_config(args: argparse.Namespace) -> dict[str, object]:
         if value:
             config[key] = value
     return config
-
-
-def _device(name: str) -> torch.device:
-    """The device, on a machine with several GPUs and processes this one's; UserError if it cannot be used."""
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", ranks_from_environment().local)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a build without that kind of device
-        raise UserError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def _crops(sampler: CropSampler, device: torch.device) -> CropSampler | ResidentCrops:

@@ -1,4 +1,4 @@
-"""`ape-sr upscale`: enlarge one picture or a folder of them."""
+"""`ape-sr upscale`: upscale one image or a folder of images."""
 
 from __future__ import annotations
 
@@ -6,92 +6,88 @@ import argparse
 import hashlib
 import json
 import sys
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-from ape_kernels import APEForward, PatchGrid
-from ape_kernels.policy import threshold_from_gain
-from ape_sr.cli.arguments import fraction, non_negative_float
+from ape_sr.cli.arguments import Commands, fraction, non_negative_float
 from ape_sr.cli.network import add_network_arguments, open_network, weights_path
-from ape_sr.data.images import (
-    SUFFIXES,
-    check_output_suffix,
-    list_images,
-    read_image,
-    read_note,
-    to_image,
-    to_tensor,
-    write_image,
-)
+from ape_sr.data.images import SUFFIXES, check_output_suffix, list_images, read_image, read_note, write_image
 from ape_sr.distributed import ranks_from_environment
 from ape_sr.errors import UserError
 from ape_sr.files import remove_leftovers
+from ape_sr.upscaler import Upscaler
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture: where it is read and where the result and its exit map go."""
+    """One image: where it is read, and where the picture and its exit map go."""
 
     source: Path
     picture: Path
     exits: Path
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
+def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
         "upscale",
-        help="enlarge a picture or a folder of pictures",
-        description="Enlarge a picture or a folder of pictures. Every patch leaves the network as soon as more "
-        "layers are predicted to bring little; --threshold or --min-gain-db say how little (default: as trained). "
-        "--budget bounds the work on each picture instead. A folder that was interrupted goes on where it stopped when "
-        "the same command is given again; under torchrun the processes share its pictures.",
+        help="upscale an image or a folder of images",
+        description="Upscale an image or a folder of images. Every patch leaves the network as soon as more layers "
+        "are predicted to bring little. --threshold or --min-gain-db say how little; without them the weights say it. "
+        "--budget bounds the work on each image instead. If a folder was interrupted, give the same command again: it "
+        "goes on where it stopped. Under torchrun the processes share the images of a folder.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("-i", "--input", type=Path, required=True, help="picture, or folder of pictures")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="picture, or folder (created if needed)")
+    formats = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
+    parser.add_argument(
+        "-i",
+        "--input",
+        type=Path,
+        required=True,
+        help=f"image ({formats}), or folder of images; folders inside it are left out",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="file to write, or folder (made if needed), where the pictures are called NAME_xSCALE.png",
+    )
     policy = parser.add_mutually_exclusive_group()
-    policy.add_argument("--threshold", type=fraction, help="capacity below which a patch leaves, 0 (never) to 1")
-    policy.add_argument("--min-gain-db", type=non_negative_float, help="the same as dB a stage must bring")
+    policy.add_argument("--threshold", type=fraction, help="capacity below which a patch leaves, from 0 (never) to 1")
+    policy.add_argument("--min-gain-db", type=non_negative_float, help="the same as dB that a stage must bring")
     parser.add_argument(
         "--budget",
         type=fraction,
-        help="share of the network's body that each picture may take at most, spent where most is to be gained",
+        help="share of the body's FLOPs that each image may take at most, spent where the predicted gain is highest",
     )
-    parser.add_argument("--exit-map", action="store_true", help="also write where patches left the network")
+    parser.add_argument(
+        "--exit-map", action="store_true", help="also write a picture of where patches left the network"
+    )
     add_network_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Upscale; a picture of a folder that fails is reported, the others are done."""
+    """Upscale. An image of a folder that fails is reported, and the others are done."""
     if not args.input.exists():
         raise UserError(f"input: no such file or folder: {args.input}")
-    network = open_network(args)
-    try:
-        if args.budget is not None:
-            network.threshold, network.budget = 0.0, args.budget
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if args.threshold is not None:
-        network.threshold = args.threshold
-    elif args.min_gain_db is not None:
-        network.threshold = threshold_from_gain(args.min_gain_db)
+    upscaler = open_network(args, threshold=args.threshold, min_gain_db=args.min_gain_db, budget=args.budget)
     ranks = ranks_from_environment()
     folder = args.input.is_dir()
-    jobs = plan(args.input, args.output, network.scale)
-    settings = describe(network, weights_path(args)) if folder else None
+    jobs = plan(args.input, args.output, upscaler.scale)
+    settings = describe(upscaler, weights_path(args)) if folder else None
     jobs = jobs[ranks.rank :: ranks.world]
     if jobs:
         _create(jobs[0].picture.parent)
     failures = 0
     for job in tqdm(jobs, unit="image", disable=None if folder and ranks.leads else True):
+        if not folder:
+            print(f"{job.source.name}: upscaling x{upscaler.scale} ...", file=sys.stderr)
         try:
-            line = upscale(network, job, args.exit_map, settings)
+            line = upscale(upscaler, job, args.exit_map, settings)
         except UserError as error:
             if not folder:
                 raise
@@ -99,17 +95,20 @@ def run(args: argparse.Namespace) -> None:
             tqdm.write(f"ape-sr: error: {error}", file=sys.stderr)
         else:
             tqdm.write(line)
+            if not folder:
+                print("written:", *([job.picture, job.exits] if args.exit_map else [job.picture]))
     if failures:
         raise UserError(f"{failures} of {len(jobs)} images could not be upscaled")
 
 
-def describe(network: APEForward, weights: Path) -> dict[str, object]:
-    """All that a result depends on but the picture itself."""
+def describe(upscaler: Upscaler, weights: Path) -> dict[str, object]:
+    """All that a picture depends on but the image itself."""
+    network = upscaler.network
     return {
         "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "threshold": network.threshold,
         "budget": network.budget,
-        "backend": network.backend,
+        "backend": upscaler.backend,
         "dtype": str(network.dtype),
     }
 
@@ -137,11 +136,11 @@ def plan(source: Path, output: Path, scale: int) -> list[Job]:
     return jobs
 
 
-def upscale(network: APEForward, job: Job, exit_map: bool, settings: dict[str, object] | None = None) -> str:
+def upscale(upscaler: Upscaler, job: Job, exit_map: bool, settings: dict[str, object] | None = None) -> str:
     """Do one job; returns the line that reports it.
 
-    settings: what `describe` says, for a folder: the result then carries them and the identity of its source, and is
-    left alone where it is there with the same ones already.
+    settings: for a folder, what `describe` says. The result then carries them and the identity of its source. A result
+    that is there with the same ones is left alone.
     """
     note = None
     if settings is not None:
@@ -153,27 +152,12 @@ def upscale(network: APEForward, job: Job, exit_map: bool, settings: dict[str, o
         if read_note(job.picture) == note and (job.exits.is_file() or not exit_map):
             return f"{job.source.name}: done already"
     image = read_image(job.source)
-    rgb_range = network.model.rgb_range
-    device = next(network.parameters()).device
-    started = time.perf_counter()
-    with torch.inference_mode():
-        sr, report = network(to_tensor(image, rgb_range).to(device), return_report=True)
-    picture = to_image(sr, rgb_range)
-    seconds = time.perf_counter() - started
-    stages = len(report.patches_per_exit)
+    picture, report = upscaler.upscale(image, return_report=True)
     if exit_map:
-        # only here: it takes as long to import as a small picture to upscale
-        from ape_sr.exit_map import draw_exit_map
-
-        grid = PatchGrid(*image.shape[:2], network.patch_size, network.overlap, network.scale)
-        drawn = draw_exit_map(picture, report.exit_index[0].cpu().numpy(), grid, stages, report.share)
-        write_image(job.exits, drawn)
+        write_image(job.exits, upscaler.exit_map(picture, report))
     write_image(job.picture, picture, note)
     sizes = " -> ".join(f"{side.shape[1]}x{side.shape[0]}" for side in (image, picture))
-    return (
-        f"{job.source.name}: {sizes}, {seconds:.2f} s, {report.share:.1%} of the computation, "
-        f"mean exit {report.mean_exit:.2f} of 0..{stages - 1}, backend {network.backend}"
-    )
+    return f"{job.source.name}: {sizes}, {report}"
 
 
 def _create(folder: Path) -> None:

@@ -94,7 +94,8 @@ class CropSampler:
         lr, hr = self._pair(crop.picture)
         s, side, top, left = self.scale, self.patch // self.scale, crop.top, crop.left
         cut = lr[top : top + side, left : left + side], hr[s * top : s * (top + side), s * left : s * (left + side)]
-        return tuple(_dihedral(part, crop.quarter_turns, crop.mirrored) for part in cut)  # type: ignore[return-value]
+        lr, hr = (_dihedral(part, crop.quarter_turns, crop.mirrored) for part in cut)
+        return lr, hr
 
     def _pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """LR and HR of a picture, kept while there is room; the one not drawn for longest goes first."""

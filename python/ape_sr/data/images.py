@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,9 +34,14 @@ def list_images(folder: Path) -> list[Path]:
 def read_image(path: Path) -> np.ndarray:
     """Read any image file as uint8 RGB ``[H, W, 3]`` (grey and palette expanded, alpha dropped, turned upright)."""
     with _opened(path) as image:
-        if image.mode.startswith(("I;16", "I", "F")):
-            raise UserError(f"{path}: expected 8 bits a channel, got mode {image.mode}")
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        return to_rgb(image, str(path))
+
+
+def to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    """A PIL image as uint8 RGB ``[H, W, 3]``, as `read_image` does. UserError for more than 8 bits per channel."""
+    if image.mode.startswith(("I", "F")):
+        raise UserError(f"{name}: expected 8 bits per channel, got mode {image.mode}")
+    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -46,7 +51,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Generator[Image.Image, None, None]:
     """The opened image; UserError for whatever is wrong with it, also while it is read."""
     try:
         with Image.open(path) as image:

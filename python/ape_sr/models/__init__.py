@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ape_sr.models.base import ExitNetwork
 from ape_sr.models.ecbsr import ECBSR
 from ape_sr.models.edsr import EDSR
 from ape_sr.models.rcan import RCAN
@@ -13,9 +14,9 @@ from ape_sr.models.rrdb import RRDBNet
 from ape_sr.models.swinir import SwinIR
 from ape_sr.models.vdsr import VDSR
 
-__all__ = ["ECBSR", "EDSR", "NETWORKS", "RCAN", "VDSR", "RRDBNet", "SwinIR", "build_model", "model_name"]
+__all__ = ["ECBSR", "EDSR", "NETWORKS", "RCAN", "VDSR", "ExitNetwork", "RRDBNet", "SwinIR", "build_model", "model_name"]
 
-NETWORKS: dict[str, type[nn.Module]] = {
+NETWORKS: dict[str, type[ExitNetwork]] = {
     "vdsr": VDSR,
     "ecbsr": ECBSR,
     "edsr": EDSR,
@@ -25,7 +26,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
 }
 
 
-def build_model(name: str, config: dict[str, Any]) -> nn.Module:
+def build_model(name: str, config: dict[str, Any]) -> ExitNetwork:
     """Build a network from its stored name and configuration; ValueError for an unknown name."""
     if name not in NETWORKS:
         raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, got {name!r}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -11,8 +13,17 @@ class ExitNetwork(nn.Module):
     In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`); in
     evaluation mode, or without exits, the full-depth picture ``[N, 3, s * h, s * w]``.
 
-    A subclass calls `make_exits` and has `exit_features` and `picture`.
+    A subclass calls `make_exits` and has `exit_features` and `picture`, and what is declared here.
+    config: the arguments that build it again. scale: upscaling factor. rgb_range: the largest value of a pixel.
+    exit_interval (blocks), exit_threshold (a prediction) and regressor: of a network with exits.
     """
+
+    config: dict[str, Any]
+    scale: int
+    rgb_range: float
+    exit_interval: int
+    exit_threshold: float
+    regressor: nn.Sequential
 
     def make_exits(self, channels: int, exit_interval: int | None, exit_threshold: float) -> None:
         """Build the regressor over feature maps of `channels`; no exits where `exit_interval` is None."""
@@ -32,6 +43,10 @@ class ExitNetwork(nn.Module):
 
     def picture(self, skip: Tensor, features: Tensor) -> Tensor:
         """The picture ``[N, 3, s * h, s * w]`` of one exit's features."""
+        raise NotImplementedError
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """Features after the body-end skip to pixels, for networks that have such a tail."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor | tuple[list[Tensor], list[Tensor]]:

@@ -44,9 +44,9 @@ def from_state_dict(
     if "conv_first.weight" in state:
         model = _build({**state, **_mean_shift(1.0)}, _basicsr_name, 1.0, exit_interval, res_scale)
         with torch.no_grad():
-            model.head[0].weight.mul_(IMG_RANGE)
-            model.tail[1].weight.div_(IMG_RANGE)
-            model.tail[1].bias.div_(IMG_RANGE)
+            model.get_parameter("head.0.weight").mul_(IMG_RANGE)
+            model.get_parameter("tail.1.weight").div_(IMG_RANGE)
+            model.get_parameter("tail.1.bias").div_(IMG_RANGE)
         return model
     first = next(iter(state), "nothing")
     raise ValueError(

@@ -42,6 +42,7 @@ class EdgeBranch(nn.Module):
         self.k0, self.b0 = conv.weight, conv.bias
         self.scale = nn.Parameter(torch.randn(out_channels, 1, 1, 1) * 1e-3)
         self.bias = nn.Parameter(torch.randn(out_channels) * 1e-3)
+        self.mask: Tensor
         self.register_buffer("mask", torch.tensor(kernel).expand(out_channels, 1, 3, 3).clone())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,7 +131,7 @@ class ECBSR(ExitNetwork):
         """The upsampled input and the feature map at every exit; for a plain network that after the last block."""
         interval = self.exit_interval if self.has_exits else len(self.body) - 1
         features, stream = [], self.head(x)
-        for i, block in enumerate(self.body[:-1], start=1):
+        for i, block in enumerate(list(self.body)[:-1], start=1):
             stream = block(stream)
             if i % interval == 0:
                 features.append(stream)

@@ -24,6 +24,7 @@ class MeanShift(nn.Conv2d):
         super().__init__(3, 3, 1)
         with torch.no_grad():
             self.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
+            assert self.bias is not None
             self.bias.copy_(sign * rgb_range * torch.tensor(RGB_MEAN))
         self.requires_grad_(False)
 
@@ -68,8 +69,6 @@ class EDSR(ExitNetwork):
     In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`);
     in evaluation mode, or without exits, the full-depth picture ``[N, 3, scale * h, scale * w]``.
     """
-
-    linear_tail = True  # nothing but convolutions and shuffles in `reconstruct`
 
     def __init__(
         self,
@@ -117,7 +116,7 @@ class EDSR(ExitNetwork):
         skip = self.head(self.sub_mean(x))
         interval = self.exit_interval if self.has_exits else len(self.body) - 1
         features, stream = [skip] if self.head_exit else [], skip
-        for i, block in enumerate(self.body[:-1], start=1):
+        for i, block in enumerate(list(self.body)[:-1], start=1):
             stream = block(stream)
             if i % interval == 0:
                 features.append(stream)

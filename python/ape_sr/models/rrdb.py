@@ -18,8 +18,7 @@ class ResidualDenseBlock(nn.Module):
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
-        for i in range(4):
-            self.add_module(f"conv{i + 1}", conv3x3(channels + i * growth, growth))
+        self.conv1, self.conv2, self.conv3, self.conv4 = (conv3x3(channels + i * growth, growth) for i in range(4))
         self.conv5 = conv3x3(channels + 4 * growth, channels)
         self.lrelu = nn.LeakyReLU(SLOPE, inplace=True)
 
@@ -115,7 +114,7 @@ class RRDBNet(ExitNetwork):
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Head output and the feature map at every exit; for a plain network that after the last block."""
         skip = self.head(x)
-        blocks = self.body[:-1]
+        blocks = list(self.body)[:-1]
         interval = self.exit_interval if self.has_exits else len(blocks)
         features, stream = [], skip
         for i, block in enumerate(blocks, start=1):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ape_kernels.adapters.swinir import reflect_to_multiple
+from ape_sr.models.base import ExitNetwork
 from ape_sr.models.edsr import RGB_MEAN, Upsampler, conv3x3
 
 MASKED = -100.0  # added to the attention between pixels that are neighbours by the cyclic shift only
@@ -23,6 +24,7 @@ class WindowAttention(nn.Module):
     def __init__(self, channels: int, window_size: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.relative_position_index: Tensor
         span = 2 * window_size - 1
         self.relative_position_bias_table = nn.Parameter(torch.empty(span * span, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
@@ -43,9 +45,9 @@ class WindowAttention(nn.Module):
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
         return self.proj(mixed.transpose(2, 3).reshape(windows.shape))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         state_dict.pop(f"{prefix}relative_position_index", None)  # published checkpoints store what is computed here
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class Mlp(nn.Module):
@@ -96,9 +98,9 @@ class SwinTransformerBlock(nn.Module):
         parts = parts.view(height // window, window, width // window, window).transpose(1, 2).flatten(2).flatten(0, 1)
         return (parts[:, :, None] != parts[:, None, :]).to(like.dtype) * MASKED
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         state_dict.pop(f"{prefix}attn_mask", None)  # published checkpoints store that of one image size
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class BasicLayer(nn.Module):
@@ -154,7 +156,7 @@ class RSTB(nn.Module):
         return x + self.patch_embed(self.conv(self.patch_unembed(self.residual_group(x, x_size), x_size)))
 
 
-class SwinIR(nn.Module):
+class SwinIR(ExitNetwork):
     """SwinIR for classical super-resolution, plain or with exits after every `exit_interval` residual groups.
 
     scale: upscaling factor, 2, 3, 4 or 8.
@@ -204,6 +206,7 @@ class SwinIR(nn.Module):
         )
         self.scale = self.upscale = scale
         self.window_size = window_size
+        self.mean: Tensor
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_first = conv3x3(3, embed_dim)
         self.patch_embed = PatchEmbed(embed_dim, norm=True)
@@ -224,11 +227,6 @@ class SwinIR(nn.Module):
         for linear in [module for module in self.modules() if isinstance(module, nn.Linear)]:
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
-
-    @property
-    def has_exits(self) -> bool:
-        """Whether the network was built with exits."""
-        return hasattr(self, "regressor")
 
     def forward(self, x: Tensor) -> Tensor | tuple[list[Tensor], list[Tensor]]:
         """See the class."""

@@ -66,7 +66,7 @@ class VDSR(ExitNetwork):
         skip = self.sub_mean(self.upsample(x))
         interval = self.exit_interval if self.has_exits else len(self.body) - 2
         features, stream = [], self.body[0](skip)
-        for i, layer in enumerate(self.body[1:-1], start=1):
+        for i, layer in enumerate(list(self.body)[1:-1], start=1):
             stream = layer(stream)
             if i % interval == 0:
                 features.append(stream)

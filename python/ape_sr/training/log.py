@@ -48,13 +48,14 @@ class TrainingLog:
             return
         values = np.array(rows, dtype=float)
         figure = Figure(figsize=(12, 3.4), dpi=80, layout="constrained")
-        for axes, part in zip(figure.subplots(1, len(PARTS)), PARTS, strict=True):
+        panels = figure.subplots(1, len(PARTS))
+        for axes, part in zip(panels, PARTS, strict=True):
             columns = [i for i, name in enumerate(header) if name.startswith(f"{part}_")]
             for number, column in enumerate(columns):
                 axes.plot(values[:, 0], values[:, column], lw=0.9, label=f"exit {number}")
             axes.set(xlabel="step", title=LABELS[part])
             axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        panels[-1].legend(fontsize=7)
         with atomic_path(self.picture) as temporary:
             FigureCanvasAgg(figure).print_png(temporary)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import conv2d, l1_loss, mse_loss, pixel_shuffle
 
 from ape_kernels.collapse import RADIUS, collapse_interior, linear_steps
 from ape_sr.metrics import batch_psnr
+from ape_sr.models import EDSR, ExitNetwork
 
 
 @dataclass
@@ -23,7 +24,7 @@ class LossParts:
 
 
 def joint_loss(
-    model: nn.Module, lr: Tensor, hr: Tensor, target: str = "paper", regressor_weight: float = 1.0
+    model: ExitNetwork, lr: Tensor, hr: Tensor, target: str = "paper", regressor_weight: float = 1.0
 ) -> LossParts:
     """Sum over exits of L1(SR_i, HR) + regressor_weight * MSE(prediction_i, 1 - I_i), section 3.3 of the APE paper.
 
@@ -35,7 +36,7 @@ def joint_loss(
     lr: ``[N, 3, h, w]``, hr: ``[N, 3, s * h, s * w]``, both in [0, rgb_range].
     A plain network has one "exit" and no regressor.
     """
-    if getattr(model, "linear_tail", False):
+    if isinstance(model, EDSR):  # its tail and its subclasses' are convolutions and shuffles alone
         skip, features = model.exit_features(lr)
         pictures = _reconstruct_all(model, skip, features).float().view(len(features), *hr.shape)
         predicted = _predict_all(model, features)
@@ -61,7 +62,7 @@ def joint_loss(
     return LossParts(l1.sum() + regressor_weight * regressor.sum(), l1.detach(), regressor.detach(), psnr.mean(dim=1))
 
 
-def _predict_all(model: nn.Module, features: list[Tensor]) -> list[Tensor]:
+def _predict_all(model: ExitNetwork, features: list[Tensor]) -> list[Tensor]:
     """Predictions ``[N, 1]`` of every exit, in float32: their differences are small."""
     if not model.has_exits:
         return []
@@ -69,7 +70,7 @@ def _predict_all(model: nn.Module, features: list[Tensor]) -> list[Tensor]:
         return [model.regressor(f.float()) for f in features]
 
 
-def _reconstruct_all(model: nn.Module, skip: Tensor, features: list[Tensor]) -> Tensor:
+def _reconstruct_all(model: EDSR, skip: Tensor, features: list[Tensor]) -> Tensor:
     """Pictures of all exits, ``[exits * N, 3, s * h, s * w]``.
 
     The tail is applied collapsed (one 5x5 convolution at low resolution instead of the whole

@@ -18,6 +18,7 @@ from ape_sr.data.resident import ResidentCrops
 from ape_sr.distributed import Ranks
 from ape_sr.errors import UserError
 from ape_sr.files import atomic_path
+from ape_sr.models import ExitNetwork
 from ape_sr.training.log import TrainingLog
 from ape_sr.training.losses import LossParts, joint_loss
 from ape_sr.training.step import RecordedStep, TrainingStep, side_stream
@@ -73,7 +74,7 @@ class TrainingRun:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: ExitNetwork,
         crops: CropSampler | ResidentCrops,
         config: TrainingConfig,
         out: Path,
@@ -89,7 +90,8 @@ class TrainingRun:
             raise UserError(f"minutes: expected with one process, got {ranks.world}; say how many --steps")
         if getattr(model, "head_exit", False) and config.target != "look-ahead":
             raise UserError(f"head_exit: expected with the target look-ahead, got {config.target}")
-        self.model = model.to(device, memory_format=torch.channels_last).train()
+        moved = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - not declared
+        self.model = moved.train()
         self.crops, self.config, self.out, self.ranks = crops, config, out, ranks
         self.device = torch.device(device)
         if config.regressor_only:
@@ -240,7 +242,7 @@ class TrainingRun:
 class _Objective(nn.Module):
     """The loss as a module, so that DistributedDataParallel sees the whole of it."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+    def __init__(self, model: ExitNetwork, config: TrainingConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -84,7 +84,7 @@ class _Recording:
 
 
 @contextmanager
-def side_stream(device: torch.device) -> Iterator[None]:
+def side_stream(device: torch.device) -> Generator[None, None, None]:
     """A CUDA stream of the block's own, as graphs cannot be recorded on the default one; nothing on other devices."""
     if device.type != "cuda":
         yield
