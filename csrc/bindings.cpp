@@ -101,7 +101,7 @@ void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 
-// Scratch elements a low-resolution pixel, resolution of the input's buffer, and blocks that run at once.
+// Scratch elements per low-resolution pixel, resolution of the input's buffer, and blocks that run at once.
 py::tuple cuda_plan(uintptr_t table, int64_t table_rows, int64_t weight_count, int element, int stage) {
   const ape::cuda::Plan plan = ape::cuda::plan_of(table, table_rows, weight_count, element);
   int blocks = 0;

@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "program.h"
@@ -51,7 +52,7 @@ class Table {
   // Elements that the kernels of a CONV or RECONSTRUCT take in the weight buffer.
   virtual int64_t kernel_elements(const Instruction& in, const Sources& sources) const = 0;
   // What the backend makes of a row that has passed; SOURCE rows come with their CONV.
-  virtual void add(const Instruction& in, const Sources& sources) = 0;
+  virtual void add(const Instruction& in, Sources sources) = 0;
 
   // The row that is being checked.
   int64_t at() const { return at_; }
@@ -148,7 +149,7 @@ class Table {
       default:
         require(false, "unknown opcode");
     }
-    add(in, sources_);
+    add(in, std::move(sources_));
     sources_.clear();
   }
 

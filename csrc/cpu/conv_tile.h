@@ -2,7 +2,7 @@
 //
 // A tile is kPixels pixels x kVectors vectors of output channels, kept in registers over all taps and
 // input channels: per input channel kVectors weight loads and kPixels broadcasts feed kPixels * kVectors multiply-adds.
-// With two loads and two multiply-adds a cycle, 12 x 2 (AVX-512) needs 7 cycles of loads to 12 of arithmetic.
+// With two loads and two multiply-adds per cycle, 12 x 2 (AVX-512) needs 7 cycles of loads to 12 of arithmetic.
 #pragma once
 
 #include "simd.h"

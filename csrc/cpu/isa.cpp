@@ -32,7 +32,7 @@ bool has_avx512bf16() {
   return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
 }
 
-// The CPU's answer, and the kernel's: tile registers must be asked for, once a process.
+// The CPU's answer, and the kernel's: tile registers must be asked for, once per process.
 bool has_amx() {
 #ifdef __linux__
   constexpr long kRequestPermission = 0x1023, kTileData = 18;

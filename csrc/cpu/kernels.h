@@ -85,7 +85,7 @@ extern const Kernels amx_kernels;
 constexpr int kBlockTiles = 12;
 
 // Tiles transformed at once. A block's transformed input, 36 * tiles * in_channels floats, is read once for every 32
-// output channels and shall stay in L2 beside what is read once a block, the weights. While all weights fit L2 (64
+// output channels and shall stay in L2 beside what is read once per block, the weights. While all weights fit L2 (64
 // channels: 590 KB) the smallest block is best (110 KB); 256 channels have 9.4 MB of weights, which come from L3: 24
 // tiles (0.9 MB) halve that.
 inline int winograd_tiles(int in_channels) { return in_channels <= 96 ? kBlockTiles : 2 * kBlockTiles; }

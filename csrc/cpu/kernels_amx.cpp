@@ -39,7 +39,7 @@ class TileConfig {
   TileConfig() {
     alignas(64) uint8_t config[64] = {1};  // palette 1
     for (int tile = 0; tile < 8; tile++) {
-      config[16 + 2 * tile] = 64;  // bytes a row
+      config[16 + 2 * tile] = 64;  // bytes per row
       config[48 + tile] = 16;      // rows
     }
     // the memory operand and the clobber keep the compiler from dropping or moving the stores above

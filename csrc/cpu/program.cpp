@@ -23,7 +23,7 @@ int64_t Program::kernel_elements(const Instruction& in, const Sources& sources) 
   return groups * group_size(in, sources, kWinograd) + (in.has_border_classes() ? edges : 0);
 }
 
-void Program::add(const Instruction& in, const Sources& sources) {
+void Program::add(const Instruction& in, Sources sources) {
   border = std::max(border, in.kernel / 2);
   switch (in.opcode) {
     case kBuffer:
@@ -39,7 +39,7 @@ void Program::add(const Instruction& in, const Sources& sources) {
       stages.back().exit = in;
       break;
     default:
-      (tail_row >= 0 ? tail : stages.empty() ? head : stages.back().steps).push_back({in, sources});
+      (tail_row >= 0 ? tail : stages.empty() ? head : stages.back().steps).push_back({in, std::move(sources)});
   }
 }
 

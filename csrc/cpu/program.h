@@ -47,11 +47,11 @@ class Program final : public Table {
   int upscale() const { return reconstruct().upscale * buffers[reconstruct().src].resolution; }
 
   // 32-bit words of weights for one group of output channels, laid out as `layout`, of a convolution of `sources`.
-  int64_t group_size(const Instruction& in, const std::vector<int32_t>& sources, int32_t layout) const;
+  int64_t group_size(const Instruction& in, const Sources& sources, int32_t layout) const;
 
  private:
   int64_t kernel_elements(const Instruction& in, const Sources& sources) const override;
-  void add(const Instruction& in, const Sources& sources) override;
+  void add(const Instruction& in, Sources sources) override;
   void note_reads(const Step& step);
 };
 

@@ -1,6 +1,6 @@
 // Vectors of floats, one source for every instruction set.
 //
-// This header and those built on it are included by one .cpp file an instruction set, each compiled for it; everything
+// This header and those built on it are included by one .cpp file per instruction set, each compiled for it; everything
 // is in an unnamed namespace and uses no library templates, so that no code compiled for a newer CPU can be linked into
 // a path that runs on an older one.
 #pragma once

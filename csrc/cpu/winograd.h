@@ -1,8 +1,9 @@
-// Winograd convolution (Lavin and Gray 2016): F(4x4, 3x3) with 2.25 multiplications a pixel and channel
-// pair instead of 9, F(2x2, 5x5) with 9 instead of 25. Both read 6x6 pixels a tile and use the points 0, 1, -1, 1/2, -2
-// and infinity: they halve the rounding error of the customary 2 and -2, and all constants of the transforms are exact.
+// Winograd convolution (Lavin and Gray 2016): F(4x4, 3x3) with 2.25 multiplications per pixel and
+// pair of channels instead of 9, F(2x2, 5x5) with 9 instead of 25. Both read 6x6 pixels per tile and use the points 0,
+// 1, -1, 1/2, -2 and infinity: they halve the rounding error of the customary 2 and -2, and all constants of the
+// transforms are exact.
 //
-//   V = B' d B (36 values a tile and input channel),  M = sum over input channels of U V,  out = A' M A
+//   V = B' d B (36 values per tile and input channel),  M = sum over input channels of U V,  out = A' M A
 //
 // The weights U = G g G' are made when a program is packed.
 #pragma once

@@ -31,7 +31,7 @@ class Plan final : public Table {
     return variants(in) * ape::padded(in.out_channels) * in.kernel * in.kernel * channels;
   }
 
-  void add(const Instruction& in, const Sources& sources) override {
+  void add(const Instruction& in, Sources sources) override {
     switch (in.opcode) {
       case kBuffer: {
         const int64_t elements = ape::padded(in.in_channels) * in.resolution() * in.resolution();
