@@ -36,6 +36,7 @@ constexpr int32_t kBorderClasses = 4;
 
 // Types of the elements that kernels read and write.
 enum ElementType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+constexpr int bytes_of(int element) { return element == kFloat32 ? 4 : 2; }
 
 constexpr int32_t kNoBuffer = -1;
 constexpr int32_t kWeightAlignment = 16;  // of the offsets into the weight buffer, elements

@@ -54,8 +54,11 @@ class Table {
   // What the backend makes of a row that has passed; SOURCE rows come with their CONV.
   virtual void add(const Instruction& in, Sources sources) = 0;
 
-  // The row that is being checked.
+  // The row that is being checked, and whether the next one has this opcode.
   int64_t at() const { return at_; }
+  bool follows(int32_t opcode) const {
+    return at_ + 1 < static_cast<int64_t>(rows.size()) && rows[at_ + 1].opcode == opcode;
+  }
   void require(bool condition, const char* what) const {
     if (!condition) throw std::invalid_argument("table: row " + std::to_string(at_) + ": " + what);
   }
@@ -73,8 +76,7 @@ class Table {
   static constexpr int kMostUpscale = 64;      // and its square within 32
   int64_t weight_count_, float_elements_;
   int64_t at_ = 0;
-  bool has_exit_ = false;  // the stage that is being read
-  Sources sources_;        // of the convolution that is being read
+  Sources sources_;  // of the convolution that is being read
 
   void fits(int32_t number, int64_t channels, int resolution) const {
     require(buffer(number).in_channels == channels, "channels differ from the buffer's");
@@ -112,7 +114,6 @@ class Table {
           require(in.src == before && in.dst == before, "stages hand on in one buffer");
         }
         stage_rows.push_back(static_cast<int>(at_));
-        has_exit_ = false;
         break;
       case kTail:
         require(!stage_rows.empty() && tail_row < 0, "the tail follows the stages");
@@ -136,8 +137,7 @@ class Table {
         attention(in);
         break;
       case kExit:
-        require(!stage_rows.empty() && tail_row < 0 && !has_exit_, "an exit ends a stage");
-        has_exit_ = true;
+        require(!stage_rows.empty() && (follows(kStage) || follows(kTail)), "an exit ends a stage");
         fits(in.src, in.in_channels, buffer(in.src).resolution());
         weights_and_biases(in, in.in_channels * float_elements_, 1);
         break;

@@ -16,7 +16,7 @@ class Plan final : public Table {
 
   // table: [row_count][16] on the host. weight_count: elements in the weight buffer, of ElementType `element`.
   Plan(const int32_t* table, int64_t row_count, int64_t weight_count, int element)
-      : Table(table, row_count, weight_count, element == kFloat16 ? 2 : 1) {
+      : Table(table, row_count, weight_count, int(sizeof(float)) / bytes_of(element)) {
     check();
   }
 
@@ -43,7 +43,7 @@ class Plan final : public Table {
       case kConv:
         if (at() > 0 && rows[at() - 1].opcode == kConv && rows[at() - 1].fused) check_fused(rows[at() - 1], in);
         if (!in.fused) break;
-        require(at() + 1 < int64_t(rows.size()) && rows[at() + 1].opcode == kConv, "fused with no convolution");
+        require(follows(kConv), "fused with no convolution");
         require(sources.size() == 1, "fused with several sources");
         break;
       case kExit:

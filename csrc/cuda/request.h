@@ -31,16 +31,16 @@ struct Request {
 };
 
 // Elements of the weight buffer that the copy of the table takes.
-inline int64_t table_elements(int64_t table_rows, int64_t element) {
-  return table_rows * int64_t(sizeof(Instruction)) / (element == kFloat16 ? 2 : 4);
+inline int64_t table_elements(int64_t table_rows, int element) {
+  return table_rows * int64_t(sizeof(Instruction)) / bytes_of(element);
 }
 
 // Throws std::invalid_argument for a malformed table.
-inline Plan plan_of(uintptr_t table, int64_t table_rows, int64_t weight_count, int64_t element) {
+inline Plan plan_of(uintptr_t table, int64_t table_rows, int64_t weight_count, int element) {
   if (weight_count % 16)
     throw std::invalid_argument("weights: expected a multiple of 16 elements, got " + std::to_string(weight_count));
   return {reinterpret_cast<const int32_t*>(table), table_rows, weight_count - table_elements(table_rows, element),
-          int(element)};
+          element};
 }
 
 // Throws std::invalid_argument for what the kernel could not count or address.
@@ -68,7 +68,7 @@ inline void check(const Request& request, const Plan& plan) {
 // Throws std::invalid_argument as `check` does.
 inline WorkerArgs args_of(const Request& request, const Plan& plan) {
   check(request, plan);
-  const int64_t size = request.element == kFloat16 ? 2 : 4;
+  const int64_t size = bytes_of(request.element);
   const int64_t rows_at = request.weight_count - table_elements(request.table_rows, request.element);
   WorkerArgs args{};
   args.rows = reinterpret_cast<const Instruction*>(request.weights + rows_at * size);

@@ -129,7 +129,7 @@ def test_no_races_between_workers(tmp_path):
     patches, packed = test_patches(9, 8, 8), APEForward(model, backend="cpu", dtype=torch.float32).packed
     for name, tensor in {"table": packed.table, "weights": packed.weights, "patches": patches}.items():
         (tmp_path / name).write_bytes(tensor.numpy().tobytes())
-    worker = [f"{name}.cpp" for name in ("worker", "workspace", "program", "maps", "bands", "pooled", "upsample")]
+    worker = [f"{name}.cpp" for name in ("worker", "workspace", "program", "maps", "upsample")]
     run_under_tsan(tmp_path, WORKERS, *worker, "kernels_portable.cpp")
     sr, exit_index, _ = APEForward(model, 0.5, backend="torch").forward_patches(patches)
     assert len(set(exit_index.tolist())) > 1

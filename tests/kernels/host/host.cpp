@@ -17,7 +17,7 @@ std::vector<Region> regions(const Request& request, const Plan& plan, const Work
   const auto feature_bytes = [&](const Instruction& buffer) {
     return int64_t(buffer.in_channels) * buffer.resolution() * buffer.resolution() * args.height * args.width * 4;
   };
-  const int64_t size = request.element == kFloat16 ? 2 : 4;
+  const int64_t size = bytes_of(request.element);
   const int64_t arena = args.scratch_elements * args.height * args.width * size;
   for (int i = 0; i < request.blocks; ++i) add("scratch", static_cast<const char*>(args.scratch) + i * arena, arena, i);
   add("weights", args.weights, request.weight_count * size);
