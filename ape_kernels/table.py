@@ -60,7 +60,14 @@ class Column(IntEnum):
     MODE = 14
     FUSED = 15
 
+    # what a column holds in the rows of one opcode
+    RESOLUTION = UPSCALE  # BUFFER
+    ARENA_OFFSET = WEIGHT  # BUFFER, cuda
+    INTERPOLATION = MODE  # UPSAMPLE
 
+
+# csrc/program.h has these numbers and names as well: tests/kernels/test_table.py compares them.
+ELEMENT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 NO_BUFFER = -1
 WEIGHT_ALIGNMENT = 16  # elements: a cache line of float32
 
@@ -94,7 +101,7 @@ def pack(program: PatchProgram, layout: WeightLayout, *, dtype: torch.dtype, dev
     """
     table = _Table(layout, dtype, device)
     for i, buffer in enumerate(program.buffers):
-        table.row(Opcode.BUFFER, src=i, in_channels=buffer.channels, upscale=buffer.resolution)
+        table.row(Opcode.BUFFER, src=i, in_channels=buffer.channels, resolution=buffer.resolution)
     table.add(program.head, program)
     for stage in program.stages:
         table.row(Opcode.STAGE, src=stage.src, dst=stage.dst)
@@ -155,7 +162,8 @@ class _Table:
                     self._attention(step)
                 case Upsample():
                     factor = program.buffers[step.dst].resolution // program.buffers[step.src].resolution
-                    self.row(Opcode.UPSAMPLE, src=step.src, dst=step.dst, upscale=factor, mode=step.interpolation)
+                    interpolation = step.interpolation
+                    self.row(Opcode.UPSAMPLE, src=step.src, dst=step.dst, upscale=factor, interpolation=interpolation)
                 case Module():
                     self.row(Opcode.MODULE, src=step.src, dst=step.dst, weight=modules.register(step.module))
                 case Exit():

@@ -1,5 +1,6 @@
 // The module ape_kernels._C: nothing but exports. Pointers come as integers; shapes, types and devices were checked in
-// Python, which owns all memory. Calls run without the interpreter lock.
+// Python, which owns all memory. Calls run without the interpreter lock. Arguments are taken by keyword alone: two
+// addresses in each other's place would go unnoticed.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -39,8 +40,9 @@ void def_split(py::module_& m, const char* name, F f, Names... names) {
                      patch_height, patch_width},
       extra...);
   };
-  m.def(name, call, "image"_a, "patches"_a, "row_start"_a, "column_start"_a, "batch"_a, "channels"_a, "height"_a,
-        "width"_a, "patch_rows"_a, "patch_columns"_a, "patch_height"_a, "patch_width"_a, names..., Unlocked());
+  m.def(name, call, py::kw_only(), "image"_a, "patches"_a, "row_start"_a, "column_start"_a, "batch"_a, "channels"_a,
+        "height"_a, "width"_a, "patch_rows"_a, "patch_columns"_a, "patch_height"_a, "patch_width"_a, names...,
+        Unlocked());
 }
 
 // The same for f(MergeArgs, extra...).
@@ -56,9 +58,9 @@ void def_merge(py::module_& m, const char* name, F f, Names... names) {
                      patch_height, patch_width, rows_covering, columns_covering},
       extra...);
   };
-  m.def(name, call, "patches"_a, "image"_a, "row_index"_a, "row_weight"_a, "column_index"_a, "column_weight"_a,
-        "batch"_a, "channels"_a, "height"_a, "width"_a, "patch_rows"_a, "patch_columns"_a, "patch_height"_a,
-        "patch_width"_a, "rows_covering"_a, "columns_covering"_a, names..., Unlocked());
+  m.def(name, call, py::kw_only(), "patches"_a, "image"_a, "row_index"_a, "row_weight"_a, "column_index"_a,
+        "column_weight"_a, "batch"_a, "channels"_a, "height"_a, "width"_a, "patch_rows"_a, "patch_columns"_a,
+        "patch_height"_a, "patch_width"_a, "rows_covering"_a, "columns_covering"_a, names..., Unlocked());
 }
 
 // Shapes of the pointers: cpu/worker.h. Throws ValueError (std::invalid_argument) for a malformed table.
@@ -75,9 +77,6 @@ void cpu_run_stage(uintptr_t table, int64_t table_rows, uintptr_t weights, int64
                    uintptr_t features, uintptr_t active, uintptr_t exit_at, uintptr_t out, uintptr_t capacity,
                    uintptr_t leaves, int64_t count, int height, int width, float boundary, int threads) {
   const ape::cpu::Program program(pointer<const int32_t>(table), table_rows, weight_count);
-  if (stage < 0 || stage >= static_cast<int>(program.stages.size()))
-    throw std::invalid_argument("stage: expected 0 to " + std::to_string(program.stages.size() - 1) + ", got " +
-                                std::to_string(stage));
   ape::cpu::run_stage(program, stage,
                       {pointer<const float>(weights), pointer<const float>(features), pointer<const int64_t>(active),
                        pointer<const int64_t>(exit_at), pointer<float>(out), pointer<float>(capacity),
@@ -89,12 +88,12 @@ void export_cpu(py::module_& m) {
   def_merge<int>(m, "cpu_merge", ape::cpu_merge, "threads"_a);
   m.def("cpu_isas", &ape::cpu::isas, "Instruction sets this build and this CPU can run, best first.");
   m.def("cpu_isa", &ape::cpu::isa, "The instruction set in use (APE_CPU_ISA, else the best).");
-  m.def("cpu_run_patches", &cpu_run_patches, "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a, "patches"_a,
-        "exit_at"_a, "sr"_a, "exit_index"_a, "capacity"_a, "count"_a, "height"_a, "width"_a, "boundary"_a, "threads"_a,
-        Unlocked());
-  m.def("cpu_run_stage", &cpu_run_stage, "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a, "stage"_a,
-        "features"_a, "active"_a, "exit_at"_a, "out"_a, "capacity"_a, "leaves"_a, "count"_a, "height"_a, "width"_a,
-        "boundary"_a, "threads"_a, Unlocked());
+  m.def("cpu_run_patches", &cpu_run_patches, py::kw_only(), "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a,
+        "patches"_a, "exit_at"_a, "sr"_a, "exit_index"_a, "capacity"_a, "count"_a, "height"_a, "width"_a, "boundary"_a,
+        "threads"_a, Unlocked());
+  m.def("cpu_run_stage", &cpu_run_stage, py::kw_only(), "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a,
+        "stage"_a, "features"_a, "active"_a, "exit_at"_a, "out"_a, "capacity"_a, "leaves"_a, "count"_a, "height"_a,
+        "width"_a, "boundary"_a, "threads"_a, Unlocked());
 }
 
 #ifdef APE_WITH_CUDA
@@ -102,12 +101,12 @@ void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 
-// Scratch elements a low-resolution pixel, resolution of the input's buffer, and blocks that run at once.
+// Scratch elements per low-resolution pixel, resolution of the input's buffer, and blocks that run at once.
 py::tuple cuda_plan(uintptr_t table, int64_t table_rows, int64_t weight_count, int element, int stage) {
   const ape::cuda::Plan plan = ape::cuda::plan_of(table, table_rows, weight_count, element);
   int blocks = 0;
   check(ape::cuda::worker_blocks(element, &blocks));
-  return py::make_tuple(plan.scratch_elements, plan.input_buffer(stage).upscale, blocks);
+  return py::make_tuple(plan.scratch_elements, plan.input_buffer(stage).resolution(), blocks);
 }
 
 // Shapes of the pointers: cuda/args.h. Throws ValueError (std::invalid_argument) for a malformed table.
@@ -124,11 +123,11 @@ void cuda_run_worker(uintptr_t table, int64_t table_rows, int64_t weight_count, 
 }
 
 void export_cuda(py::module_& m) {
-  m.def("cuda_plan", &cuda_plan, "table"_a, "table_rows"_a, "weight_count"_a, "element"_a, "stage"_a);
-  m.def("cuda_run_worker", &cuda_run_worker, "table"_a, "table_rows"_a, "weight_count"_a, "element"_a, "stage"_a,
-        "weights"_a, "input"_a, "input_rows"_a, "active"_a, "exit_at"_a, "output"_a, "exit_index"_a, "capacity"_a,
-        "leaves"_a, "scratch"_a, "queue"_a, "blocks"_a, "count"_a, "height"_a, "width"_a, "boundary"_a, "stream"_a,
-        Unlocked());
+  m.def("cuda_plan", &cuda_plan, py::kw_only(), "table"_a, "table_rows"_a, "weight_count"_a, "element"_a, "stage"_a);
+  m.def("cuda_run_worker", &cuda_run_worker, py::kw_only(), "table"_a, "table_rows"_a, "weight_count"_a, "element"_a,
+        "stage"_a, "weights"_a, "input"_a, "input_rows"_a, "active"_a, "exit_at"_a, "output"_a, "exit_index"_a,
+        "capacity"_a, "leaves"_a, "scratch"_a, "queue"_a, "blocks"_a, "count"_a, "height"_a, "width"_a, "boundary"_a,
+        "stream"_a, Unlocked());
   def_split<int, uintptr_t>(
       m, "cuda_split",
       [](const ape::SplitArgs& args, int dtype, uintptr_t stream) {
@@ -169,9 +168,6 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.attr("FLOAT32") = static_cast<int>(ape::kFloat32);
-  m.attr("FLOAT16") = static_cast<int>(ape::kFloat16);
-  m.attr("BFLOAT16") = static_cast<int>(ape::kBFloat16);
   m.def("build_info", &build_info, "What this module was built with: compiler, cuda, cuda_architectures, debug.");
   export_cpu(m);
 #ifdef APE_WITH_CUDA

@@ -2,17 +2,9 @@
 // each element comes from.
 #pragma once
 
-#include <cstdint>
-
-#ifdef __CUDACC__
-#define APE_HD __host__ __device__
-#else
-#define APE_HD
-#endif
+#include "program.h"
 
 namespace ape {
-
-enum Dtype : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
 // patches[n, c, y, x] = image[b, c, row_start[r] + y, column_start[k] + x], n = (b * R + r) * K + k
 struct SplitArgs {

@@ -1,34 +1,47 @@
-// The packed patch program: int32 instruction table and weight buffer (docs/program.md).
+// A row of the instruction table (docs/program.md). Its home is ape_kernels/table.py: tests/kernels/test_table.py holds
+// the names and numbers below to what stands there.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#ifdef __CUDACC__
+#define APE_HD __host__ __device__
+#else
+#define APE_HD
+#endif
+
 namespace ape {
 
 enum Opcode : int32_t {
-  BUFFER = 0,
-  STAGE = 1,
-  TAIL = 2,
-  CONV = 3,
-  EXIT = 4,
-  RECONSTRUCT = 5,
-  SOURCE = 6,
-  UPSAMPLE = 7,
-  ATTENTION = 8,
-  MODULE = 9,  // runs in PyTorch only
+  kBuffer = 0,
+  kStage = 1,
+  kTail = 2,
+  kConv = 3,
+  kExit = 4,
+  kReconstruct = 5,
+  kSource = 6,
+  kUpsample = 7,
+  kAttention = 8,
+  kModule = 9,  // runs in PyTorch only
 };
 
-enum Activation : int32_t { NO_ACTIVATION = 0, RELU = 1, PRELU = 2 };
+enum Activation : int32_t { kNone = 0, kRelu = 1, kPrelu = 2 };
 
-enum Interpolation : int32_t { NEAREST = 0, BICUBIC = 1 };
+enum Interpolation : int32_t { kNearest = 0, kBicubic = 1 };
 
-// Border classes of a pixel along one axis; they pick the kernel of a RECONSTRUCT.
-enum BorderClass : int32_t { INTERIOR = 0, FIRST = 1, LAST = 2, ONLY = 3, BORDER_CLASSES = 4 };
+// Border classes of a pixel along one axis; they pick the kernel of a RECONSTRUCT (ape_kernels/collapse.py).
+enum BorderClass : int32_t { kInterior = 0, kFirst = 1, kLast = 2, kOnly = 3 };
+constexpr int32_t kBorderClasses = 4;
 
-constexpr int32_t NO_BUFFER = -1;
+// Types of the elements that kernels read and write.
+enum ElementType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+constexpr int bytes_of(int element) { return element == kFloat32 ? 4 : 2; }
 
-// One row of the table.
+constexpr int32_t kNoBuffer = -1;
+constexpr int32_t kWeightAlignment = 16;  // of the offsets into the weight buffer, elements
+
+// One row of the table: its columns, and names for what some of them hold in the rows of one opcode.
 struct Instruction {
   int32_t opcode;
   int32_t src;
@@ -46,6 +59,19 @@ struct Instruction {
   int32_t hidden;
   int32_t mode;
   int32_t fused;  // CONV: its result is read by the CONV that follows and by nothing else
+
+  // BUFFER: the factor from the patch's height and width to the buffer's.
+  APE_HD int32_t resolution() const { return upscale; }
+  // BUFFER, cuda: where the buffer begins in an arena, elements per low-resolution pixel.
+  APE_HD int32_t arena_offset() const { return weight; }
+  // UPSAMPLE.
+  APE_HD int32_t interpolation() const { return mode; }
+  // RECONSTRUCT: whether it has a kernel for each pair of border classes.
+  APE_HD bool has_border_classes() const { return mode & 1; }
+  // CONV and RECONSTRUCT: the layout of the weights, which is the backend's own.
+  APE_HD int32_t layout() const { return mode >> 1; }
+  // RECONSTRUCT: channels of the picture.
+  APE_HD int32_t picture_channels() const { return out_channels / (upscale * upscale); }
 
   float scale() const {
     float value;

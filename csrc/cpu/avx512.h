@@ -6,7 +6,7 @@ namespace {
 
 // 12 x 2 sums, 2 weights and the broadcast from memory: 26 of 32 registers.
 struct Avx512 {
-  static constexpr int WIDTH = 16, VECTORS = 2, PIXELS = 12;
+  static constexpr int kWidth = 16, kVectors = 2, kPixels = 12;
 };
 
 }  // namespace

@@ -1,8 +1,8 @@
 // Direct convolution, and the tile of sums in registers that Winograd's products use as well.
 //
-// A tile is PIXELS pixels x VECTORS vectors of output channels, kept in registers over all taps and
-// input channels: per input channel VECTORS weight loads and PIXELS broadcasts feed PIXELS * VECTORS multiply-adds.
-// With two loads and two multiply-adds a cycle, 12 x 2 (AVX-512) needs 7 cycles of loads to 12 of arithmetic.
+// A tile is kPixels pixels x kVectors vectors of output channels, kept in registers over all taps and
+// input channels: per input channel kVectors weight loads and kPixels broadcasts feed kPixels * kVectors multiply-adds.
+// With two loads and two multiply-adds per cycle, 12 x 2 (AVX-512) needs 7 cycles of loads to 12 of arithmetic.
 #pragma once
 
 #include "simd.h"
@@ -13,33 +13,33 @@ namespace {
 // One input channel of a pixel, and its weights, as floats.
 template <class Traits>
 struct Floats {
-  using S = Simd<Traits::WIDTH>;
+  using S = Simd<Traits::kWidth>;
   using Vector = typename S::Vector;
   using Word = float;
 
-  static int planes(const FeatureMap&) { return 1; }
+  static int slices(const FeatureMap&) { return 1; }
   static int words(const FeatureMap& map) { return map.channels; }
-  static const float* at(const FeatureMap& map, int, int y, int x) { return map.pixels + y * map.row + x * map.pixel; }
+  static const float* at(const FeatureMap& map, int, int y, int x) { return floats_at(map, y, x, 0); }
   static int64_t stride(const FeatureMap& map, bool down) { return down ? map.row : map.pixel; }
   static APE_INLINE Vector multiply_add(Vector sum, float value, Vector weight) { return sum + value * weight; }
 };
 
 // Two input channels of a pixel, and their weights, as bf16 in 32 bits; products are summed in fp32.
 template <class Traits>
-struct Pairs {
-  using S = Simd<Traits::WIDTH>;
+struct Bf16Pairs {
+  using S = Simd<Traits::kWidth>;
   using Vector = typename S::Vector;
   typedef uint32_t Word __attribute__((may_alias));
 
-  static int planes(const FeatureMap& map) { return (map.channels + CHUNK - 1) / CHUNK; }
-  static int words(const FeatureMap&) { return CHUNK / 2; }
-  static const Word* at(const FeatureMap& map, int plane, int y, int x) {
-    return reinterpret_cast<const Word*>(map.half + plane * map.half_plane + y * map.half_row + x * CHUNK);
+  static int slices(const FeatureMap& map) { return cpu::slices(map.channels); }
+  static int words(const FeatureMap&) { return kSlice / 2; }
+  static const Word* at(const FeatureMap& map, int slice, int y, int x) {
+    return reinterpret_cast<const Word*>(bf16_at(map, y, x, slice * kSlice));
   }
-  static int64_t stride(const FeatureMap& map, bool down) { return (down ? map.half_row : CHUNK) / 2; }
+  static int64_t stride(const FeatureMap& map, bool down) { return (down ? map.rounded_row : kSlice) / 2; }
   static APE_INLINE Vector multiply_add(Vector sum, uint32_t value, Vector weight) {
 #ifdef __AVX512BF16__
-    if constexpr (Traits::WIDTH == 16)
+    if constexpr (Traits::kWidth == 16)
       return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(value)), (__m512bh)weight);
 #endif
     using Bits = typename S::Bits;
@@ -49,24 +49,24 @@ struct Pairs {
   }
 };
 
-// Traits: WIDTH floats a vector, VECTORS vectors a tile (at most), PIXELS pixels a tile (at most).
+// Traits: kWidth floats per vector, at most kVectors vectors and kPixels pixels per tile.
 template <class Traits, template <class> class Element>
 struct Conv {
-  using S = Simd<Traits::WIDTH>;
+  using S = Simd<Traits::kWidth>;
   using E = Element<Traits>;
   using Vector = typename S::Vector;
   using Word = typename E::Word;
-  static_assert(Traits::VECTORS % S::PER_GROUP == 0, "tiles cover whole groups");
-  static constexpr int COLOURS = 3;  // channels of a picture
+  static_assert(Traits::kVectors % S::kPerGroup == 0, "tiles cover whole groups");
+  static constexpr int kColours = 3;  // channels of a picture
 
-  // sum[i][j] += src[i * stride] * weight of vector j. weight: [LANES]; the next group's are `group_size` further.
+  // sum[i][j] += src[i * stride] * weight of vector j. weight: [kGroup]; the next group's are `group_size` further.
   template <int PIXELS, int VECTORS>
   static APE_INLINE void accumulate_word(Vector (&sum)[PIXELS][VECTORS], const Word* src, int64_t stride,
                                          const float* weight, int64_t group_size) {
     Vector w[VECTORS];
 #pragma GCC unroll 16
     for (int j = 0; j < VECTORS; j++)
-      w[j] = S::load(weight + j / S::PER_GROUP * group_size + j % S::PER_GROUP * Traits::WIDTH);
+      w[j] = S::load(weight + j / S::kPerGroup * group_size + j % S::kPerGroup * Traits::kWidth);
 #pragma GCC unroll 16
     for (int i = 0; i < PIXELS; i++) {
       const auto value = src[i * stride];
@@ -75,12 +75,12 @@ struct Conv {
     }
   }
 
-  // The same over `words` input words; weight: [words][LANES].
+  // The same over `words` input words; weight: [words][kGroup].
   template <int PIXELS, int VECTORS>
   static APE_INLINE void accumulate(Vector (&sum)[PIXELS][VECTORS], const Word* src, int64_t stride, int words,
                                     const float* weight, int64_t group_size) {
 #pragma GCC unroll 2
-    for (int c = 0; c < words; c++) accumulate_word(sum, src + c, stride, weight + c * LANES, group_size);
+    for (int c = 0; c < words; c++) accumulate_word(sum, src + c, stride, weight + c * kGroup, group_size);
   }
 
   // PIXELS pixels from (y, x) on, to the right or down. Taps in rows (columns, going down) outside the map would
@@ -92,26 +92,26 @@ struct Conv {
     Vector sum[PIXELS][VECTORS];
 #pragma GCC unroll 16
     for (int j = 0; j < VECTORS; j++) {
-      const Vector bias = S::load(a.bias + group * LANES + j * Traits::WIDTH);
+      const Vector bias = S::load(a.bias + group * kGroup + j * Traits::kWidth);
 #pragma GCC unroll 16
       for (int i = 0; i < PIXELS; i++) sum[i][j] = bias;
     }
     for (int s = 0; s < a.source_count; s++) {
       const FeatureMap& map = a.sources[s];
       const int words = E::words(map);
-      for (int plane = 0; plane < E::planes(map); plane++) {
+      for (int slice = 0; slice < E::slices(map); slice++) {
         for (int ky = y - radius; ky <= y + radius; ky++) {
-          for (int kx = x - radius; kx <= x + radius; kx++, weight += words * LANES) {
+          for (int kx = x - radius; kx <= x + radius; kx++, weight += words * kGroup) {
             if (down ? kx < 0 || kx >= map.width : ky < 0 || ky >= map.height) continue;
-            const Word* src = E::at(map, plane, ky, kx);
+            const Word* src = E::at(map, slice, ky, kx);
             const int64_t stride = E::stride(map, down);
-            if (words != COLOURS) {
+            if (words != kColours) {
               accumulate(sum, src, stride, words, weight, a.group_size);
               continue;
             }
 #pragma GCC unroll 3
-            for (int c = 0; c < COLOURS; c++)  // no loop remains
-              accumulate_word(sum, src + c, stride, weight + c * LANES, a.group_size);
+            for (int c = 0; c < kColours; c++)  // no loop remains
+              accumulate_word(sum, src + c, stride, weight + c * kGroup, a.group_size);
           }
         }
       }
@@ -120,33 +120,33 @@ struct Conv {
     for (int i = 0; i < PIXELS; i++)
 #pragma GCC unroll 16
       for (int j = 0; j < VECTORS; j++) {
-        const int channel = group * LANES + j * Traits::WIDTH;
+        const int channel = group * kGroup + j * Traits::kWidth;
         S::finish(a, typename S::Cursor(a, down ? y + i : y, down ? x : x + i, channel), 0, channel, sum[i][j]);
       }
   }
 
   template <int PIXELS>
   static void groups(const ConvArgs& a, int y, int x, bool down, int group, int count) {
-    if (count * S::PER_GROUP == Traits::VECTORS)
-      tile<PIXELS, Traits::VECTORS>(a, y, x, down, group);
+    if (count * S::kPerGroup == Traits::kVectors)
+      tile<PIXELS, Traits::kVectors>(a, y, x, down, group);
     else
-      tile<PIXELS, S::PER_GROUP>(a, y, x, down, group);
+      tile<PIXELS, S::kPerGroup>(a, y, x, down, group);
   }
 
   // Line by line, along the longer side where the area is one pixel wide.
   static void area(const ConvArgs& a, const Area& area) {
-    constexpr int GROUPS = Traits::VECTORS / S::PER_GROUP;
-    constexpr int PIXELS = Traits::PIXELS, SOME = PIXELS > 3 ? PIXELS / 3 : 1;
+    constexpr int kGroups = Traits::kVectors / S::kPerGroup;
+    constexpr int kPixels = Traits::kPixels, kSome = kPixels > 3 ? kPixels / 3 : 1;
     const bool down = area.width == 1;
     const int lines = down ? 1 : area.height, length = down ? area.height : area.width;
     for (int line = 0; line < lines; line++) {
       for (int group = 0; group < a.groups;) {
-        const int count = a.groups - group >= GROUPS ? GROUPS : 1;
+        const int count = a.groups - group >= kGroups ? kGroups : 1;
         const auto y = [&](int i) { return area.y + (down ? i : line); };
         const auto x = [&](int i) { return area.x + (down ? 0 : i); };
         int i = 0;
-        for (; i + PIXELS <= length; i += PIXELS) groups<PIXELS>(a, y(i), x(i), down, group, count);
-        for (; i + SOME <= length; i += SOME) groups<SOME>(a, y(i), x(i), down, group, count);
+        for (; i + kPixels <= length; i += kPixels) groups<kPixels>(a, y(i), x(i), down, group, count);
+        for (; i + kSome <= length; i += kSome) groups<kSome>(a, y(i), x(i), down, group, count);
         for (; i < length; i++) groups<1>(a, y(i), x(i), down, group, count);
         group += count;
       }

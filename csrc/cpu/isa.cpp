@@ -32,14 +32,14 @@ bool has_avx512bf16() {
   return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
 }
 
-// The CPU's answer, and the kernel's: tile registers must be asked for, once a process.
+// The CPU's answer, and the kernel's: tile registers must be asked for, once per process.
 bool has_amx() {
 #ifdef __linux__
-  constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!has_avx512bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   const bool bf16_and_tiles = (d >> 22 & 1) && (d >> 24 & 1);
-  return bf16_and_tiles && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+  return bf16_and_tiles && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
 #endif

@@ -8,18 +8,17 @@ namespace ape::cpu {
 namespace {
 
 template <class Traits>
-void direct_pairs(const ConvArgs& args, const Area& area, float*) {
-  Conv<Traits, Pairs>::area(args, area);
+void direct_bf16(const ConvArgs& args, const Area& area, float*) {
+  Conv<Traits, Bf16Pairs>::area(args, area);
   if (args.sums == nullptr) return;
   for (int y = area.y; y < area.y + area.height; y++)
     for (int x = area.x; x < area.x + area.width; x++)
-      for (int c = 0; c < args.groups * LANES; c++)
-        args.sums[c] += args.dst.pixels[y * args.dst.row + x * args.dst.pixel + c];
+      for (int c = 0; c < args.groups * kGroup; c++) args.sums[c] += floats_at(args.dst, y, x, 0)[c];
 }
 
 template <class Traits>
 constexpr Kernels kernel_set() {
-  return {Conv<Traits, Floats>::area, Winograd<Traits>::conv,          direct_pairs<Traits>,
+  return {Conv<Traits, Floats>::area, Winograd<Traits>::conv,          direct_bf16<Traits>,
           Pointwise<Traits>::round,   Pointwise<Traits>::channel_sums, Pointwise<Traits>::gate};
 }
 

@@ -7,46 +7,47 @@ namespace ape::cpu {
 
 using bf16 = uint16_t;  // the upper half of a float
 
-// Channels that are computed together: a cache line of floats. Weights of output channels come in such groups.
-constexpr int LANES = 16;
+// A group: channels that are computed together, a cache line of floats. Weights of output channels come in groups.
+constexpr int kGroup = 16;
 
-// Channels of a bf16 map that lie side by side: a cache line, one row of an AMX tile.
-constexpr int CHUNK = 32;
+// A slice: channels of a bf16 map that lie side by side, a cache line of bf16 and a row of an AMX tile.
+constexpr int kSlice = 32;
+inline int slices(int channels) { return (channels + kSlice - 1) / kSlice; }
 
 // Feature maps a convolution can read at once: a dense block of RRDB has five.
-constexpr int MAX_SOURCES = 5;
+constexpr int kMostSources = 5;
 
 // A feature map of one patch, as floats, as bf16 (rounded from the floats, what bf16 convolutions read), or both.
 // Pointers are to pixel (0, 0) and null for what nothing reads. Around the map, and in the channels that pad it, is
 // zero: a border as wide as the convolutions read, right and below of it up to 3 pixels more, so that the 4x4 tiles of
 // Winograd cover the map.
 struct FeatureMap {
-  float* pixels;       // [height][width][channels, padded to LANES but for pictures that no convolution touches]
+  float* pixels;       // [height][width][channels, padded to kGroup but for pictures that no convolution touches]
   int64_t row, pixel;  // strides in floats
-  bf16* half;          // [channels / CHUNK, rounded up][height][width][CHUNK]
-  int64_t half_row, half_plane;
+  bf16* rounded;       // [slices(channels)][height][width][kSlice]
+  int64_t rounded_row, rounded_slice;
   int channels, height, width;
 };
 
 // How the weights of a convolution are laid out, and so which kernel runs it (docs/program.md).
 enum Layout : int32_t {
-  DIRECT = 0,    // [groups][source][kernel * kernel][source's channels][LANES]
-  WINOGRAD = 1,  // [groups][36][in_channels][LANES]
-  PAIRS = 2,     // bf16: [groups][source][source's chunks][kernel * kernel][CHUNK / 2][LANES][2]
+  kDirect = 0,    // [groups][source][kernel * kernel][source's channels][kGroup]
+  kWinograd = 1,  // [groups][36][in_channels][kGroup]
+  kBf16 = 2,      // bf16: [groups][source][source's slices][kernel * kernel][kSlice / 2][kGroup][2]
 };
 
 // dst = scale * act(conv(sources) + bias) + add
 struct ConvArgs {
-  FeatureMap sources[MAX_SOURCES];  // their channels one after another; none is dst
+  FeatureMap sources[kMostSources];  // their channels one after another; none is dst
   int source_count;
   int in_channels;  // of all sources
   FeatureMap dst;
   FeatureMap add;       // may be dst; pixels null: nothing is added
   const float* weight;  // floats, or pairs of bf16 in 32 bits, as the layout says
-  const float* bias;    // [groups * LANES]
-  const float* slope;   // [groups * LANES], what negative values are multiplied with; null: nothing
-  double* sums;         // PAIRS with `add`, without `slope`: [groups * LANES], the area's dst is added; null: not
-  int groups;           // of LANES output channels
+  const float* bias;    // [groups * kGroup]
+  const float* slope;   // [groups * kGroup], what negative values are multiplied with; null: nothing
+  double* sums;         // kBf16 with `add`, without `slope`: [groups * kGroup], the area's dst is added; null: not
+  int groups;           // of kGroup output channels
   int64_t group_size;   // 32-bit words from one group's weights to the next's
   int kernel;
   float scale;
@@ -58,17 +59,17 @@ struct Area {
 };
 
 struct Kernels {
-  // Pixels of `area`; weights laid out DIRECT.
+  // Pixels of `area`; weights laid out as kDirect.
   void (*direct)(const ConvArgs& args, const Area& area);
   // The whole map; kernel 3 or 5. scratch: `winograd_scratch(args.in_channels)` floats.
   void (*winograd)(const ConvArgs& args, float* scratch);
-  // Pixels of `area`; PAIRS. scratch: PAIRS_SCRATCH floats.
-  void (*pairs)(const ConvArgs& args, const Area& area, float* scratch);
-  // map.half from map.pixels.
+  // Pixels of `area`; weights laid out as kBf16. scratch: kBf16Scratch floats.
+  void (*direct_bf16)(const ConvArgs& args, const Area& area, float* scratch);
+  // map.rounded from map.pixels.
   void (*round)(const FeatureMap& map);
-  // sums[c] over all pixels, [channels padded to LANES]; of the floats where there are any.
+  // sums[c] over all pixels, [channels padded to kGroup]; of the floats where there are any.
   void (*channel_sums)(const FeatureMap& map, double* sums);
-  // dst = src * gate + add, floats. gate: [channels padded to LANES]. add: pixels null for nothing.
+  // dst = src * gate + add, floats. gate: [channels padded to kGroup]. add: pixels null for nothing.
   void (*gate)(const FeatureMap& src, const float* gate, const FeatureMap& add, const FeatureMap& dst);
 };
 
@@ -81,22 +82,22 @@ extern const Kernels amx_kernels;
 #endif
 
 // A Winograd block: this many tiles at least, a multiple of every instruction set's tiles in registers.
-constexpr int BLOCK_TILES = 12;
+constexpr int kBlockTiles = 12;
 
 // Tiles transformed at once. A block's transformed input, 36 * tiles * in_channels floats, is read once for every 32
-// output channels and shall stay in L2 beside what is read once a block, the weights. While all weights fit L2 (64
+// output channels and shall stay in L2 beside what is read once per block, the weights. While all weights fit L2 (64
 // channels: 590 KB) the smallest block is best (110 KB); 256 channels have 9.4 MB of weights, which come from L3: 24
 // tiles (0.9 MB) halve that.
-inline int winograd_tiles(int in_channels) { return in_channels <= 96 ? BLOCK_TILES : 2 * BLOCK_TILES; }
+inline int winograd_tiles(int in_channels) { return in_channels <= 96 ? kBlockTiles : 2 * kBlockTiles; }
 
 // Floats from one tile's transformed pixel to the next: whole vectors may be written past the last channel.
-inline int64_t winograd_stride(int in_channels) { return (in_channels + LANES - 1) / LANES * LANES + LANES; }
+inline int64_t winograd_stride(int in_channels) { return (in_channels + kGroup - 1) / kGroup * kGroup + kGroup; }
 
 // Transformed input, and the products of 32 output channels.
 inline int64_t winograd_scratch(int in_channels) {
-  return 36 * winograd_tiles(in_channels) * (winograd_stride(in_channels) + 2 * LANES);
+  return 36 * winograd_tiles(in_channels) * (winograd_stride(in_channels) + 2 * kGroup);
 }
 
-constexpr int64_t PAIRS_SCRATCH = 6 * 16 * LANES * 3 / 2;  // six AMX accumulators, and as many bf16
+constexpr int64_t kBf16Scratch = 6 * 16 * kGroup * 3 / 2;  // six AMX accumulators, and as many bf16
 
 }  // namespace ape::cpu

@@ -1,17 +1,17 @@
 // bf16 convolution on AMX tiles.
 //
-// An A tile is 16 pixels in a line x one chunk of 32 input channels, a B tile that chunk x 16 output channels, an
+// An A tile is 16 pixels in a line x one slice of 32 input channels, a B tile that slice x 16 output channels, an
 // accumulator 16 pixels x 16 output channels in fp32. A block is RUNS (6) such lines of pixels, so that one B tile
-// serves six products. Registers: accumulators 0 to 5, A in 6, B in 7. A step (chunk, tap) is 7 tile loads (8 cycles
-// each, L1) against 6 products (16 cycles each). All taps of a chunk follow each other: 6 lines with their surroundings
-// are 4 rows x 50 pixels x 64 bytes, 13 KB of L1, however many channels there are. While all chunks' pixels fit L1, the
+// serves six products. Registers: accumulators 0 to 5, A in 6, B in 7. A step (slice, tap) is 7 tile loads (8 cycles
+// each, L1) against 6 products (16 cycles each). All taps of a slice follow each other: 6 lines with their surroundings
+// are 4 rows x 50 pixels x 64 bytes, 13 KB of L1, however many channels there are. While all slices' pixels fit L1, the
 // weights stream past them: a plain load would make the weights of a group (64 channels: 18 KB) push pixels out that
 // the next group reads again. Where they do not fit, nothing is saved, and a plain load is 4 % faster (256 channels).
 //
 // Accumulators cannot be read: they are stored and read back. Each is stored in the first step of the NEXT block,
 // just before it is zeroed again, and the finished block's epilogue is spread over that block's products, so
 // that loads, stores and vector arithmetic run beside them: a pixel after each (64 channels: 108 products, 96 pixels; a
-// line of 16 pixels after every third step took 3 to 8 % longer). It begins DELAY steps later: a load of what is still
+// line of 16 pixels after every third step took 3 to 8 % longer). It begins kDelay steps later: a load of what is still
 // on its way to L1 (96 lines; the core's store buffer holds 112) waits, and all that follows with it.
 #include <immintrin.h>
 
@@ -21,15 +21,15 @@
 namespace ape::cpu {
 namespace {
 
-constexpr int MAX_RUNS = 6;
-constexpr int TILE = 16;                // pixels, and output channels
-constexpr int TAP = CHUNK / 2 * LANES;  // words of weights in a tile
-constexpr int64_t L1_BYTES = 48 << 10;
-constexpr int DELAY = 2;  // steps from storing a block's accumulators to the epilogue of its first pixel
+constexpr int kMostRuns = 6;
+constexpr int kTile = 16;                  // pixels, and output channels
+constexpr int kTap = kSlice / 2 * kGroup;  // words of weights in a tile
+constexpr int64_t kL1Bytes = 48 << 10;
+constexpr int kDelay = 2;  // steps from storing a block's accumulators to the epilogue of its first pixel
 using S = Simd<16>;
-constexpr int SUMS =
-    MAX_RUNS * TILE * LANES;  // floats of scratch for a block's accumulators; then the held back halves
-static_assert(PAIRS_SCRATCH == SUMS + SUMS / 2, "the accumulators of a block, and as many bf16");
+constexpr int kSums =
+    kMostRuns * kTile * kGroup;  // floats of scratch for a block's accumulators; held back bf16 follow
+static_assert(kBf16Scratch == kSums + kSums / 2, "the accumulators of a block, and as many bf16");
 
 inline int smaller(int a, int b) { return a < b ? a : b; }
 
@@ -39,7 +39,7 @@ class TileConfig {
   TileConfig() {
     alignas(64) uint8_t config[64] = {1};  // palette 1
     for (int tile = 0; tile < 8; tile++) {
-      config[16 + 2 * tile] = 64;  // bytes a row
+      config[16 + 2 * tile] = 64;  // bytes per row
       config[48 + tile] = 16;      // rows
     }
     // the memory operand and the clobber keep the compiler from dropping or moving the stores above
@@ -53,28 +53,28 @@ struct Run {
   int y, x, count;
   const float* add;
   float* pixels;
-  bf16* half;
+  bf16* rounded;
 };
 
 // What becomes of a result's bf16 form. Two groups of output channels share a cache line of it. Written one by one, the
 // line would be fetched from L2 twice, as they come a block apart. So the even group's 32 bytes are held back and go
 // with the odd one's.
-enum class Half { NONE, ALONE, HELD_BACK, JOINED };
+enum class Rounded { kNone, kAlone, kHeldBack, kJoined };
 
 // What the epilogues of one group's runs share. Steps: from one pixel of a run to the next.
 struct Ending {
   const float *bias, *slope;
   double* sums;
   float scale;
-  int64_t add_step, pixel_step, half_step;
+  int64_t add_step, pixel_step, rounded_step;
 };
 
 // Which parts of the epilogue a convolution has: a function for each kind, so that what a pixel needs stays in
 // registers.
-template <bool SLOPE, bool ADD, bool PIXELS, Half HALF, bool SUMS = false>
+template <bool SLOPE, bool ADD, bool PIXELS, Rounded ROUNDED, bool SUMS = false>
 struct Kind {
   static constexpr bool slope = SLOPE, add = ADD, pixels = PIXELS, sums = SUMS;
-  static constexpr Half half = HALF;
+  static constexpr Rounded rounded = ROUNDED;
 };
 
 // The next pixel of an epilogue, in run `number` of the block, of which `left` pixels are left.
@@ -83,15 +83,15 @@ struct Pixel {
   bf16* held;
   const float* add;
   float* pixels;
-  bf16* half;
+  bf16* rounded;
   int left, number;
   S::Vector total;  // of the run's pixels so far
 };
 
-Half kind_of(const ConvArgs& a, int group) {
-  if (a.dst.half == nullptr) return Half::NONE;
-  if (group % 2) return Half::JOINED;
-  return group + 1 < a.groups ? Half::HELD_BACK : Half::ALONE;
+Rounded kind_of(const ConvArgs& a, int group) {
+  if (a.dst.rounded == nullptr) return Rounded::kNone;
+  if (group % 2) return Rounded::kJoined;
+  return group + 1 < a.groups ? Rounded::kHeldBack : Rounded::kAlone;
 }
 
 // A block whose accumulators wait: in their tiles, then in the scratch.
@@ -108,20 +108,20 @@ class Lines {
   Lines(const ConvArgs& args, const Area& area, float* scratch)
       : a_(args), area_(area), scratch_(scratch), down_(area.width == 1) {
     line_ = down_ ? area.height : area.width;
-    per_line_ = (line_ + TILE - 1) / TILE;
+    per_line_ = (line_ + kTile - 1) / kTile;
     total_ = per_line_ * (down_ ? 1 : area.height);
     const FeatureMap& map = args.sources[0];
-    stride_ = int(down_ ? map.half_row : CHUNK) * int(sizeof(bf16));
+    stride_ = int(down_ ? map.rounded_row : kSlice) * int(sizeof(bf16));
     ending_.scale = args.scale;
     ending_.add_step = down_ ? args.add.row : args.add.pixel;
     ending_.pixel_step = down_ ? args.dst.row : args.dst.pixel;
-    ending_.half_step = down_ ? args.dst.half_row : CHUNK;
-    const int64_t taps = int64_t(args.kernel) * args.kernel, chunks = args.group_size / (taps * TAP);
-    // of a chunk, a block's pixels as two lines of 48 and what lies around them
-    const int64_t bytes = int64_t(args.kernel + 1) * (3 * TILE + args.kernel - 1) * CHUNK * int64_t(sizeof(bf16));
-    stream_ = chunks * bytes <= L1_BYTES;
-    const int64_t steps = chunks * taps - DELAY;  // that have an epilogue beside them
-    pace_ = steps > 0 ? int((TILE + steps - 1) / steps) : TILE;
+    ending_.rounded_step = down_ ? args.dst.rounded_row : kSlice;
+    const int64_t taps = int64_t(args.kernel) * args.kernel, slices = args.group_size / (taps * kTap);
+    // of a slice, a block's pixels as two lines of 48 and what lies around them
+    const int64_t bytes = int64_t(args.kernel + 1) * (3 * kTile + args.kernel - 1) * kSlice * int64_t(sizeof(bf16));
+    stream_ = slices * bytes <= kL1Bytes;
+    const int64_t steps = slices * taps - kDelay;  // that have an epilogue beside them
+    pace_ = steps > 0 ? int((kTile + steps - 1) / steps) : kTile;
     choose(kind_of(args, 0));  // until a block waits: any will do, none of its pixels exist
   }
 
@@ -134,7 +134,7 @@ class Lines {
       int64_t start[RUNS];
       for (int i = 0; i < RUNS; i++) {
         block.runs[i] = run(first + i);
-        start[i] = block.runs[i].y * a_.sources[0].half_row + block.runs[i].x * CHUNK;
+        start[i] = block.runs[i].y * a_.sources[0].rounded_row + block.runs[i].x * kSlice;
       }
       for (block.group = 0; block.group < a_.groups; block.group++) {
         (this->*products_)(block, start);
@@ -143,7 +143,7 @@ class Lines {
     }
 // tile instructions take literal register numbers
 #define APE_STORE(i) \
-  if constexpr (i < RUNS) _tile_stored(i, scratch_ + i * TILE * LANES, 64);
+  if constexpr (i < RUNS) _tile_stored(i, scratch_ + i * kTile * kGroup, 64);
     APE_STORE(0)
     APE_STORE(1)
     APE_STORE(2)
@@ -156,21 +156,20 @@ class Lines {
   // Beyond the last run: the last again, of which no pixel counts.
   Run run(int number) const {
     const int within = number < total_ ? number : total_ - 1;
-    const int line = within / per_line_, at = within % per_line_ * TILE;
-    const int count = number < total_ ? (line_ - at < TILE ? line_ - at : TILE) : 0;
+    const int line = within / per_line_, at = within % per_line_ * kTile;
+    const int count = number < total_ ? (line_ - at < kTile ? line_ - at : kTile) : 0;
     return {area_.y + (down_ ? at : line), area_.x + (down_ ? 0 : at), count, nullptr, nullptr, nullptr};
   }
 
   void wait(const Block<RUNS>& block) {
     waiting_ = block;
     waiting_.exists = true;
-    const int channel = block.group * LANES;
-    const FeatureMap &dst = a_.dst, &add = a_.add;
+    const int channel = block.group * kGroup;
     for (Run& run : waiting_.runs) {
-      if (add.pixels) run.add = add.pixels + run.y * add.row + run.x * add.pixel + channel;
-      if (dst.pixels) run.pixels = dst.pixels + run.y * dst.row + run.x * dst.pixel + channel;
-      if (dst.half)
-        run.half = dst.half + channel / CHUNK * dst.half_plane + run.y * dst.half_row + run.x * CHUNK + channel % CHUNK;
+      const S::Cursor cursor(a_, run.y, run.x, channel);
+      run.add = cursor.add;
+      run.pixels = cursor.pixels;
+      run.rounded = cursor.rounded;
     }
     choose(kind_of(a_, block.group));
     ending_.bias = a_.bias + channel;
@@ -192,12 +191,12 @@ class Lines {
     Pixel pixel = begin(0);
     for (int s = 0; s < a_.source_count; s++) {
       const FeatureMap& map = a_.sources[s];
-      for (int c = 0; c < map.channels; c += CHUNK, weights += a_.kernel * a_.kernel * TAP) {
-        const bf16* plane = map.half + c / CHUNK * map.half_plane;
+      for (int c = 0; c < map.channels; c += kSlice, weights += a_.kernel * a_.kernel * kTap) {
+        const bf16* plane = map.rounded + c / kSlice * map.rounded_slice;
         for (int ky = top; ky <= bottom; ky++) {
-          const float* weight = weights + ((ky + radius) * a_.kernel + left + radius) * TAP;
-          for (int kx = left; kx <= right; kx++, weight += TAP) {
-            const bf16* src = plane + ky * map.half_row + kx * CHUNK;
+          const float* weight = weights + ((ky + radius) * a_.kernel + left + radius) * kTap;
+          for (int kx = left; kx <= right; kx++, weight += kTap) {
+            const bf16* src = plane + ky * map.rounded_row + kx * kSlice;
             if (stream_)
               _tile_stream_loadd(7, weight, 64);
             else
@@ -205,13 +204,13 @@ class Lines {
             if (steps == 0)
               step<true, K>(src, start, pixel, 0);
             else
-              step<false, K>(src, start, pixel, steps < DELAY ? 0 : pace_);
+              step<false, K>(src, start, pixel, steps < kDelay ? 0 : pace_);
             steps++;
           }
         }
       }
     }
-    finish<K>(pixel, RUNS * TILE);  // what is left where a block has few steps
+    finish<K>(pixel, RUNS * kTile);  // what is left where a block has few steps
   }
 
   template <bool FIRST, class K>
@@ -242,10 +241,11 @@ class Lines {
     while (number < RUNS && waiting_.runs[number].count == 0) number++;
     if (number == RUNS) return Pixel();
     const Run& run = waiting_.runs[number];
-    const int64_t at = number * TILE * LANES;
-    return {
-        scratch_ + at, reinterpret_cast<bf16*>(scratch_ + SUMS) + at, run.add, run.pixels, run.half, run.count, number,
-        S::Vector{}};
+    const int64_t at = number * kTile * kGroup;
+    return {scratch_ + at, reinterpret_cast<bf16*>(scratch_ + kSums) + at,
+            run.add,       run.pixels,
+            run.rounded,   run.count,
+            number,        S::Vector{}};
   }
 
   // The next `count` pixels of the block that waits.
@@ -261,15 +261,15 @@ class Lines {
       if constexpr (K::add) v += S::load(pixel.add), pixel.add += ending_.add_step;
       if constexpr (K::sums) pixel.total += v;
       if constexpr (K::pixels) S::store(pixel.pixels, v), pixel.pixels += ending_.pixel_step;
-      if constexpr (K::half == Half::HELD_BACK) {
-        S::store_half(pixel.held, v);
-      } else if constexpr (K::half != Half::NONE) {
-        if constexpr (K::half == Half::JOINED) S::copy_half(pixel.half - LANES, pixel.held);
-        S::store_half(pixel.half, v);
-        pixel.half += ending_.half_step;
+      if constexpr (K::rounded == Rounded::kHeldBack) {
+        S::store_bf16(pixel.held, v);
+      } else if constexpr (K::rounded != Rounded::kNone) {
+        if constexpr (K::rounded == Rounded::kJoined) S::copy_bf16(pixel.rounded - kGroup, pixel.held);
+        S::store_bf16(pixel.rounded, v);
+        pixel.rounded += ending_.rounded_step;
       }
-      pixel.sums += LANES;
-      pixel.held += LANES;
+      pixel.sums += kGroup;
+      pixel.held += kGroup;
       if (--pixel.left == 0) {
         if constexpr (K::sums) count_in(pixel.total);
         pixel = begin(pixel.number + 1);
@@ -278,39 +278,39 @@ class Lines {
   }
 
   __attribute__((noinline)) void count_in(S::Vector total) const {
-    for (int i = 0; i < LANES; i++) ending_.sums[i] += total[i];
+    for (int i = 0; i < kGroup; i++) ending_.sums[i] += total[i];
   }
 
   template <class K>
   void rest() {
     Pixel pixel = begin(0);
-    finish<K>(pixel, RUNS * TILE);
+    finish<K>(pixel, RUNS * kTile);
   }
 
   template <bool SLOPE, bool ADD, bool PIXELS, bool SUMS = false>
-  void choose(Half half) {
-    switch (half) {
-      case Half::NONE:
-        return set<Kind<SLOPE, ADD, PIXELS, Half::NONE, SUMS>>();
-      case Half::ALONE:
-        return set<Kind<SLOPE, ADD, PIXELS, Half::ALONE, SUMS>>();
-      case Half::HELD_BACK:
-        return set<Kind<SLOPE, ADD, PIXELS, Half::HELD_BACK, SUMS>>();
+  void choose(Rounded rounded) {
+    switch (rounded) {
+      case Rounded::kNone:
+        return set<Kind<SLOPE, ADD, PIXELS, Rounded::kNone, SUMS>>();
+      case Rounded::kAlone:
+        return set<Kind<SLOPE, ADD, PIXELS, Rounded::kAlone, SUMS>>();
+      case Rounded::kHeldBack:
+        return set<Kind<SLOPE, ADD, PIXELS, Rounded::kHeldBack, SUMS>>();
       default:
-        return set<Kind<SLOPE, ADD, PIXELS, Half::JOINED, SUMS>>();
+        return set<Kind<SLOPE, ADD, PIXELS, Rounded::kJoined, SUMS>>();
     }
   }
   template <bool SLOPE, bool ADD>
-  void choose(Half half) {
-    return a_.dst.pixels ? choose<SLOPE, ADD, true>(half) : choose<SLOPE, ADD, false>(half);
+  void choose(Rounded rounded) {
+    return a_.dst.pixels ? choose<SLOPE, ADD, true>(rounded) : choose<SLOPE, ADD, false>(rounded);
   }
   template <bool SLOPE>
-  void choose(Half half) {
-    return a_.add.pixels ? choose<SLOPE, true>(half) : choose<SLOPE, false>(half);
+  void choose(Rounded rounded) {
+    return a_.add.pixels ? choose<SLOPE, true>(rounded) : choose<SLOPE, false>(rounded);
   }
-  void choose(Half half) {
-    if (a_.sums) return choose<false, true, true, true>(half);
-    return a_.slope ? choose<true>(half) : choose<false>(half);
+  void choose(Rounded rounded) {
+    if (a_.sums) return choose<false, true, true, true>(rounded);
+    return a_.slope ? choose<true>(rounded) : choose<false>(rounded);
   }
   template <class K>
   void set() {
@@ -331,21 +331,21 @@ class Lines {
   void (Lines::*rest_)();
 };
 
-void pairs(const ConvArgs& args, const Area& area, float* scratch) {
+void direct_bf16(const ConvArgs& args, const Area& area, float* scratch) {
   if (area.height == 0 || area.width == 0) return;
   const TileConfig config;
   const int pixels = area.height * area.width;
-  if (pixels <= TILE)
+  if (pixels <= kTile)
     Lines<1>::conv(args, area, scratch);
-  else if (pixels <= 3 * TILE)
+  else if (pixels <= 3 * kTile)
     Lines<3>::conv(args, area, scratch);
   else
-    Lines<MAX_RUNS>::conv(args, area, scratch);
+    Lines<kMostRuns>::conv(args, area, scratch);
 }
 
 constexpr Kernels amx_set() {
   Kernels set = kernel_set<Avx512>();
-  set.pairs = pairs;
+  set.direct_bf16 = direct_bf16;
   return set;
 }
 

@@ -5,7 +5,7 @@ namespace {
 
 // 6 x 2 sums, 2 weights and 1 broadcast: 15 of 16 registers.
 struct Avx2 {
-  static constexpr int WIDTH = 8, VECTORS = 2, PIXELS = 6;
+  static constexpr int kWidth = 8, kVectors = 2, kPixels = 6;
 };
 
 }  // namespace

@@ -3,10 +3,10 @@
 namespace ape::cpu {
 namespace {
 
-// Four floats a vector is what every x86-64 (SSE2) and every 64-bit Arm (NEON) has: 2 x 4 sums,
+// Four floats per vector are what every x86-64 (SSE2) and every 64-bit Arm (NEON) has: 2 x 4 sums,
 // 4 weights and 1 broadcast are 13 of 16 registers.
 struct Portable {
-  static constexpr int WIDTH = 4, VECTORS = 4, PIXELS = 2;
+  static constexpr int kWidth = 4, kVectors = 4, kPixels = 2;
 };
 
 }  // namespace

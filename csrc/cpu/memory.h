@@ -21,11 +21,11 @@ using Memory = std::unique_ptr<T[], Free>;
 // sets of L2, which a patch's buffers fill to two thirds. Throws std::bad_alloc.
 template <class T>
 Memory<T> allocate(size_t count) {
-  constexpr size_t LINE = 64, HUGE_PAGE = size_t(2) << 20;
-  size_t bytes = (count * sizeof(T) + LINE - 1) / LINE * LINE;
-  const bool huge = bytes >= HUGE_PAGE / 2;
-  if (huge) bytes = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-  void* memory = std::aligned_alloc(huge ? HUGE_PAGE : LINE, bytes);
+  constexpr size_t kLine = 64, kHugePage = size_t(2) << 20;
+  size_t bytes = (count * sizeof(T) + kLine - 1) / kLine * kLine;
+  const bool huge = bytes >= kHugePage / 2;
+  if (huge) bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  void* memory = std::aligned_alloc(huge ? kHugePage : kLine, bytes);
   if (memory == nullptr) throw std::bad_alloc();
 #ifdef __linux__
   if (huge) madvise(memory, bytes, MADV_HUGEPAGE);

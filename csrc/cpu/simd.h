@@ -1,6 +1,6 @@
 // Vectors of floats, one source for every instruction set.
 //
-// This header and those built on it are included by one .cpp file an instruction set, each compiled for it; everything
+// This header and those built on it are included by one .cpp file per instruction set, each compiled for it; everything
 // is in an unnamed namespace and uses no library templates, so that no code compiled for a newer CPU can be linked into
 // a path that runs on an older one.
 #pragma once
@@ -20,36 +20,44 @@ template <int WIDTH>
 struct VectorTypes {
   typedef float Vector __attribute__((vector_size(WIDTH * sizeof(float))));
   typedef uint32_t Bits __attribute__((vector_size(WIDTH * sizeof(float))));
-  typedef bf16 Half __attribute__((vector_size(WIDTH * sizeof(bf16))));
+  typedef bf16 Bf16s __attribute__((vector_size(WIDTH * sizeof(bf16))));
   typedef float Unaligned __attribute__((vector_size(WIDTH * sizeof(float)), aligned(sizeof(float)), may_alias));
-  typedef bf16 UnalignedHalf __attribute__((vector_size(WIDTH * sizeof(bf16)), aligned(sizeof(bf16)), may_alias));
+  typedef bf16 UnalignedBf16s __attribute__((vector_size(WIDTH * sizeof(bf16)), aligned(sizeof(bf16)), may_alias));
 };
+
+// Where a pixel's channels from `channel` on begin in each form of the map.
+APE_INLINE float* floats_at(const FeatureMap& map, int y, int x, int channel) {
+  return map.pixels + y * map.row + x * map.pixel + channel;
+}
+APE_INLINE bf16* bf16_at(const FeatureMap& map, int y, int x, int channel) {
+  return map.rounded + channel / kSlice * map.rounded_slice + y * map.rounded_row + x * kSlice + channel % kSlice;
+}
 
 template <int WIDTH>
 struct Simd {
-  static_assert(LANES % WIDTH == 0, "groups are whole vectors");
-  static constexpr int PER_GROUP = LANES / WIDTH;
+  static_assert(kGroup % WIDTH == 0, "groups are whole vectors");
+  static constexpr int kPerGroup = kGroup / WIDTH;
 
   using Vector = typename VectorTypes<WIDTH>::Vector;
   using Bits = typename VectorTypes<WIDTH>::Bits;
-  using Half = typename VectorTypes<WIDTH>::Half;
+  using Bf16s = typename VectorTypes<WIDTH>::Bf16s;
   using Unaligned = typename VectorTypes<WIDTH>::Unaligned;
-  using UnalignedHalf = typename VectorTypes<WIDTH>::UnalignedHalf;
+  using UnalignedBf16s = typename VectorTypes<WIDTH>::UnalignedBf16s;
 
   static APE_INLINE Vector load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
   static APE_INLINE void store(float* p, Vector v) { *reinterpret_cast<Unaligned*>(p) = v; }
 
-  static APE_INLINE Vector load_half(const bf16* p) {
-    const Half half = *reinterpret_cast<const UnalignedHalf*>(p);
-    return (Vector)(__builtin_convertvector(half, Bits) << 16);
+  static APE_INLINE Vector load_bf16(const bf16* p) {
+    const Bf16s values = *reinterpret_cast<const UnalignedBf16s*>(p);
+    return (Vector)(__builtin_convertvector(values, Bits) << 16);
   }
 
-  static APE_INLINE void copy_half(bf16* to, const bf16* from) {
-    *reinterpret_cast<UnalignedHalf*>(to) = *reinterpret_cast<const UnalignedHalf*>(from);
+  static APE_INLINE void copy_bf16(bf16* to, const bf16* from) {
+    *reinterpret_cast<UnalignedBf16s*>(to) = *reinterpret_cast<const UnalignedBf16s*>(from);
   }
 
   // To bf16, to nearest, ties to even. Finite values only.
-  static APE_INLINE void store_half(bf16* p, Vector v) {
+  static APE_INLINE void store_bf16(bf16* p, Vector v) {
 #ifdef __AVX512BF16__
     if constexpr (WIDTH == 16) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)v));
@@ -58,21 +66,19 @@ struct Simd {
 #endif
     const Bits bits = (Bits)v;
     const Bits rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    *reinterpret_cast<UnalignedHalf*>(p) = __builtin_convertvector(rounded, Half);
+    *reinterpret_cast<UnalignedBf16s*>(p) = __builtin_convertvector(rounded, Bf16s);
   }
 
   // Where one pixel's output channels, from `channel` on, are added from and stored to.
   struct Cursor {
     const float* add;
     float* pixels;
-    bf16* half;
+    bf16* rounded;
 
     Cursor(const ConvArgs& a, int y, int x, int channel)
-        : add(a.add.pixels ? a.add.pixels + y * a.add.row + x * a.add.pixel + channel : nullptr),
-          pixels(a.dst.pixels ? a.dst.pixels + y * a.dst.row + x * a.dst.pixel + channel : nullptr),
-          half(a.dst.half
-                   ? a.dst.half + channel / CHUNK * a.dst.half_plane + y * a.dst.half_row + x * CHUNK + channel % CHUNK
-                   : nullptr) {}
+        : add(a.add.pixels ? floats_at(a.add, y, x, channel) : nullptr),
+          pixels(a.dst.pixels ? floats_at(a.dst, y, x, channel) : nullptr),
+          rounded(a.dst.rounded ? bf16_at(a.dst, y, x, channel) : nullptr) {}
   };
 
   // What ends every convolution: activation, scale, addition, and the result as floats, bf16, or both. The pixel is
@@ -82,7 +88,7 @@ struct Simd {
     v = v * a.scale;
     if (to.add) v += load(to.add + right * a.add.pixel);
     if (to.pixels) store(to.pixels + right * a.dst.pixel, v);
-    if (to.half) store_half(to.half + right * CHUNK, v);
+    if (to.rounded) store_bf16(to.rounded + right * kSlice, v);
   }
 };
 

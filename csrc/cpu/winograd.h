@@ -1,8 +1,9 @@
-// Winograd convolution (Lavin and Gray 2016): F(4x4, 3x3) with 2.25 multiplications a pixel and channel
-// pair instead of 9, F(2x2, 5x5) with 9 instead of 25. Both read 6x6 pixels a tile and use the points 0, 1, -1, 1/2, -2
-// and infinity: they halve the rounding error of the customary 2 and -2, and all constants of the transforms are exact.
+// Winograd convolution (Lavin and Gray 2016): F(4x4, 3x3) with 2.25 multiplications per pixel and
+// pair of channels instead of 9, F(2x2, 5x5) with 9 instead of 25. Both read 6x6 pixels per tile and use the points 0,
+// 1, -1, 1/2, -2 and infinity: they halve the rounding error of the customary 2 and -2, and all constants of the
+// transforms are exact.
 //
-//   V = B' d B (36 values a tile and input channel),  M = sum over input channels of U V,  out = A' M A
+//   V = B' d B (36 values per tile and input channel),  M = sum over input channels of U V,  out = A' M A
 //
 // The weights U = G g G' are made when a program is packed.
 #pragma once
@@ -14,11 +15,11 @@ namespace {
 
 template <class Traits>
 struct Winograd {
-  using S = Simd<Traits::WIDTH>;
+  using S = Simd<Traits::kWidth>;
   using Vector = typename S::Vector;
   using Products = Conv<Traits, Floats>;
-  static constexpr int GROUPS = Traits::VECTORS / S::PER_GROUP;
-  static_assert(BLOCK_TILES % Traits::PIXELS == 0, "a block is whole register tiles");
+  static constexpr int kGroups = Traits::kVectors / S::kPerGroup;
+  static_assert(kBlockTiles % Traits::kPixels == 0, "a block is whole register tiles");
 
   // d = B' d
   static APE_INLINE void input_axis(Vector (&d)[6]) {
@@ -49,7 +50,7 @@ struct Winograd {
 
   // 6x6 pixels from `src` on, all channels, to V at `to`: 36 planes `plane` floats apart.
   static void input_tile(const FeatureMap& map, const float* src, float* to, int64_t plane) {
-    for (int c = 0; c < map.channels; c += Traits::WIDTH) {
+    for (int c = 0; c < map.channels; c += Traits::kWidth) {
       Vector z[6][6];
       const float* column = src + c;
 #pragma GCC unroll 6
@@ -99,19 +100,19 @@ struct Winograd {
   }
 
   // Products of all 36 planes for VECTORS vectors of output channels from `group` on. v: [36][tiles][stride],
-  // m: [36][tiles][2 * LANES].
+  // m: [36][tiles][2 * kGroup].
   template <int VECTORS>
   static void multiply(const ConvArgs& a, int group, const float* v, float* m, int tiles, int64_t stride) {
     const float* weight = a.weight + group * a.group_size;
-    for (int p = 0; p < 36; p++, weight += a.in_channels * LANES) {
-      for (int t = 0; t < tiles; t += Traits::PIXELS) {
-        Vector sum[Traits::PIXELS][VECTORS] = {};
+    for (int p = 0; p < 36; p++, weight += a.in_channels * kGroup) {
+      for (int t = 0; t < tiles; t += Traits::kPixels) {
+        Vector sum[Traits::kPixels][VECTORS] = {};
         Products::accumulate(sum, v + (int64_t(p) * tiles + t) * stride, stride, a.in_channels, weight, a.group_size);
 #pragma GCC unroll 16
-        for (int i = 0; i < Traits::PIXELS; i++)
+        for (int i = 0; i < Traits::kPixels; i++)
 #pragma GCC unroll 16
           for (int j = 0; j < VECTORS; j++)
-            S::store(m + (p * tiles + t + i) * 2 * LANES + j * Traits::WIDTH, sum[i][j]);
+            S::store(m + (p * tiles + t + i) * 2 * kGroup + j * Traits::kWidth, sum[i][j]);
       }
     }
   }
@@ -127,7 +128,7 @@ struct Winograd {
     float* const m = scratch + 36 * tiles * stride;
     for (int first = 0; first < total; first += tiles) {
       const int count = total - first < tiles ? total - first : tiles;
-      const int used = (count + Traits::PIXELS - 1) / Traits::PIXELS * Traits::PIXELS;  // beyond count: leftovers
+      const int used = (count + Traits::kPixels - 1) / Traits::kPixels * Traits::kPixels;  // beyond count: leftovers
       for (int t = 0; t < count; t++) {
         const int y = (first + t) / across * OUT - radius, x = (first + t) % across * OUT - radius;
         float* to = v + t * stride;
@@ -141,15 +142,15 @@ struct Winograd {
         for (int p = 0; p < 36; p++)
           for (int c = 0; c < a.in_channels; c++) v[(int64_t(p) * used + t) * stride + c] = 0.0f;
       for (int group = 0; group < a.groups;) {
-        const int groups = a.groups - group >= GROUPS ? GROUPS : 1;
-        if (groups == GROUPS)
-          multiply<Traits::VECTORS>(a, group, v, m, used, stride);
+        const int groups = a.groups - group >= kGroups ? kGroups : 1;
+        if (groups == kGroups)
+          multiply<Traits::kVectors>(a, group, v, m, used, stride);
         else
-          multiply<S::PER_GROUP>(a, group, v, m, used, stride);
+          multiply<S::kPerGroup>(a, group, v, m, used, stride);
         for (int t = 0; t < count; t++)
-          for (int c = 0; c < groups * LANES; c += Traits::WIDTH)
-            output_tile<OUT>(a, m + t * 2 * LANES + c, int64_t(used) * 2 * LANES, (first + t) / across * OUT,
-                             (first + t) % across * OUT, group * LANES + c);
+          for (int c = 0; c < groups * kGroup; c += Traits::kWidth)
+            output_tile<OUT>(a, m + t * 2 * kGroup + c, int64_t(used) * 2 * kGroup, (first + t) / across * OUT,
+                             (first + t) % across * OUT, group * kGroup + c);
         group += groups;
       }
     }

@@ -41,21 +41,22 @@ Decision run_steps(const Program& program, int64_t number, Workspace& space, flo
   return {leaves || number == int64_t(program.stages.size()) - 1, capacity};
 }
 
-constexpr float UNKNOWN = std::numeric_limits<float>::quiet_NaN();
+constexpr float kUnknown = std::numeric_limits<float>::quiet_NaN();
 
 }  // namespace
 
 void run_patches(const Program& program, const RunArgs& args) {
   const int64_t pixels = int64_t(args.height) * args.width;
   const int64_t patch_size = program.buffers[0].channels * pixels;
-  const int64_t sr_size = int64_t(program.out_channels()) * program.upscale() * program.upscale() * pixels;
+  const int64_t sr_size =
+      int64_t(program.reconstruct().picture_channels()) * program.upscale() * program.upscale() * pixels;
   auto spaces = workspaces(program, args.weights, args.count, args.threads, args.height, args.width, false);
   parallel(args.threads, args.count, [&](int worker, int64_t patch) {
     Workspace& space = spaces[worker];
     const int64_t* exit_at = args.exit_at ? args.exit_at + patch : nullptr;
     space.load(0, args.patches + patch * patch_size);
     space.run(program.head.data(), int64_t(program.head.size()));
-    Decision decision{false, UNKNOWN};
+    Decision decision{false, kUnknown};
     int64_t stage = -1;
     while (!decision.leaves) decision = run_steps(program, ++stage, space, args.boundary, exit_at, decision.capacity);
     space.run(program.tail.data(), int64_t(program.tail.size()) - 1);
@@ -66,6 +67,7 @@ void run_patches(const Program& program, const RunArgs& args) {
 }
 
 void run_stage(const Program& program, int number, const StageArgs& args) {
+  program.stage(number);  // refuses a stage there is not
   const Stage& stage = program.stages[number];
   const BufferSpec& spec = program.buffers[stage.src];
   const int64_t size = int64_t(spec.channels) * args.height * args.width;
@@ -76,7 +78,7 @@ void run_stage(const Program& program, int number, const StageArgs& args) {
     Workspace& space = spaces[worker];
     space.load(stage.src, args.features + row * size);
     const Decision decision =
-        run_steps(program, number, space, args.boundary, args.exit_at ? args.exit_at + row : nullptr, UNKNOWN);
+        run_steps(program, number, space, args.boundary, args.exit_at ? args.exit_at + row : nullptr, kUnknown);
     space.save(stage.dst, args.out + i * size);
     args.capacity[i] = decision.capacity;
     args.leaves[i] = decision.leaves;

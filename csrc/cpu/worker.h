@@ -37,7 +37,8 @@ struct StageArgs {
   int threads;
 };
 
-// One stage and its exit for the patches `active`; results in the order of `active`.
+// One stage and its exit for the patches `active`; results in the order of `active`. Throws std::invalid_argument for a
+// stage that does not exist.
 void run_stage(const Program& program, int stage, const StageArgs& args);
 
 }  // namespace ape::cpu

@@ -12,7 +12,16 @@ constexpr int kWarps = 8;  // of a block
 constexpr int kThreads = kWarps * kLanes;
 
 constexpr int64_t kPoolBytes = 64 * 1024;  // of shared memory, for pooled sums and gates (steps.h)
-constexpr int32_t WHOLE = -1;              // in the place of a stage: the whole forward
+constexpr int32_t kWhole = -1;             // in the place of a stage: the whole forward
+
+// TODO(names): what the kernel files call these, until they follow program.h.
+constexpr auto STAGE = kStage, TAIL = kTail, CONV = kConv, EXIT = kExit, RECONSTRUCT = kReconstruct, SOURCE = kSource,
+               UPSAMPLE = kUpsample, ATTENTION = kAttention;
+constexpr auto NO_ACTIVATION = kNone, RELU = kRelu, PRELU = kPrelu;
+constexpr auto NEAREST = kNearest;
+constexpr auto FIRST = kFirst, LAST = kLast, ONLY = kOnly;
+constexpr auto NO_BUFFER = kNoBuffer, BORDER_CLASSES = kBorderClasses, WHOLE = kWhole;
+constexpr auto kHalfElements = kFloat16;
 
 // All pointers are device memory. P patches, of height x width low-resolution pixels; E is the element type of the
 // weights and features: half, or float for exact runs.
@@ -37,7 +46,7 @@ struct WorkerArgs {
   int64_t scratch_elements;  // a low-resolution pixel's share of an arena
   int32_t count, input_rows;
   int32_t height, width;
-  int32_t stage;      // run_stage: which; WHOLE for run_patches
+  int32_t stage;      // run_stage: which; kWhole for run_patches
   int32_t first_row;  // of the table to run: after the BUFFER rows, or the STAGE row of `stage`
   int32_t tail_row;   // the TAIL row
   float boundary;

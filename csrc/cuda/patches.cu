@@ -8,7 +8,7 @@
 namespace ape {
 namespace {
 
-// A warp owns a row, so what only depends on the row is computed once a row and the lanes touch neighbouring pixels.
+// A warp owns a row, so what only depends on the row is computed once per row and the lanes touch neighbouring pixels.
 constexpr int kWarp = 32;
 constexpr int kWarps = 8;
 constexpr int64_t kMaxBlocks = 1 << 16;

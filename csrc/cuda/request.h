@@ -13,7 +13,7 @@ struct Request {
   uintptr_t weights;  // [weight_count] elements
   int64_t weight_count;
   int64_t element;  // ElementType
-  int64_t stage;    // or WHOLE
+  int64_t stage;    // or kWhole
   uintptr_t input;  // this and the pointers below: see WorkerArgs
   int64_t input_rows;
   uintptr_t active;
@@ -31,16 +31,16 @@ struct Request {
 };
 
 // Elements of the weight buffer that the copy of the table takes.
-inline int64_t table_elements(int64_t table_rows, int64_t element) {
-  return table_rows * int64_t(sizeof(Instruction)) / (element == kHalfElements ? 2 : 4);
+inline int64_t table_elements(int64_t table_rows, int element) {
+  return table_rows * int64_t(sizeof(Instruction)) / bytes_of(element);
 }
 
 // Throws std::invalid_argument for a malformed table.
-inline Plan plan_of(uintptr_t table, int64_t table_rows, int64_t weight_count, int64_t element) {
+inline Plan plan_of(uintptr_t table, int64_t table_rows, int64_t weight_count, int element) {
   if (weight_count % 16)
     throw std::invalid_argument("weights: expected a multiple of 16 elements, got " + std::to_string(weight_count));
   return {reinterpret_cast<const int32_t*>(table), table_rows, weight_count - table_elements(table_rows, element),
-          int(element)};
+          element};
 }
 
 // Throws std::invalid_argument for what the kernel could not count or address.
@@ -68,7 +68,7 @@ inline void check(const Request& request, const Plan& plan) {
 // Throws std::invalid_argument as `check` does.
 inline WorkerArgs args_of(const Request& request, const Plan& plan) {
   check(request, plan);
-  const int64_t size = request.element == kHalfElements ? 2 : 4;
+  const int64_t size = bytes_of(request.element);
   const int64_t rows_at = request.weight_count - table_elements(request.table_rows, request.element);
   WorkerArgs args{};
   args.rows = reinterpret_cast<const Instruction*>(request.weights + rows_at * size);
@@ -88,7 +88,7 @@ inline WorkerArgs args_of(const Request& request, const Plan& plan) {
   args.height = int32_t(request.height);
   args.width = int32_t(request.width);
   args.stage = int32_t(request.stage);
-  args.first_row = request.stage == WHOLE ? plan.first_row : plan.stage_rows[request.stage];
+  args.first_row = request.stage == kWhole ? plan.buffer_count : plan.stage_rows[request.stage];
   args.tail_row = plan.tail_row;
   args.boundary = float(request.boundary);
   return args;

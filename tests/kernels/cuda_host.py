@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "csrc" / "cuda" / "host" / "host.cpp"
+HOST = Path("tests/kernels/host")  # the execution layer, beside this file
 FLAGS = ("-std=c++17", "-O2", "-march=native", "-Wall", "-Wextra", "-Werror", "-Wno-clobbered", "-fPIC", "-shared")
 
 
@@ -48,7 +48,7 @@ class HostLauncher:
     fault: str = ""
     sites: set[str] = field(default_factory=set)
 
-    def cuda_plan(self, table, table_rows, weight_count, element, stage):
+    def cuda_plan(self, *, table, table_rows, weight_count, element, stage):
         result, message = (ctypes.c_int64 * 2)(), ctypes.create_string_buffer(256)
         arguments = [ctypes.c_int64(value) for value in (table, table_rows, weight_count, element, stage)]
         if ctypes.CDLL(str(self.library)).ape_host_plan(*arguments, result, message, ctypes.c_int64(256)):
@@ -61,6 +61,7 @@ class HostLauncher:
 
     def cuda_run_worker(self, *, stream, **arguments):
         assert stream == 0
+        assert set(arguments) == {name for name, _ in Request._fields_}
         request = Request(**arguments)
         sites, message = ctypes.create_string_buffer(8192), ctypes.create_string_buffer(8192)
         errors = ctypes.CDLL(str(self.library)).ape_host_run(
@@ -88,8 +89,8 @@ def build(edits: tuple[tuple[str, str, str], ...] = ()) -> Path:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("no C++ compiler to build the kernel for the CPU: looked for CXX, g++ and clang++")
-    sources = {path.relative_to(ROOT): path.read_text() for path in sorted((ROOT / "csrc").rglob("*.h"))}
-    sources[SOURCE.relative_to(ROOT)] = SOURCE.read_text()
+    files = [*sorted((ROOT / "csrc").rglob("*.h")), *sorted((ROOT / HOST).iterdir())]
+    sources = {path.relative_to(ROOT): path.read_text() for path in files}
     for name, text, replacement in edits:
         path = Path("csrc/cuda") / name
         assert sources[path].count(text) == 1, f"{name}: expected {text!r} once"
@@ -104,7 +105,8 @@ def build(edits: tuple[tuple[str, str, str], ...] = ()) -> Path:
                 (Path(copy) / path).parent.mkdir(parents=True, exist_ok=True)
                 (Path(copy) / path).write_text(text)
             made = Path(copy) / "made.so"
-            command = [compiler, *FLAGS, str(Path(copy) / SOURCE.relative_to(ROOT)), "-o", str(made)]
+            includes = [f"-I{Path(copy) / place}" for place in ("csrc/cuda", HOST.parent)]
+            command = [compiler, *FLAGS, *includes, str(Path(copy) / HOST / "host.cpp"), "-o", str(made)]
             result = subprocess.run(command, capture_output=True, text=True)
             if "_Float16" in result.stderr or "ucontext.h" in result.stderr:
                 pytest.skip(f"{compiler} lacks _Float16 or ucontext.h, which the kernel needs on the CPU")

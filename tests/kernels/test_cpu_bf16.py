@@ -32,7 +32,7 @@ def isa(request, monkeypatch):
     if request.param not in core().cpu_isas():
         pytest.skip(f"this CPU cannot run {request.param} kernels (able: {', '.join(core().cpu_isas())})")
     monkeypatch.setenv("APE_CPU_ISA", request.param)
-    monkeypatch.setattr(cpu, "FAST_PAIRS", ISAS)
+    monkeypatch.setattr(cpu, "FAST_BF16", ISAS)
     return request.param
 
 
@@ -210,7 +210,7 @@ def test_an_instruction_set_that_gains_nothing_computes_in_float32(monkeypatch):
 
 
 def test_what_was_packed_for_one_instruction_set_runs_on_all(monkeypatch):
-    monkeypatch.setattr(cpu, "FAST_PAIRS", ISAS)
+    monkeypatch.setattr(cpu, "FAST_BF16", ISAS)
     fast, pictures = APEForward(spread_network(), backend="cpu", dtype=torch.bfloat16), []
     for isa in core().cpu_isas():
         monkeypatch.setenv("APE_CPU_ISA", isa)

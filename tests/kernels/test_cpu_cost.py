@@ -34,8 +34,9 @@ count = {name: (len(buffer) - 1) // size[name] for name, buffer in memory.items(
 patch, out = ctypes.create_string_buffer(3 * 24 * 24 * 4), ctypes.create_string_buffer(3 * 24 * 24 * 4)
 number = ctypes.create_string_buffer(8)
 core.cpu_run_patches(
-    address["table"], count["table"], address["weights"], count["weights"], ctypes.addressof(patch), 0,
-    ctypes.addressof(out), ctypes.addressof(number), ctypes.addressof(number), 1, 24, 24, 0.5, 1,
+    table=address["table"], table_rows=count["table"], weights=address["weights"], weight_count=count["weights"],
+    patches=ctypes.addressof(patch), exit_at=0, sr=ctypes.addressof(out), exit_index=ctypes.addressof(number),
+    capacity=ctypes.addressof(number), count=1, height=24, width=24, boundary=0.5, threads=1,
 )
 """
 

@@ -129,7 +129,8 @@ def test_no_races_between_workers(tmp_path):
     patches, packed = test_patches(9, 8, 8), APEForward(model, backend="cpu", dtype=torch.float32).packed
     for name, tensor in {"table": packed.table, "weights": packed.weights, "patches": patches}.items():
         (tmp_path / name).write_bytes(tensor.numpy().tobytes())
-    run_under_tsan(tmp_path, WORKERS, "program.cpp", "worker.cpp", "workspace.cpp", "kernels_portable.cpp")
+    worker = [f"{name}.cpp" for name in ("worker", "workspace", "program", "maps", "upsample")]
+    run_under_tsan(tmp_path, WORKERS, *worker, "kernels_portable.cpp")
     sr, exit_index, _ = APEForward(model, 0.5, backend="torch").forward_patches(patches)
     assert len(set(exit_index.tolist())) > 1
     assert np.fromfile(tmp_path / "exit_index", np.int64).tolist() == exit_index.tolist()

@@ -12,6 +12,7 @@ import torch
 from cuda_host import HostLauncher, build
 from families import randomise
 from support import DEVICE, assert_exits_agree, assert_pictures_close, spread_network, test_patches
+from table_faults import FAULTS, malformed
 from test_compact import Compact
 
 from ape_kernels import APEForward, to_program
@@ -354,30 +355,17 @@ def test_rows_outside_the_features_come_back_as_nan(host):
     assert capacity.isnan().tolist() == [True, True, False]
 
 
-FAULTS = {
-    "unknown-opcode": (Opcode.CONV, Column.OPCODE, 17, "unknown opcode"),
-    "module": (Opcode.CONV, Column.OPCODE, Opcode.MODULE, "unknown opcode"),
-    "buffer-out-of-range": (Opcode.CONV, Column.SRC, 9, "no such buffer"),
-    "negative-buffer": (Opcode.CONV, Column.DST, -2, "no such buffer"),
-    "channels": (Opcode.CONV, Column.IN_CHANNELS, 99, "channels differ from the buffer's"),
-    "weights-past-the-end": (Opcode.CONV, Column.WEIGHT, 1 << 30, "weights outside the weight buffer"),
-    "weights-not-aligned": (Opcode.CONV, Column.WEIGHT, 8, "weights outside the weight buffer"),
-    "negative-bias": (Opcode.EXIT, Column.BIAS, -16, "bias outside the weight buffer"),
-    "even-kernel": (Opcode.CONV, Column.KERNEL, 2, "kernel: expected 1, 3 or 5"),
-    "activation": (Opcode.CONV, Column.ACTIVATION, 9, "unknown activation"),
-    "shuffle": (Opcode.RECONSTRUCT, Column.UPSCALE, 5, "channels do not shuffle"),
-    "overlapping-buffers": (Opcode.BUFFER, Column.WEIGHT, 16, "a buffer lies after the one before"),
+CUDA_FAULTS = {
+    **FAULTS,
+    "overlapping-buffers": (Opcode.BUFFER, Column.ARENA_OFFSET, 16, "a buffer lies after the one before"),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", CUDA_FAULTS)
 def test_malformed_tables_are_refused(host, fault):
-    opcode, column, value, message = FAULTS[fault]
     packed = APEForward(spread_network(), backend="cuda").packed
-    table = packed.table.clone()
-    row = int((table[:, Column.OPCODE] == opcode).nonzero()[0])
-    table[row, column] = value
-    with pytest.raises(ValueError, match=f"table: row {row}: {message}"):
+    table, message = malformed(packed.table, *CUDA_FAULTS[fault])
+    with pytest.raises(ValueError, match=message):
         OPS.run_patches(test_patches(1), table, packed.weights, 0.5, None, 4, 3, "cuda")
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from support import assert_pictures_close, spread_network, test_patches
+from table_faults import FAULTS, malformed
 
 import ape_kernels
 from ape_kernels import APEForward
 from ape_kernels.environment import describe_environment
 from ape_kernels.native import core
-from ape_kernels.table import Column, Opcode
 
 ISAS = ["amx", "avx512bf16", "avx512", "avx2", "portable"]
 
@@ -49,27 +49,11 @@ def test_an_instruction_set_that_cannot_run_is_refused(monkeypatch):
         APEForward(spread_network(), backend="cpu").forward_patches(test_patches(1))
 
 
-TABLE_FAULTS = {
-    "unknown-opcode": (Opcode.CONV, Column.OPCODE, 17, "unknown opcode"),
-    "buffer-out-of-range": (Opcode.CONV, Column.SRC, 9, "no such buffer"),
-    "negative-buffer": (Opcode.CONV, Column.DST, -2, "no such buffer"),
-    "channels": (Opcode.CONV, Column.IN_CHANNELS, 99, "channels differ from the buffer's"),
-    "weights-past-the-end": (Opcode.CONV, Column.WEIGHT, 1 << 30, "weights outside the weight buffer"),
-    "negative-bias": (Opcode.EXIT, Column.BIAS, -16, "bias outside the weight buffer"),
-    "even-kernel": (Opcode.CONV, Column.KERNEL, 2, "kernel: expected 1, 3 or 5"),
-    "activation": (Opcode.CONV, Column.ACTIVATION, 9, "unknown activation"),
-    "shuffle": (Opcode.RECONSTRUCT, Column.UPSCALE, 5, "channels do not shuffle"),
-}
-
-
-@pytest.mark.parametrize("fault", TABLE_FAULTS)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_malformed_tables_are_refused(fault):
-    opcode, column, value, message = TABLE_FAULTS[fault]
     packed = APEForward(spread_network(), backend="cpu").packed
-    table = packed.table.clone()
-    row = int((table[:, Column.OPCODE] == opcode).nonzero()[0])
-    table[row, column] = value
-    with pytest.raises(ValueError, match=f"table: row {row}: {message}"):
+    table, message = malformed(packed.table, *FAULTS[fault])
+    with pytest.raises(ValueError, match=message):
         torch.ops.ape_kernels.run_patches(test_patches(1), table, packed.weights, 0.5, None, 4, 3, "cpu")
 
 

@@ -22,11 +22,11 @@ from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reco
 from ape_kernels.table import Column, Fill, Opcode, PackedProgram
 from ape_kernels.table import pack as pack_program
 
-LANES = 16  # output channels are packed in groups of this many (csrc/cpu/kernels.h)
-CHUNK = 32  # input channels of a bf16 convolution are packed in chunks of this many
+GROUP = 16  # output channels are packed in groups of this many (csrc/cpu/kernels.h)
+SLICE = 32  # input channels of a bf16 convolution are packed in slices of this many
 # Where bf16 products beat Winograd in float32, which is more exact besides. EDSR 16x64, ms a patch on one Xeon core:
 # AMX 4.7 against 15.4, but AVX512-BF16 90 against 15.4, AVX2 170 against 28. These run what was packed for AMX.
-FAST_PAIRS = ("amx",)
+FAST_BF16 = ("amx",)
 FEW_CHANNELS = 16  # convolutions with fewer input channels run directly and in float32
 
 
@@ -35,7 +35,7 @@ class Layout(IntEnum):
 
     DIRECT = 0
     WINOGRAD = 1
-    PAIRS = 2
+    BF16 = 2
 
 
 def unavailable() -> str | None:
@@ -138,8 +138,8 @@ def _layout(kernel: int, in_channels: int, dtype: torch.dtype) -> Layout:
     """Few input channels are not worth a transform, and are often pixels, which bf16 would round."""
     if in_channels < FEW_CHANNELS:
         return Layout.DIRECT
-    if dtype == torch.bfloat16 and core().cpu_isa() in FAST_PAIRS:
-        return Layout.PAIRS
+    if dtype == torch.bfloat16 and core().cpu_isa() in FAST_BF16:
+        return Layout.BF16
     return Layout.DIRECT if kernel == 1 else Layout.WINOGRAD
 
 
@@ -148,7 +148,7 @@ def _weights(program: PatchProgram, dtype: torch.dtype, step: Weighted) -> tuple
     match step:
         case Conv():
             bias = step.weight.new_zeros(len(step.weight)) if step.bias is None else step.bias
-            return _kernels(program, dtype, step.sources, step.weight[None]), _pad_lanes(bias[None])
+            return _kernels(program, dtype, step.sources, step.weight[None]), _pad_groups(bias[None])
         case Exit():
             return step.weight, step.bias
         case ChannelAttention():
@@ -156,7 +156,7 @@ def _weights(program: PatchProgram, dtype: torch.dtype, step: Weighted) -> tuple
             return torch.cat([step.squeeze.flatten(), step.expand.flatten()]), biases
         case Reconstruct():
             weight = _kernels(program, dtype, (step.src,), step.tail.kernel.flatten(0, 1))
-            return weight, _pad_lanes(step.tail.bias.flatten(0, 1))
+            return weight, _pad_groups(step.tail.bias.flatten(0, 1))
 
 
 def _kernels(program: PatchProgram, dtype: torch.dtype, sources: tuple[int, ...], weight: Tensor) -> Tensor | Fill:
@@ -164,8 +164,8 @@ def _kernels(program: PatchProgram, dtype: torch.dtype, sources: tuple[int, ...]
     weight = weight.float()
     channels = [program.buffers[source].channels for source in sources]
     layout = _layout(weight.shape[-1], weight.shape[2], dtype)
-    if layout is Layout.PAIRS:
-        return _pairs(weight, channels)
+    if layout is Layout.BF16:
+        return _bf16(weight, channels)
     if layout is Layout.DIRECT:
         return _direct(weight, channels)
     return _winograd(weight, channels)
@@ -173,9 +173,9 @@ def _kernels(program: PatchProgram, dtype: torch.dtype, sources: tuple[int, ...]
 
 def _winograd(weight: Tensor, channels: list[int]) -> Fill:
     """The first, interior kernel as ``[C_out / 16][36][C_in][16]``; where there are others, all follow directly."""
-    groups, in_channels = -(-weight.shape[1] // LANES), weight.shape[2]
+    groups, in_channels = -(-weight.shape[1] // GROUP), weight.shape[2]
     direct = _direct(weight, channels) if len(weight) > 1 else weight.new_empty(0)
-    interior = groups * 36 * in_channels * LANES
+    interior = groups * 36 * in_channels * GROUP
 
     def write(out: Tensor) -> None:
         taps = _grouped(weight[:1].flatten(3))[0].permute(0, 3, 2, 1).flatten(2)
@@ -191,20 +191,20 @@ def _direct(weight: Tensor, channels: list[int]) -> Tensor:
     return torch.cat([part.permute(0, 1, 4, 3, 2).flatten(2) for part in parts], dim=2).flatten()
 
 
-def _pairs(weight: Tensor, channels: list[int]) -> Tensor:
-    """bf16 ``[V][C_out / 16][source][source's chunk][k * k][16][16][2]``, two by two as float32."""
+def _bf16(weight: Tensor, channels: list[int]) -> Tensor:
+    """bf16 ``[V][C_out / 16][source][source's slice][k * k][16][16][2]``, two by two as float32."""
     parts = []
     for part in _grouped(weight.flatten(3)).split(channels, dim=3):
-        chunks = pad(part, (0, 0, 0, -part.shape[3] % CHUNK)).unflatten(3, (-1, CHUNK // 2, 2))
-        parts.append(chunks.permute(0, 1, 3, 6, 4, 2, 5).flatten(2))
+        slices = pad(part, (0, 0, 0, -part.shape[3] % SLICE)).unflatten(3, (-1, SLICE // 2, 2))
+        parts.append(slices.permute(0, 1, 3, 6, 4, 2, 5).flatten(2))
     return torch.cat(parts, dim=2).bfloat16().flatten().view(torch.float32)
 
 
 def _grouped(weight: Tensor) -> Tensor:
     """``[V, C_out, C_in, taps]`` to ``[V, C_out / 16, 16, C_in, taps]``, output channels zero-padded."""
-    return pad(weight, (0, 0, 0, 0, 0, -weight.shape[1] % LANES)).unflatten(1, (-1, LANES))
+    return pad(weight, (0, 0, 0, 0, 0, -weight.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
 
 
-def _pad_lanes(bias: Tensor) -> Tensor:
+def _pad_groups(bias: Tensor) -> Tensor:
     """Biases ``[V, C_out]``, each padded to whole groups, flat."""
-    return pad(bias, (0, -bias.shape[1] % LANES)).flatten()
+    return pad(bias, (0, -bias.shape[1] % GROUP)).flatten()

@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ape_kernels.backends.cuda.launch import ELEMENTS, run_patches, run_stage
+from ape_kernels.backends.cuda.launch import DTYPES, run_patches, run_stage
 from ape_kernels.backends.cuda.layout import pack
 from ape_kernels.backends.native_calls import merge_call, split_call
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.native import core, missing
 from ape_kernels.program import PatchProgram
+from ape_kernels.table import ELEMENT_TYPES
 
 __all__ = ["merge", "pack", "run_patches", "run_stage", "split", "supports", "supports_patches", "unavailable"]
 
@@ -32,8 +33,8 @@ def unavailable() -> str | None:
 def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != DEVICE:
         return f"runs on CUDA devices, not on {device}"
-    if dtype not in ELEMENTS:
-        return f"computes in {' and '.join(map(str, ELEMENTS))}, not {dtype}: features stay in the type of the operands"
+    if dtype not in DTYPES:
+        return f"computes in {' and '.join(map(str, DTYPES))}, not {dtype}: features stay in the type of the operands"
     if program.opaque:
         return f"has no kernels for {program.opaque}"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY:
@@ -45,14 +46,14 @@ def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) ->
 def supports_patches(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != DEVICE:
         return f"runs on CUDA devices, not on {device}"
-    return None if dtype in _dtypes() else f"splits and merges float32, float16 and bfloat16, not {dtype}"
+    return None if dtype in ELEMENT_TYPES else f"splits and merges float32, float16 and bfloat16, not {dtype}"
 
 
 def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_shape: tuple[int, int]) -> Tensor:
     with torch.cuda.device_of(image):
         call = split_call(image, row_start, column_start, patch_shape)
         stream = torch.cuda.current_stream().cuda_stream
-        core().cuda_split(**call.arguments, dtype=_dtypes()[image.dtype], stream=stream)
+        core().cuda_split(**call.arguments, dtype=ELEMENT_TYPES[image.dtype], stream=stream)
     return call.result
 
 
@@ -60,10 +61,5 @@ def merge(patches: Tensor, rows: AxisBlend, columns: AxisBlend, batch: int, patc
     with torch.cuda.device_of(patches):
         call = merge_call(patches, rows, columns, batch, patch_rows)
         stream = torch.cuda.current_stream().cuda_stream
-        core().cuda_merge(**call.arguments, dtype=_dtypes()[patches.dtype], stream=stream)
+        core().cuda_merge(**call.arguments, dtype=ELEMENT_TYPES[patches.dtype], stream=stream)
     return call.result
-
-
-def _dtypes() -> dict[torch.dtype, int]:
-    """Element types of split and merge, as the native core numbers them."""
-    return {torch.float32: core().FLOAT32, torch.float16: core().FLOAT16, torch.bfloat16: core().BFLOAT16}

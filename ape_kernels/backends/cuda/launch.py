@@ -11,9 +11,9 @@ from torch import Tensor
 from ape_kernels.backends.order import leaving_first
 from ape_kernels.backends.protocol import Exits, PatchResults, StageResults
 from ape_kernels.native import core
-from ape_kernels.table import PackedProgram
+from ape_kernels.table import ELEMENT_TYPES, PackedProgram
 
-ELEMENTS = {torch.float32: 0, torch.float16: 1}  # ElementType in csrc/cuda/plan.h
+DTYPES = (torch.float32, torch.float16)
 WHOLE = -1  # in the place of a stage: the whole forward (csrc/cuda/args.h)
 
 
@@ -69,7 +69,7 @@ def _run(packed: PackedProgram, stage: int, work: _Work, exits: Exits) -> None:
         table=packed.table.data_ptr(),
         table_rows=len(packed.table),
         weight_count=len(weights),
-        element=ELEMENTS[weights.dtype],
+        element=ELEMENT_TYPES[weights.dtype],
         stage=stage,
     )
     with torch.cuda.device_of(work.input):

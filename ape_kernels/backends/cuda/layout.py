@@ -23,7 +23,7 @@ def pack(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> Pac
     packed = pack_program(program, partial(_layout, program, dtype), dtype=dtype, device=device)
     place = 0  # where each buffer begins in a thread block's arena, elements a low-resolution pixel
     for row, buffer in zip(packed.table, program.buffers, strict=False):
-        row[Column.WEIGHT] = place
+        row[Column.ARENA_OFFSET] = place
         place += _padded(buffer.channels) * buffer.resolution**2
     _mark_fused(packed.table)
     image = packed.table.flatten().view(dtype).to(device)

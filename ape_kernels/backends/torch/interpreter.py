@@ -50,7 +50,7 @@ class _Sections:
         for row in table.tolist():
             match row[Column.OPCODE]:
                 case Opcode.BUFFER:
-                    size = row[Column.IN_CHANNELS] * row[Column.UPSCALE] ** 2
+                    size = row[Column.IN_CHANNELS] * row[Column.RESOLUTION] ** 2
                     sections.widest = max(sections.widest, size)
                 case Opcode.STAGE:
                     sections.stages.append(_Stage(row[Column.SRC], row[Column.DST]))
@@ -243,7 +243,7 @@ def _scale_and_add(row: Row, out: Tensor, buffers: dict[int, Tensor]) -> Tensor:
 
 def _upsample(row: Row, src: Tensor) -> Tensor:
     factor = row[Column.UPSCALE]
-    if row[Column.MODE] == Interpolation.NEAREST:
+    if row[Column.INTERPOLATION] == Interpolation.NEAREST:
         return interpolate(src, scale_factor=factor, mode="nearest")
     return interpolate(src, scale_factor=factor, mode="bicubic", align_corners=False)
 

@@ -56,7 +56,7 @@ def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tenso
     if not count:
         return out
     row = network.stage_rows[stage]
-    resolution = network.buffer(network.rows[row][Column.SRC])[Column.UPSCALE]
+    resolution = network.buffer(network.rows[row][Column.SRC])[Column.RESOLUTION]
     with torch.cuda.device_of(features):
         call = _Call(network, packed.weights, height // resolution, width // resolution, exits)
         config = call.config()
@@ -163,7 +163,7 @@ class _Call:
         columns = self.network.rows[row]
         if columns[Column.OPCODE] not in (Opcode.CONV, Opcode.RECONSTRUCT):
             return int(columns[Column.OPCODE] in (Opcode.ATTENTION, Opcode.UPSAMPLE))
-        resolution = self.network.buffer(columns[Column.SRC])[Column.UPSCALE]
+        resolution = self.network.buffer(columns[Column.SRC])[Column.RESOLUTION]
         tiles = triton.cdiv(self.height * self.width * resolution**2, config.bm)
         return tiles * triton.cdiv(columns[Column.OUT_CHANNELS], config.bn)
 

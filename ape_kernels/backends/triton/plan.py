@@ -106,7 +106,7 @@ class Plan:
             entries, position = [], 0
             for row in self.rows[: self.first_row]:
                 channels = -(-row[Column.IN_CHANNELS] // self.unit) * self.unit
-                resolution = row[Column.UPSCALE]
+                resolution = row[Column.RESOLUTION]
                 stride = (width * resolution + 2 * self.border) * channels
                 entries.append([position + self.border * (stride + channels), stride, channels, resolution])
                 position += (height * resolution + 2 * self.border) * stride

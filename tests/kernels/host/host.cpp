@@ -2,8 +2,8 @@
 // themselves.
 #include <cstdio>
 
-#include "../request.h"
-#include "../worker.h"
+#include "request.h"
+#include "worker.h"
 
 namespace ape::cuda {
 namespace {
@@ -15,22 +15,22 @@ std::vector<Region> regions(const Request& request, const Plan& plan, const Work
     if (begin) all.push_back({name, static_cast<const char*>(begin), static_cast<size_t>(bytes), owner});
   };
   const auto feature_bytes = [&](const Instruction& buffer) {
-    return int64_t(buffer.in_channels) * buffer.upscale * buffer.upscale * args.height * args.width * 4;
+    return int64_t(buffer.in_channels) * buffer.resolution() * buffer.resolution() * args.height * args.width * 4;
   };
-  const int64_t size = request.element == kHalfElements ? 2 : 4;
+  const int64_t size = bytes_of(request.element);
   const int64_t arena = args.scratch_elements * args.height * args.width * size;
   for (int i = 0; i < request.blocks; ++i) add("scratch", static_cast<const char*>(args.scratch) + i * arena, arena, i);
   add("weights", args.weights, request.weight_count * size);
   add("input", args.input, args.input_rows * feature_bytes(plan.input_buffer(args.stage)));
   add("active", args.active, args.count * 8);
   add("exit_at", args.exit_at, args.input_rows * 8);
-  if (args.stage == WHOLE) {
-    Instruction picture = plan.row(request.table_rows - 1);
-    picture.in_channels = picture.out_channels / (picture.upscale * picture.upscale);
-    picture.upscale *= plan.row(picture.src).upscale;
+  if (args.stage == kWhole) {
+    Instruction picture = plan.reconstruct();
+    picture.in_channels = picture.picture_channels();
+    picture.upscale *= plan.rows[picture.src].resolution();
     add("output", args.output, args.count * feature_bytes(picture));
   } else {
-    add("output", args.output, args.count * feature_bytes(plan.row(plan.row(args.first_row).dst)));
+    add("output", args.output, args.count * feature_bytes(plan.rows[plan.rows[args.first_row].dst]));
   }
   add("exit_index", args.exit_index, args.count * 8);
   add("capacity", args.capacity, args.count * 4);
@@ -61,7 +61,7 @@ extern "C" int ape_host_plan(uintptr_t table, int64_t table_rows, int64_t weight
   try {
     const Plan plan = plan_of(table, table_rows, weight_count, element);
     result[0] = plan.scratch_elements;
-    result[1] = plan.input_buffer(int(stage)).upscale;
+    result[1] = plan.input_buffer(int(stage)).resolution();
     return 0;
   } catch (const std::invalid_argument& error) {
     put(message, size, error.what());
