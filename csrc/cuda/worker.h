@@ -131,7 +131,7 @@ struct Worker {
           break;
         }
         Conv<E>(b, row, first, number()).run();
-        if (in.opcode == RECONSTRUCT && in.mode) reconstruct_ring(b, in, number());
+        if (in.opcode == RECONSTRUCT && in.mode) Ring<E>(b, in, number()).run();
         break;
       case UPSAMPLE:
         upsample(b, in);
