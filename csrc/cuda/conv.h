@@ -81,6 +81,7 @@ struct Conv {
       steps += padded(b.row(b.row(i).src).in_channels) / kUnitChannels * (kernel / lines);
     ahead = now = {0, 0, 0, 0, 0, weight_slots(), 0};
     b.w.lanes([&](int l) { rows[l] = (l / 16 * side * side + l % 16) * E::kCellBytes; });
+    clear(b.w, acc);
   }
 
   FN uint32_t input_bytes() const { return 2 * side * side * E::kCellBytes; }

@@ -18,6 +18,14 @@ constexpr int kUnitElements = kUnitChannels * kUnitChannels;
 template <int M, int N>
 using Accumulators = PerLane<float[4]>[M][N];
 
+// Accumulators that the compiler need not keep from one use to the next.
+template <int M, int N>
+FN void clear(Warp& w, Accumulators<M, N>& acc) {
+  w.lanes([&](int l) {
+    UNROLL for (auto& row : acc) UNROLL for (auto& tile : row) UNROLL for (float& value : tile[l]) value = 0.0f;
+  });
+}
+
 FN int fragment_pixel(int l, int j) { return l / 4 + 8 * j; }
 FN int fragment_channel(int l) { return l % 4 * 2; }
 

@@ -143,14 +143,15 @@ def test_a_result_depends_on_the_patch_alone(host):
     assert all(torch.equal(a, b[3:4]) for a, b in zip(alone, expected, strict=True))
 
 
-FUSED = {False: (16, 32, 48, 64, 96), True: (16, 32, 64)}  # channels, padded, on devices with 163 KB and with 99 KB
+# Channels, padded, that are fused on devices with so many KB of shared memory a block.
+FUSED = {227: (16, 32, 48, 64, 96), 163: (16, 32, 48, 64, 96), 99: (16, 32, 64)}
 
 
 @pytest.mark.parametrize("channels", [16, 24, 48, 50, 60, 96, 112])
-@pytest.mark.parametrize("small", [False, True], ids=["163KB", "99KB"])
-def test_whole_numbers_come_out_exactly(host, channels, small):
+@pytest.mark.parametrize("shared_kb", FUSED, ids="{}KB".format)
+def test_whole_numbers_come_out_exactly(host, channels, shared_kb):
     """Weights of 0 and +-1 on small whole numbers: every sum is a float16, so both paths give the oracle's bits."""
-    host.small = small
+    host.shared_kb = shared_kb
     model = EDSR(2, 1, channels, 1)
     generator = torch.Generator().manual_seed(channels)
     for parameter in model.eval().requires_grad_(False).parameters():
@@ -167,7 +168,7 @@ def test_whole_numbers_come_out_exactly(host, channels, small):
     ]
     assert results[1][0].abs().max() < 2048
     assert torch.equal(results[0][0], results[1][0])
-    assert any("pair.h" in site for site in host.sites) == (channels + -channels % 16 in FUSED[small])
+    assert any("pair.h" in site for site in host.sites) == (channels + -channels % 16 in FUSED[shared_kb])
 
 
 @pytest.mark.parametrize("channels", [*range(16, 257, 16), 1, 24, 50, 60, 100, 255])
@@ -181,11 +182,11 @@ def test_any_number_of_channels(host, channels):
         torch.testing.assert_close(capacity, expected[2], atol=BAND[dtype], rtol=0)
 
 
-@pytest.mark.parametrize("small", [False, True], ids=["163KB", "99KB"])
+@pytest.mark.parametrize("shared_kb", FUSED, ids="{}KB".format)
 @pytest.mark.parametrize("family", ["ecbsr-16ch", "edsr-32ch", "edsr-48ch", "edsr-60ch", "rcan-32ch", "edsr-96ch"])
-def test_fused_pairs(host, family, small):
+def test_fused_pairs(host, family, shared_kb):
     """Rows by eights and a rest; on devices with little shared memory and with more."""
-    model, host.small = FAMILIES[family](), small
+    model, host.shared_kb = FAMILIES[family](), shared_kb
     fast, oracle = (APEForward(model, backend=n, dtype=d) for n, d in (("cuda", torch.float16), ("torch", None)))
     for height, width in ((1, 1), (8, 5), (15, 17), (17, 48), (4, 49)):
         host.sites.clear()
@@ -194,7 +195,7 @@ def test_fused_pairs(host, family, small):
         expected, _, expected_capacity = oracle.forward_patches(patches, exit_at)
         assert_pictures_close(sr, expected, TOLERANCE[torch.float16])
         torch.testing.assert_close(capacity, expected_capacity, atol=BAND[torch.float16], rtol=0)
-        fuses = width <= 48 and not (small and family in ("edsr-48ch", "edsr-96ch"))
+        fuses = width <= 48 and not (shared_kb == 99 and family in ("edsr-48ch", "edsr-96ch"))
         assert any("pair.h" in site for site in host.sites) == fuses
 
 
