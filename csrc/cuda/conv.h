@@ -3,8 +3,8 @@
 // The block computes one tile of 16 x 16 pixels and up to 64 output channels at a time; warp w owns the tile's pixel
 // rows 2w and 2w + 1. Work comes in steps: the taps of 16 input channels (k = 5: a row of them). What a step needs, the
 // weights and the 16 channels of the tile and its halo, comes to shared memory by asynchronous copies, kStages - 1
-// steps ahead and across tiles; one barrier a step. In shared memory the halo tile is [2][lines][columns] cells, so a
-// tap is a start address; what is outside the patch is filled with zeros.
+// steps ahead and across tiles, issued between the products of a step; one barrier a step. In shared memory the halo
+// tile is [2][lines][columns] cells, so a tap is a start address; what is outside the patch is filled with zeros.
 //
 // Shared memory: kStages slots for weights and kStages for inputs (k = 5: two). Half, k = 3, 64 channels: 3 * 9 * 4 *
 // 512 B + 3 * 2 * 18 * 18 * 16 B = 86 400 B. A tap costs a warp two ldmatrix.x4 and four 16-byte loads for 16
@@ -58,11 +58,14 @@ struct Conv {
   const int first;      // the first SOURCE row, or the row itself
   const int64_t patch;  // its number in the output
   const int kernel, side, pairs, most;
-  const int lines;         // rows of taps a step
-  int steps = 0;           // of a tile
-  int source, chunk = 0;   // of what is fetched next: row of the table that names the buffer; chunk in that buffer
-  Place ahead, now;        // fetched next, computed next
-  PerLane<uint32_t> rows;  // ldmatrix addresses
+  const int lines;          // rows of taps a step
+  const int taps, inverse;  // of a step; 512 / taps, rounded up
+  int steps = 0;            // of a tile
+  Place ahead, now;         // fetched next, computed next
+  const Element* units;     // fetched next: the weights of the step
+  int source, chunks;       // row of the table that names the buffer, chunks of 16 channels left of it,
+  const Element* channels;  // the first of these
+  PerLane<uint32_t> rows;   // ldmatrix addresses
   Accumulators<kTileRows, 2 * E::kMostUnits> acc;
 
   FN Conv(Carrier<E>& b_, int row, int first_, int64_t patch_)
@@ -76,16 +79,21 @@ struct Conv {
         pairs(padded(in.out_channels) / kUnitChannels),
         most(in.kernel == 5 ? E::kMostUnits5 : E::kMostUnits),
         lines(in.kernel == 5 ? 1 : in.kernel),
+        taps(lines * in.kernel),
+        inverse((512 + taps - 1) / taps),
+        units(b_.weights(in.weight)),
         source(first_) {
     for (int i = first; i <= row; ++i)
       steps += padded(b.row(b.row(i).src).in_channels) / kUnitChannels * (kernel / lines);
     ahead = now = {0, 0, 0, 0, 0, weight_slots(), 0};
+    open();
     b.w.lanes([&](int l) { rows[l] = (l / 16 * side * side + l % 16) * E::kCellBytes; });
+    clear(b.w, acc);
   }
 
   FN uint32_t input_bytes() const { return 2 * side * side * E::kCellBytes; }
   FN uint32_t weight_slots() const { return (kernel == 5 ? 2 : E::kStages) * input_bytes(); }
-  FN uint32_t slot_bytes() const { return most * lines * kernel * E::kUnitBytes; }
+  FN uint32_t slot_bytes() const { return most * taps * E::kUnitBytes; }
   FN int units_at(const Place& place) const { return pairs - place.pair < most ? pairs - place.pair : most; }
   FN bool done(const Place& place) const { return place.y >= to.height; }
 
@@ -109,47 +117,69 @@ struct Conv {
     place.y += kTile;
   }
 
-  // Starts the copies of what comes next: taps and, with the first of 16 channels, the input.
-  FN void fetch() {
-    const int taps = lines * kernel * (E::kUnitBytes / 16);  // in pieces of 16 bytes
-    const int64_t pair_stride = static_cast<int64_t>(steps) * lines * kernel * kUnitElements;
-    const Element* weights =
-        b.weights(in.weight) + ahead.pair * pair_stride + ahead.step * lines * kernel * kUnitElements;
-    b.each(units_at(ahead) * taps, [&](int i) {
-      b.w.copy(ahead.weights + i * 16, weights + i / taps * pair_stride + i % taps * (16 / sizeof(Element)), true);
-    });
-    if (ahead.ky) return;
+  FN void open() {
     const Feature<E> src = b.feature(b.row(source).src);
-    b.each(2 * side * side, [&](int i) {
-      const int column = i % side, line = i / side % side, group = i / (side * side);
-      const int y = ahead.y + line - kernel / 2, x = ahead.x + column - kernel / 2;
+    channels = src.data;
+    chunks = src.groups / 2;
+  }
+
+  // The warp's part of the copies of what comes next, in kTurns turns: a unit of weights and, with the first of 16
+  // channels, a line of the halo tile.
+  static constexpr int kTurns = 5;
+  static_assert(kTurns * kWarps >= 2 * (kTile + 4) && kTurns * kWarps >= 9 * E::kMostUnits &&
+                    kTurns * kWarps >= 5 * E::kMostUnits5 && kTile + 4 <= kLanes,
+                "every unit and every line has a turn and fits a warp");
+  FN void fetch(int turn) {
+    const int number = turn * kWarps + b.w.id;
+    if (number < units_at(ahead) * taps) {
+      const int pair = number * inverse >> 9;  // number / taps
+      const Element* from = units + (static_cast<int64_t>(pair) * (steps - 1) * taps + number) * kUnitElements;
+      b.w.lanes([&](int l) {
+        UNROLL for (uint32_t part = 0; part < E::kUnitBytes; part += kLanes * 16) b.w.copy(
+            ahead.weights + number * E::kUnitBytes + part + l * 16, from + (part + l * 16) / sizeof(Element), true);
+      });
+    }
+    if (ahead.ky || number >= 2 * side) return;
+    const int group = number >= side, y = ahead.y + number - group * side - kernel / 2;
+    b.w.lanes([&](int l) {
+      const int x = ahead.x + l - kernel / 2;
       const bool inside = y >= 0 && y < to.height && x >= 0 && x < to.width;
-      const Element* from = src.cell(2 * chunk + group, inside ? y * to.width + x : 0);
-      UNROLL for (uint32_t part = 0; part < E::kCellBytes; part += 16)
-          b.w.copy(ahead.input + i * E::kCellBytes + part, from + part / sizeof(Element), inside);
+      const int64_t cell = inside ? static_cast<int64_t>(group) * to.pixels() + y * to.width + x : 0;
+      UNROLL for (uint32_t part = 0; part < E::kCellBytes; part += 16) if (l < side)
+          b.w.copy(ahead.input + (number * side + l) * E::kCellBytes + part,
+                   channels + cell * kCellChannels + part / sizeof(Element), inside);
     });
-    if (++chunk * 2 < src.groups) return;
-    chunk = 0;
-    source = ahead.step + kernel / lines < steps ? source + 1 : first;
+  }
+
+  // After the last turn.
+  FN void advance() {
+    if (!ahead.ky) {
+      channels += static_cast<int64_t>(2) * to.pixels() * kCellChannels;
+      if (!--chunks) {
+        source = ahead.step + kernel / lines < steps ? source + 1 : first;
+        open();
+      }
+    }
+    next(ahead);
+    units += taps * kUnitElements;
+    if (ahead.step == 0) units = b.weights(in.weight) + static_cast<int64_t>(ahead.pair) * steps * taps * kUnitElements;
   }
 
   FN void run() {
     ROLLED for (int lead = E::kStages - 1; !done(now); --lead) {
-      if (lead <= 0) {
+      if (lead > 0) {
+        ROLLED for (int turn = 0; turn < kTurns && !done(ahead); ++turn) fetch(turn);
+      } else {
         b.w.template wait<E::kStages - 2>();
         b.w.sync();  // what comes now has arrived for every warp, and every warp is done with what came before
-      }
-      if (!done(ahead)) {
-        fetch();
-        next(ahead);
+        if (now.step == 0) begin();
+        b.w.converge();
+        multiply();  // and fetch
       }
       b.w.commit();
+      if (!done(ahead)) advance();
       if (lead > 0) continue;
-      const bool live = now.y + b.w.id * kTileRows < to.height;
-      if (now.step == 0) begin();
-      b.w.converge();
-      if (live) taps();
-      if (live && now.step == steps - 1) finish();
+      if (now.step == steps - 1) finish();
       next(now);
     }
   }
@@ -168,29 +198,31 @@ struct Conv {
     }
   }
 
-  FN void taps() {
+  FN void multiply() {
     switch (units_at(now)) {
       case 1:
-        return taps_by<1>();
+        return multiply_by<1>();
       case 2:
-        return taps_by<2>();
+        return multiply_by<2>();
       case 3:
-        if constexpr (E::kMostUnits >= 3) return taps_by<3>();
+        if constexpr (E::kMostUnits >= 3) return multiply_by<3>();
         return;
       default:
-        if constexpr (E::kMostUnits >= 4) return taps_by<4>();
+        if constexpr (E::kMostUnits >= 4) return multiply_by<4>();
     }
   }
 
-  // The taps of a step for UNITS times 16 output channels.
+  // The taps of a step for UNITS times 16 output channels; between them the copies.
   template <int UNITS>
-  FN void taps_by() {
+  FN void multiply_by() {
     const uint32_t row_bytes = side * E::kCellBytes;
-    uint32_t pixels = now.input + (b.w.id * kTileRows + now.ky) * row_bytes, units = now.weights;
-    ROLLED for (int tap = 0, kx = 0; tap < lines * kernel; ++tap) {
+    const int turns = done(ahead) ? 0 : kTurns;
+    uint32_t pixels = now.input + (b.w.id * kTileRows + now.ky) * row_bytes, weights = now.weights;
+    ROLLED for (int tap = 0, kx = 0; tap < taps; ++tap) {
       E::template multiply<kTileRows, 2 * E::kMostUnits, UNITS>(b.w, acc, rows, pixels, row_bytes, side * row_bytes,
-                                                                units, lines * kernel * E::kUnitBytes);
-      units += E::kUnitBytes;
+                                                                weights, taps * E::kUnitBytes);
+      ROLLED for (int turn = tap; turn < turns; turn += taps) fetch(turn);
+      weights += E::kUnitBytes;
       pixels += E::kCellBytes;
       if (++kx < kernel) continue;
       kx = 0;

@@ -18,6 +18,14 @@ constexpr int kUnitElements = kUnitChannels * kUnitChannels;
 template <int M, int N>
 using Accumulators = PerLane<float[4]>[M][N];
 
+// Accumulators that the compiler need not keep from one use to the next.
+template <int M, int N>
+FN void clear(Warp& w, Accumulators<M, N>& acc) {
+  w.lanes([&](int l) {
+    UNROLL for (auto& row : acc) UNROLL for (auto& tile : row) UNROLL for (float& value : tile[l]) value = 0.0f;
+  });
+}
+
 FN int fragment_pixel(int l, int j) { return l / 4 + 8 * j; }
 FN int fragment_channel(int l) { return l % 4 * 2; }
 
@@ -65,21 +73,28 @@ struct Half {
     }
   }
 
-  // acc += 16 pixels by one unit, both straight from global memory. cells: the lane's two pixels in the first of the
-  // two groups of channels, null outside the patch; next: elements from a group to the next.
-  static FN void multiply_direct(Warp& w, Accumulators<1, 2>& acc, const PerLane<const Element* [2]>& cells,
-                                 int64_t next, const Element* unit) {
-    PerLane<U4> a, b;
+  // acc += 16 pixels by PAIRS units for each of COUNT chunks of 16 input channels, both straight from global memory,
+  // all loaded before the first is used. cells: the lane's two pixels in the first of the two groups of channels, null
+  // outside the patch; next: elements from a group to the next; units: of the first chunk.
+  template <int COUNT, int PAIRS>
+  static FN void multiply_direct(Warp& w, Accumulators<1, 2 * PAIRS>& acc, const PerLane<const Element* [2]>& cells,
+                                 int64_t next, const Element* units, int64_t chunk_stride, int64_t pair_stride) {
+    PerLane<U4> a[COUNT], b[COUNT][PAIRS];
     w.lanes([&](int l) {
-      UNROLL for (int i = 0; i < 4; ++i) {
-        const Element* cell = cells[l][i & 1];
-        a[l].r[i] = cell ? w.load<uint32_t>(cell + (i >> 1) * next + fragment_channel(l)) : 0u;
+      UNROLL for (int c = 0; c < COUNT; ++c) {
+        UNROLL for (int i = 0; i < 4; ++i) {
+          const Element* cell = cells[l][i & 1];
+          a[c][l].r[i] = cell ? w.load<uint32_t>(cell + (2 * c + (i >> 1)) * next + fragment_channel(l)) : 0u;
+        }
+        UNROLL for (int n = 0; n < PAIRS; ++n) b[c][n][l] =
+            w.load<U4>(units + c * chunk_stride + n * pair_stride + l * 8);
       }
-      b[l] = w.load<U4>(unit + l * 8);
     });
     w.converge();
-    w.mma(acc[0][0], a, b, 0);
-    w.mma(acc[0][1], a, b, 1);
+    UNROLL for (int c = 0; c < COUNT; ++c) UNROLL for (int n = 0; n < PAIRS; ++n) {
+      w.mma(acc[0][2 * n], a[c], b[c][n], 0);
+      w.mma(acc[0][2 * n + 1], a[c], b[c][n], 1);
+    }
   }
 };
 
@@ -126,15 +141,17 @@ struct Float {
     });
   }
 
-  static FN void multiply_direct(Warp& w, Accumulators<1, 2>& acc, const PerLane<const Element* [2]>& cells,
-                                 int64_t next, const Element* unit) {
+  template <int COUNT, int PAIRS>
+  static FN void multiply_direct(Warp& w, Accumulators<1, 2 * PAIRS>& acc, const PerLane<const Element* [2]>& cells,
+                                 int64_t next, const Element* units, int64_t chunk_stride, int64_t pair_stride) {
     w.lanes([&](int l) {
-      ROLLED for (int k = 0; k < kUnitChannels; ++k) {
+      ROLLED for (int k = 0; k < COUNT * kUnitChannels; ++k) {
+        const Element* row = units + k / kUnitChannels * chunk_stride + k % kUnitChannels * kUnitChannels;
         UNROLL for (int j = 0; j < 2; ++j) {
           const Element* cell = cells[l][j];
           const float a = cell ? w.load<float>(cell + k / 8 * next + k % 8) : 0.0f;
-          UNROLL for (int n = 0; n < 2; ++n) {
-            const F2 b = w.load<F2>(unit + k * kUnitChannels + n * 8 + fragment_channel(l));
+          UNROLL for (int n = 0; n < 2 * PAIRS; ++n) {
+            const F2 b = w.load<F2>(row + n / 2 * pair_stride + n % 2 * 8 + fragment_channel(l));
             acc[0][n][l][2 * j] += a * b.x;
             acc[0][n][l][2 * j + 1] += a * b.y;
           }

@@ -8,19 +8,21 @@
 //     step s   h rows sR .. sR+R-1,  then y rows sR-1 .. sR+R-2
 //
 // The accumulators of y start from bias + x read off the x ring, so R + 2 rows of each ring are enough: x is read once,
-// y written once, no halo is computed twice. Weights stream by tap, kStages deep; one barrier a tap serves weights, x
-// and h alike. A warp owns a pixel row of a step and C / kSplit output channels.
+// y written once, no halo is computed twice. Weights stream in stages of kTaps taps, kStages of them in shared memory;
+// one barrier a stage serves weights, x and h alike. A warp owns a pixel row of a step and C / kSplit output channels.
+// What later stages need is copied between the products of a tap: no product waits for addresses.
 //
 // Rings are [slot][C / 8][50] cells: columns -1 and W stay zero, a tap is a start address. Shared memory is two rings
-// of kRows + 2 rows, the weights of kStages taps, and the sums over pixels of every channel of y, for an exit or
-// attention that follows. With the instructions of a warp, a tap (worker.h lists the shapes):
-//      C   kRows kSplit kStages   rings + weights + sums                              mma, ldmatrix.x4, 16-byte loads
-//     16     8     1      4       2 * 10 * 1600 + 4 *   512 +  512 B =  34 560 B        6    3    1
-//     32     8     1      4       2 * 10 * 3200 + 4 *  2048 + 1024 B =  73 216 B       24    6    4
-//     48     8     1      4       2 * 10 * 4800 + 4 *  4608 + 1536 B = 115 968 B       54    9    9
-//     64     8     1      4       2 * 10 * 6400 + 4 *  8192 + 2048 B = 162 816 B       96   12   16
-//     64     4     2      2       2 *  6 * 6400 + 2 *  8192 + 1024 B =  94 208 B       48   12    8
-//     96     4     2      2       2 *  6 * 9600 + 2 * 18432 + 1536 B = 153 600 B      108   18   18
+// of kRows + 2 rows, the stages, and the sums over pixels of every channel of y, for an exit or attention that follows.
+// With the instructions of a warp, a tap (worker.h lists the shapes):
+//      C   kRows kSplit  stages    rings + weights + sums                             mma, ldmatrix.x4, 16-byte loads
+//     16     8     1    4 or 3x3   2 * 10 * 1600 + 9 *   512 +  512 B =  37 120 B       6    3    1
+//     32     8     1    4 or 3x3   2 * 10 * 3200 + 9 *  2048 + 1024 B =  83 456 B      24    6    4
+//     48     8     1    4 or 3x3   2 * 10 * 4800 + 9 *  4608 + 1536 B = 139 008 B      54    9    9
+//     64     8     1       4       2 * 10 * 6400 + 4 *  8192 + 2048 B = 162 816 B      96   12   16
+//     64     8     1      3x3      2 * 10 * 6400 + 9 *  8192 + 2048 B = 203 776 B      96   12   16
+//     64     4     2       2       2 *  6 * 6400 + 2 *  8192 + 1024 B =  94 208 B      48   12    8
+//     96     4     2    2 or 4    2 *  6 * 9600 + 4 * 18432 + 1536 B = 190 464 B     108   18   18
 #pragma once
 
 #include "conv.h"
@@ -30,33 +32,55 @@ namespace ape::cuda {
 constexpr int kPairTiles = 3;  // of 16 pixels along a row
 constexpr int kPairWidth = kPairTiles * 16;
 
-template <int C, int ROWS, int STAGES>
+template <int C, int ROWS, int TAPS, int STAGES>
 struct PairShape {
-  static constexpr int kChannels = C, kRows = ROWS, kStages = STAGES;
+  static constexpr int kChannels = C, kRows = ROWS, kTaps = TAPS, kStages = STAGES;
   static constexpr int kSplit = kWarps / ROWS;     // warps that share a row
   static constexpr int kColumns = C / 8 / kSplit;  // mma columns of eight channels of a warp
   static constexpr int kGroups = C / kCellChannels, kChunks = C / kUnitChannels;
   static constexpr int kPitch = kPairWidth + 2, kRing = ROWS + 2;
+  static constexpr int kUnits = kChunks * kChunks;                   // of a tap
+  static constexpr int kUnitTurns = (kUnits + kWarps - 1) / kWarps;  // in which the warps copy them
+  // Of the next rows of x a warp copies kPieces times two groups of channels of a row: a half of them in each of the
+  // first two rows of taps, 16 pixels a tap.
+  static constexpr int kPieces = kChunks / kSplit, kPieceTurns = (kPieces + 1) / 2;
   static constexpr uint32_t kTileBytes = 16 * Half::kCellBytes;
   static constexpr uint32_t kGroupBytes = kPitch * Half::kCellBytes, kRowBytes = kGroups * kGroupBytes;
-  static constexpr uint32_t kTapBytes = kChunks * kChunks * Half::kUnitBytes;
-  static constexpr uint32_t kX = 0, kH = kRing * kRowBytes, kWeights = 2 * kH, kSums = kWeights + STAGES * kTapBytes;
+  static constexpr uint32_t kTapBytes = kUnits * Half::kUnitBytes, kStageBytes = TAPS * kTapBytes;
+  static constexpr uint32_t kX = 0, kH = kRing * kRowBytes, kWeights = 2 * kH, kSums = kWeights + STAGES * kStageBytes;
   static constexpr uint32_t kBytes = kSums + kWarps * kColumns * 8 * sizeof(float);
-  static_assert(kWarps % ROWS == 0 && kColumns % 2 == 0, "whole units for a warp");
-  static_assert(C % kUnitChannels == 0 && STAGES >= 2 && STAGES <= 9,
-                "a copy of x is complete before its convolution ends");
-  static_assert(kRowBytes % 16 == 0 && kTapBytes % (kLanes * 16) == 0, "16-byte copies, whole units");
+  static_assert(kWarps % ROWS == 0 && kColumns % 2 == 0 && kChunks % kSplit == 0, "whole units for a warp");
+  static_assert(C % kUnitChannels == 0 && STAGES >= 2 && (TAPS == 1 || TAPS == 3), "a stage is a tap or a row of them");
+  static_assert(6 / TAPS + STAGES - 2 <= 9 / TAPS, "a copy of x is complete before its convolution ends");
+  static_assert(kRowBytes % 16 == 0, "16-byte copies");
 };
 
 template <class S>
 struct Pair {
   using Element = Half::Element;
+  static constexpr int kConvStages = 9 / S::kTaps;
+
+  // The stage of weights that is fetched next.
+  struct Ahead {
+    int left, of_conv;             // stages left, of the pair and of their convolution
+    PerLane<const Element*> from;  // what the lane copies first of it
+    uint32_t slot;                 // in shared memory
+  };
+  // The row of x that the warp fetches next.
+  struct Coming {
+    int pixels;   // of it that are fetched: none where there is no such row
+    bool inside;  // whether it lies in the patch
+    PerLane<const Element*> from;
+    PerLane<uint32_t> to;
+  };
   Carrier<Half>& b;
   const int number;         // of the first of the two rows
   const int height, width;  // of x, h and y
   const bool sums;          // wanted
-  int tap = 0;
-  PerLane<uint32_t> rows;  // ldmatrix addresses
+  PerLane<uint32_t> rows;   // ldmatrix addresses
+  uint32_t now = 0;         // slot of the stage computed next
+  Ahead ahead;
+  Coming coming;
   Accumulators<kPairTiles, S::kColumns> acc;
 
   FN Pair(Carrier<Half>& b_, int row, bool sums_)
@@ -68,9 +92,8 @@ struct Pair {
   FN const Instruction& in1() const { return b.row(number); }
   FN const Instruction& in2() const { return b.row(number + 1); }
   FN Feature<Half> x() const { return b.feature(in1().src); }
-  FN int line() const { return b.w.id / S::kSplit; }                            // of a step
-  FN int column() const { return b.w.id % S::kSplit * S::kColumns; }            // the warp's first mma column
-  FN int total() const { return 18 * steps() - (has_h(steps() - 1) ? 0 : 9); }  // taps
+  FN int line() const { return b.w.id / S::kSplit; }                  // of a step
+  FN int column() const { return b.w.id % S::kSplit * S::kColumns; }  // the warp's first mma column
   FN int steps() const { return (height + S::kRows) / S::kRows; }
   // In the last step of a height of whole steps there is no h left to compute.
   FN bool has_h(int step) const { return step * S::kRows < height; }
@@ -79,31 +102,84 @@ struct Pair {
     return channel / 8 * S::kGroupBytes + (pixel + 1) * Half::kCellBytes + channel % 8 * sizeof(Element);
   }
 
-  // Rows [begin, end) of x to the ring, zeros outside the patch.
-  FN void fetch_rows(int begin, int end) {
-    const Feature<Half> x = this->x();
-    const int across = S::kGroups * x.width;
-    b.each((end - begin) * across, [&](int i) {
-      const int row = begin + i / across, group = i / x.width % S::kGroups, pixel = i % x.width;
-      const bool inside = row >= 0 && row < x.height;
-      if (row <= x.height)
-        b.w.copy(S::kX + slot(row) + group * S::kGroupBytes + (pixel + 1) * Half::kCellBytes,
-                 x.cell(group, inside ? row * x.width + pixel : 0), inside);
+  // Where the lane's pixel of the first 16 in `row` of x is, and where it goes: of the two groups from `group` on.
+  FN const Element* x_from(int l, int group, int row) const {
+    return x().cell(group + l / 16, (row >= 0 && row < height ? row : 0) * width + l % 16);
+  }
+  FN uint32_t x_to(int l, int group, int row) const {
+    return S::kX + slot(row) + cell(l % 16, (group + l / 16) * kCellChannels);
+  }
+
+  // The rows of x that the first step begins with, zeros outside the patch.
+  FN void fetch_first_rows() {
+    ROLLED for (int i = b.w.id; i < S::kRing * S::kChunks; i += kWarps) {
+      const int row = i / S::kChunks - 1, group = i % S::kChunks * 2;
+      if (row <= height)
+        b.w.lanes([&](int l) {
+          UNROLL for (int m = 0; m < kPairTiles; ++m) if (m * 16 + l % 16 < width)
+              b.w.copy(x_to(l, group, row) + m * S::kTileBytes, x_from(l, group, row) + m * 16 * kCellChannels,
+                       row >= 0 && row < height);
+        });
+    }
+  }
+  // The warp's row of x for step `step`, if there is one.
+  FN void expect_row(int step) {
+    const int row = step * S::kRows + 1 + line(), group = b.w.id % S::kSplit * S::kPieces * 2;
+    coming.pixels = row <= height ? width : 0;
+    coming.inside = row < height;
+    b.w.lanes([&](int l) {
+      coming.from[l] = x_from(l, group, row);
+      coming.to[l] = x_to(l, group, row);
     });
   }
 
-  // The weights of tap `fetched`, of which there are nine for h and nine for y in turn.
-  FN void fetch_tap(int fetched) {
-    if (fetched < total()) {
-      const bool skips = fetched >= 18 * (steps() - 1) && !has_h(steps() - 1);
-      const int in_pair = fetched % 18 + (skips ? 9 : 0);
-      const Element* weights = b.weights(in_pair < 9 ? in1().weight : in2().weight) + in_pair % 9 * kUnitElements;
-      const uint32_t to = S::kWeights + fetched % S::kStages * S::kTapBytes;
-      b.each(S::kTapBytes / 16, [&](int i) {
-        const int unit = i / kLanes, chunk = unit / S::kChunks, pair = unit % S::kChunks;
-        b.w.copy(to + i * 16, weights + (pair * S::kChunks + chunk) * 9 * kUnitElements + i % kLanes * 8, true);
+  // Points `ahead` to the weights of its convolution.
+  FN void aim() {
+    const int convs = ahead.left / kConvStages;
+    const bool is_y = convs == 1 || convs % 2 == has_h(steps() - 1);
+    const Element* weights = b.weights((is_y ? in2() : in1()).weight) + b.w.id * 9 * kUnitElements;
+    b.w.lanes([&](int l) { ahead.from[l] = weights + l * 8; });
+    ahead.of_conv = kConvStages;
+  }
+  FN static uint32_t next(uint32_t slot) {
+    return slot == (S::kStages - 1) * S::kStageBytes ? 0 : slot + S::kStageBytes;
+  }
+  // Copies units of tap `t` of the stage ahead: what the warp has to do after chunk `chunk` of a tap.
+  FN void fetch_units(int t, int chunk) {
+    UNROLL for (int turn = 0; turn < S::kUnitTurns; ++turn) {
+      if (turn % S::kChunks != chunk || ahead.left <= 0) continue;
+      if ((turn + 1) * kWarps > S::kUnits && turn * kWarps + b.w.id >= S::kUnits) continue;
+      b.w.lanes([&](int l) {
+        b.w.copy(S::kWeights + ahead.slot + t * S::kTapBytes + (turn * kWarps + b.w.id) * Half::kUnitBytes + l * 16,
+                 ahead.from[l] + (t + turn * kWarps * 9) * kUnitElements, true);
       });
     }
+  }
+  // The same for 16 pixels of x, during tap (ky, kx).
+  FN void fetch_x(int ky, int kx, int chunk) {
+    UNROLL for (int turn = 0; turn < S::kPieceTurns; ++turn) {
+      if ((S::kUnitTurns + turn) % S::kChunks != chunk) continue;
+      const int pixels = S::kPieces % 2 && turn == S::kPieceTurns - 1 && ky == 1 ? 0 : coming.pixels;
+      b.w.lanes([&](int l) {
+        if (kx * 16 + l % 16 < pixels)
+          b.w.copy(coming.to[l] + turn * 2 * S::kGroupBytes + kx * S::kTileBytes,
+                   coming.from[l] + (turn * 2 * static_cast<int64_t>(height) * width + kx * 16) * kCellChannels,
+                   coming.inside);
+      });
+    }
+  }
+  // What is fetched after stage, of which the last tap was (ky, kx).
+  FN void advance(int ky, int kx) {
+    ahead.slot = next(ahead.slot);
+    b.w.lanes([&](int l) { ahead.from[l] += S::kTaps * kUnitElements; });
+    --ahead.left;
+    if (--ahead.of_conv == 0 && ahead.left > 0) aim();
+    if (kx < 2) return;
+    if (ky == 1) coming.pixels = 0;
+    b.w.lanes([&](int l) {
+      coming.to[l] += S::kPieceTurns * 2 * S::kGroupBytes;
+      coming.from[l] += S::kPieceTurns * 2 * static_cast<int64_t>(height) * width * kCellChannels;
+    });
   }
 
   FN void start(const float* bias) {
@@ -116,24 +192,33 @@ struct Pair {
     });
   }
 
-  // Nine taps over rows row - 1 .. row + 1 of a ring. coming: a step whose rows of x are fetched meanwhile, or 0.
-  FN void convolve(uint32_t ring, int row, bool live, int coming) {
-    ROLLED for (int i = 0; i < 9; ++i, ++tap) {
+  // Nine taps over rows row - 1 .. row + 1 of a ring.
+  FN void convolve(uint32_t ring, int row) {
+    ROLLED for (int i = 0; i < kConvStages; ++i) {
+      const int ky = S::kTaps == 3 ? i : i / 3, kx = S::kTaps == 3 ? 0 : i % 3;
+      const uint32_t from = ring + slot(row + ky - 1) + kx * Half::kCellBytes;
       b.w.template wait<S::kStages - 2>();
       b.w.sync();
-      fetch_tap(tap + S::kStages - 1);
-      if (i == 0 && coming) fetch_rows(coming * S::kRows + 1, (coming + 1) * S::kRows + 1);
-      b.w.commit();
-      if (!live) continue;
       b.w.converge();
-      const uint32_t from = ring + slot(row + i / 3 - 1) + i % 3 * Half::kCellBytes;
-      const uint32_t units = S::kWeights + tap % S::kStages * S::kTapBytes + column() / 2 * Half::kUnitBytes;
-      UNROLL for (int k = 0; k < S::kChunks; ++k) Half::multiply<kPairTiles, S::kColumns, S::kColumns / 2>(
-          b.w, acc, rows, from + k * 2 * S::kGroupBytes, S::kTileBytes, 0, units + k * S::kChunks * Half::kUnitBytes,
-          Half::kUnitBytes);
+      taps(from, ky, kx);
+      b.w.commit();
+      now = next(now);
+      advance(ky, kx + S::kTaps - 1);
     }
   }
 
+  // The taps of a stage from (ky, kx) on, and what is fetched during them.
+  FN void taps(uint32_t from, int ky, int kx) {
+    const uint32_t units = S::kWeights + now + column() / 2 * S::kChunks * Half::kUnitBytes;
+    UNROLL for (int t = 0; t < S::kTaps; ++t) UNROLL for (int k = 0; k < S::kChunks; ++k) {
+      Half::multiply<kPairTiles, S::kColumns, S::kColumns / 2>(
+          b.w, acc, rows, from + t * Half::kCellBytes + k * 2 * S::kGroupBytes, S::kTileBytes, 0,
+          units + t * S::kTapBytes + k * Half::kUnitBytes, S::kChunks * Half::kUnitBytes);
+      if (k == 0 || S::kChunks > 4) b.w.forget();  // addresses are cheaper to compute again than to keep
+      fetch_units(t, k);
+      fetch_x(ky, kx + t, k);
+    }
+  }
   FN void run() {
     // the columns left and right of the patch, in both rings, and h above it
     b.each(2 * S::kRing * S::kGroups * 2, [&](int i) {
@@ -142,10 +227,15 @@ struct Pair {
     });
     if (line() == 0) zero_h(-1);
     b.each(S::kSplit * S::kRows * S::kColumns * 2, [&](int i) { b.w.sts(S::kSums + i * 16, U4{}); });
-    fetch_rows(-1, S::kRows + 1);
+    fetch_first_rows();
+    coming = {};
+    ahead = {};
+    ahead.left = kConvStages * (2 * steps() - !has_h(steps() - 1));
+    aim();
     for (int i = 0; i < S::kStages - 1; ++i) {
-      fetch_tap(i);
+      UNROLL for (int t = 0; t < S::kTaps; ++t) UNROLL for (int k = 0; k < S::kChunks; ++k) fetch_units(t, k);
       b.w.commit();
+      advance(0, 0);
     }
     ROLLED for (int half = 0; half < 2 * steps(); ++half) {
       b.w.forget();
@@ -154,9 +244,13 @@ struct Pair {
       const int row = step * S::kRows + line() - makes_y;
       const bool live = row >= 0 && row < height;
       if (makes_y || has_h(step)) {
+        coming.pixels = 0;
+        if (makes_y && step + 1 < steps()) expect_row(step + 1);
+        clear(b.w, acc);
         start(b.vector(makes_y ? in2().bias : in1().bias));
         if (makes_y && live && in2().add != NO_BUFFER) add_x(row);
-        convolve(makes_y ? S::kH : S::kX, row, live, makes_y && step + 1 < steps() ? step + 1 : 0);
+        // a warp without a row computes its neighbour's and keeps nothing: a branch around the taps costs registers
+        convolve(makes_y ? S::kH : S::kX, live ? row : row < 0 ? 0 : height - 1);
         if (live && makes_y) put_y(row);
         if (live && !makes_y) put_h(row);
       }
@@ -167,15 +261,22 @@ struct Pair {
 
   FN int channel_at(int l, int n) const { return (column() + n) * 8 + fragment_channel(l); }
 
+  // The row of x times one: a unit whose diagonal is 1.0 hands channels on as they are.
   FN void add_x(int row) {
-    UNROLL for (int n = 0; n < S::kColumns; ++n) b.w.lanes([&](int l) {
-      const uint32_t at = S::kX + slot(row) + cell(0, channel_at(l, n));
-      UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
-        const F2 skip = unpack_halves(b.w.lds<uint32_t>(at + (m * 16 + fragment_pixel(l, j)) * Half::kCellBytes));
-        acc[m][n][l][2 * j] += skip.x;
-        acc[m][n][l][2 * j + 1] += skip.y;
-      }
+    PerLane<U4> one;
+    b.w.lanes([&](int l) {
+      const int out = l / 4 - fragment_channel(l);
+      one[l].r[0] = one[l].r[3] = out == 0 ? 0x00003c00u : out == 1 ? 0x3c000000u : 0u;
+      one[l].r[1] = one[l].r[2] = 0u;
     });
+    b.w.converge();
+    const uint32_t from = S::kX + slot(row) + cell(0, column() * kCellChannels);
+    UNROLL for (int p = 0; p < S::kColumns / 2; ++p) UNROLL for (int m = 0; m < kPairTiles; ++m) {
+      PerLane<U4> a;
+      b.w.ldmatrix(a, rows, from + p * 2 * S::kGroupBytes + m * S::kTileBytes);
+      b.w.mma(acc[m][2 * p], a, one, 0);
+      b.w.mma(acc[m][2 * p + 1], a, one, 1);
+    }
   }
 
   // The warp's part of a row of h that is outside the patch.
@@ -186,38 +287,57 @@ struct Pair {
     });
   }
 
+  FN void activate(const Instruction& in) {
+    if (in.activation == NO_ACTIVATION) return;
+    UNROLL for (int n = 0; n < S::kColumns; ++n) b.w.lanes([&](int l) {
+      const F2 slope = slope_of(b, in, channel_at(l, n));
+      UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
+        const F2 v = activated(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1], slope);
+        acc[m][n][l][2 * j] = v.x;
+        acc[m][n][l][2 * j + 1] = v.y;
+      }
+    });
+  }
+
   // A row of h to its ring.
   FN void put_h(int row) {
-    UNROLL for (int n = 0; n < S::kColumns; ++n) b.w.lanes([&](int l) {
-      const uint32_t at = S::kH + slot(row) + cell(0, channel_at(l, n));
-      const F2 slope = slope_of(b, in1(), channel_at(l, n));
+    activate(in1());
+    b.w.lanes([&](int l) {
+      const uint32_t at = S::kH + slot(row) + cell(fragment_pixel(l, 0), channel_at(l, 0));
       UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
-        const int pixel = m * 16 + fragment_pixel(l, j);
-        if (pixel >= width) continue;
-        const F2 v = activated(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1], slope);
-        b.w.sts(at + pixel * Half::kCellBytes, pack_halves(v.x, v.y));
+        if (m * 16 + fragment_pixel(l, j) >= width) continue;
+        UNROLL for (int n = 0; n < S::kColumns; ++n)
+            b.w.sts(at + n * S::kGroupBytes + (m * 16 + 8 * j) * Half::kCellBytes,
+                    pack_halves(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]));
       }
     });
   }
 
   FN void put_y(int row) {
-    const Feature<Half> y = b.feature(in2().dst);
+    activate(in2());
+    b.w.lanes([&](int l) {
+      const Feature<Half> y = b.feature(in2().dst);
+      Element* to = y.cell(column(), row * width + fragment_pixel(l, 0)) + fragment_channel(l);
+      UNROLL for (int n = 0; n < S::kColumns; ++n, to += y.pixels() * kCellChannels) {
+        UNROLL for (int m = 0; m < kPairTiles; ++m)
+            UNROLL for (int j = 0; j < 2; ++j) if (m * 16 + fragment_pixel(l, j) < width) Half::store_pair(
+                b.w, to + (m * 16 + 8 * j) * kCellChannels, {acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]});
+      }
+    });
+    if (sums) add_sums();
+  }
+
+  FN void add_sums() {
     UNROLL for (int n = 0; n < S::kColumns; ++n) {
       PerLane<float> part[2];
       b.w.lanes([&](int l) {
-        const int channel = channel_at(l, n);
-        const F2 slope = slope_of(b, in2(), channel);
         part[0][l] = part[1][l] = 0.0f;
         UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
-          const int pixel = m * 16 + fragment_pixel(l, j);
-          if (pixel >= width) continue;
-          const F2 value = activated(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1], slope);
-          Half::store_pair(b.w, y.cell(channel / 8, row * width + pixel) + channel % 8, value);
-          part[0][l] += value.x;
-          part[1][l] += value.y;
+          if (m * 16 + fragment_pixel(l, j) >= width) continue;
+          part[0][l] += acc[m][n][l][2 * j];
+          part[1][l] += acc[m][n][l][2 * j + 1];
         }
       });
-      if (!sums) continue;
       UNROLL for (int i = 0; i < 2; ++i) b.w.sum_rows(part[i]);
       const uint32_t at = S::kSums + (b.w.id * S::kColumns + n) * 8 * sizeof(float);
       b.w.lanes([&](int l) {

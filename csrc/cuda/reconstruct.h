@@ -53,65 +53,124 @@ FN Span span_of(int border_class, int size) {
   return {1, size - 1};
 }
 
+// The taps [begin, end) along an axis that touch the patch for pixels of a border class.
+FN Span taps_of(int border_class, int kernel) {
+  const bool starts = border_class == FIRST || border_class == ONLY,
+             ends = border_class == LAST || border_class == ONLY;
+  return {starts ? kernel / 2 : 0, ends ? kernel / 2 + 1 : kernel};
+}
+
 // The ring: the border pixels by class, 16 at a time, operands straight from global memory. A warp takes every eighth
-// (16 pixels, 16 output channels). 188 of 48 x 48 pixels are in the ring: 16 tiles next to the interior's 144.
+// (16 pixels, up to kMostUnits5 * 16 output channels). 188 of 48 x 48 pixels are in the ring: 16 tiles next to the
+// interior's 144; of k = 5 an edge has 15 taps that touch the patch, a corner 9.
 template <class E>
-FN void reconstruct_ring(Carrier<E>& b, const Instruction& in, int64_t patch) {
+struct Ring {
   using Element = typename E::Element;
-  const Feature<E> src = b.feature(in.src);
-  const int kernel = in.kernel, chunks = src.groups / 2, pairs = padded(in.out_channels) / kUnitChannels;
-  const int64_t next = static_cast<int64_t>(src.pixels()) * kCellChannels;
-  const int64_t variant_elements = static_cast<int64_t>(pairs) * chunks * kernel * kernel * kUnitElements;
-  int turn = 0;
-  ROLLED for (int variant = 1; variant < BORDER_CLASSES * BORDER_CLASSES; ++variant) {  // 0 is the interior
-    const Span lines = span_of(variant / BORDER_CLASSES, src.height),
-               columns = span_of(variant % BORDER_CLASSES, src.width);
-    const int across = columns.end - columns.begin;
-    const int count = across > 0 && lines.end > lines.begin ? across * (lines.end - lines.begin) : 0;
-    const int tiles = (count + 15) / 16;
-    const float* bias = b.vector(in.bias) + variant * pairs * kUnitChannels;
-    ROLLED for (int item = 0; item < tiles * pairs; ++item) {
-      if (turn++ % kWarps != b.w.id) continue;
-      const int first = item / pairs * 16, pair = item % pairs;
-      PerLane<int[2]> at;  // the lane's two pixels, as y * width + x; -1 past the end
-      Accumulators<1, 2> acc;
-      b.w.lanes([&](int l) {
-        UNROLL for (int j = 0; j < 2; ++j) {
-          const int number = first + fragment_pixel(l, j);
-          at[l][j] =
-              number < count ? (lines.begin + number / across) * src.width + columns.begin + number % across : -1;
-        }
-        UNROLL for (int n = 0; n < 2; ++n) {
-          const F2 start = b.w.template load<F2>(bias + pair * kUnitChannels + n * 8 + fragment_channel(l));
-          acc[0][n][l][0] = acc[0][n][l][2] = start.x;
-          acc[0][n][l][1] = acc[0][n][l][3] = start.y;
-        }
-      });
-      const Element* units = b.weights(in.weight) + variant * variant_elements +
-                             static_cast<int64_t>(pair) * chunks * kernel * kernel * kUnitElements;
-      ROLLED for (int tap = 0; tap < kernel * kernel; ++tap) {
-        PerLane<const Element* [2]> cells;
-        b.w.lanes([&](int l) {
-          UNROLL for (int j = 0; j < 2; ++j) {
-            const int y = at[l][j] / src.width + tap / kernel - kernel / 2;
-            const int x = at[l][j] % src.width + tap % kernel - kernel / 2;
-            const bool inside = at[l][j] >= 0 && y >= 0 && y < src.height && x >= 0 && x < src.width;
-            cells[l][j] = inside ? src.cell(0, y * src.width + x) : nullptr;
-          }
-        });
-        UNROLL_4 for (int chunk = 0; chunk < chunks; ++chunk) {
-          E::multiply_direct(b.w, acc, cells, next,
-                             units + static_cast<int64_t>(chunk * kernel * kernel + tap) * kUnitElements);
-          b.w.lanes([&](int l) { UNROLL for (int j = 0; j < 2; ++j) if (cells[l][j]) cells[l][j] += 2 * next; });
+  static constexpr int kMost = E::kMostUnits5, kRest = kMost > 2 ? 2 : 1;  // units of output channels at once
+
+  Carrier<E>& b;
+  const Instruction& in;
+  const int64_t patch;  // its number in the output
+  const Feature<E> src;
+  const int kernel, chunks, pairs;  // chunks of 16 input channels, units of 16 output channels
+  // of the class at hand
+  int variant = 0;
+  Span lines{}, columns{};  // its pixels
+  Span down{}, right{};     // its taps
+
+  FN Ring(Carrier<E>& b_, const Instruction& in_, int64_t patch_)
+      : b(b_),
+        in(in_),
+        patch(patch_),
+        src(b.feature(in.src)),
+        kernel(in.kernel),
+        chunks(src.groups / 2),
+        pairs(padded(in.out_channels) / kUnitChannels) {}
+
+  FN void run() {
+    int turn = 0;
+    ROLLED for (variant = 1; variant < BORDER_CLASSES * BORDER_CLASSES; ++variant) {  // 0 is the interior
+      const int row_class = variant / BORDER_CLASSES, column_class = variant % BORDER_CLASSES;
+      lines = span_of(row_class, src.height);
+      columns = span_of(column_class, src.width);
+      down = taps_of(row_class, kernel);
+      right = taps_of(column_class, kernel);
+      if (lines.begin >= lines.end) continue;
+      const int count = (lines.end - lines.begin) * (columns.end - columns.begin);
+      ROLLED for (int first = 0; first < count; first += 16) {
+        ROLLED for (int pair = 0; pair < pairs; pair += kMost) {
+          if (turn++ % kWarps != b.w.id) continue;
+          const int units = pairs - pair;
+          if (units >= kMost)
+            run<kMost>(first, count, pair);
+          else if (units == kRest)
+            run<kRest>(first, count, pair);
+          else
+            run<1>(first, count, pair);
         }
       }
-      UNROLL for (int n = 0; n < 2; ++n) b.w.lanes([&](int l) {
-        const Outlet<E> outlet(b, in, patch, pair * kUnitChannels + n * 8 + fragment_channel(l));
-        UNROLL for (int j = 0; j < 2; ++j) if (at[l][j] >= 0)
-            outlet.put(b, at[l][j] / src.width, at[l][j] % src.width, acc[0][n][l][2 * j], acc[0][n][l][2 * j + 1]);
-      });
     }
   }
-}
+
+  // Pixels `first` to `first` + 15 of the class's `count`, UNITS units of output channels from `pair` on.
+  template <int UNITS>
+  FN void run(int first, int count, int pair) {
+    PerLane<int[2]> y, x;  // the lane's two pixels; y is -1 past the end
+    Accumulators<1, 2 * UNITS> acc;
+    const int across = columns.end - columns.begin;
+    const int number = variant * pairs + pair;
+    b.w.lanes([&](int l) {
+      UNROLL for (int j = 0; j < 2; ++j) {
+        const int pixel = first + fragment_pixel(l, j);
+        y[l][j] = pixel < count ? lines.begin + pixel / across : -1;
+        x[l][j] = columns.begin + pixel % across;
+      }
+      const float* bias = b.vector(in.bias) + number * kUnitChannels + fragment_channel(l);
+      UNROLL for (int n = 0; n < 2 * UNITS; ++n) {
+        const F2 start = b.w.template load<F2>(bias + n * 8);
+        acc[0][n][l][0] = acc[0][n][l][2] = start.x;
+        acc[0][n][l][1] = acc[0][n][l][3] = start.y;
+      }
+    });
+    const int64_t chunk_stride = static_cast<int64_t>(kernel) * kernel * kUnitElements;
+    const Element* units = b.weights(in.weight) + number * chunks * chunk_stride;
+    ROLLED for (int ky = down.begin; ky < down.end; ++ky) {
+      ROLLED for (int kx = right.begin; kx < right.end; ++kx) tap<UNITS>(
+          acc, y, x, ky - kernel / 2, kx - kernel / 2, units + (ky * kernel + kx) * kUnitElements, chunk_stride);
+    }
+    UNROLL for (int n = 0; n < 2 * UNITS; ++n) b.w.lanes([&](int l) {
+      const Outlet<E> outlet(b, in, patch, pair * kUnitChannels + n * 8 + fragment_channel(l));
+      UNROLL for (int j = 0; j < 2; ++j) if (y[l][j] >= 0)
+          outlet.put(b, y[l][j], x[l][j], acc[0][n][l][2 * j], acc[0][n][l][2 * j + 1]);
+    });
+  }
+
+  template <int UNITS>
+  FN void tap(Accumulators<1, 2 * UNITS>& acc, const PerLane<int[2]>& y, const PerLane<int[2]>& x, int below,
+              int beside, const Element* units, int64_t chunk_stride) {
+    const int64_t next = static_cast<int64_t>(src.pixels()) * kCellChannels;
+    PerLane<const Element* [2]> cells;
+    b.w.lanes([&](int l) {
+      UNROLL for (int j = 0; j < 2; ++j) {
+        const int at_y = y[l][j] + below, at_x = x[l][j] + beside;
+        const bool inside = y[l][j] >= 0 && at_y >= 0 && at_y < src.height && at_x >= 0 && at_x < src.width;
+        cells[l][j] = inside ? src.cell(0, at_y * src.width + at_x) : nullptr;
+      }
+    });
+    const auto chunks_done = [&](int done) {
+      units += done * chunk_stride;
+      b.w.lanes([&](int l) { UNROLL for (int j = 0; j < 2; ++j) if (cells[l][j]) cells[l][j] += 2 * done * next; });
+    };
+    int chunk = 0;
+    ROLLED for (; chunk + 4 <= chunks; chunk += 4) {
+      E::template multiply_direct<4, UNITS>(b.w, acc, cells, next, units, chunk_stride, chunks * chunk_stride);
+      chunks_done(4);
+    }
+    ROLLED for (; chunk < chunks; ++chunk) {
+      E::template multiply_direct<1, UNITS>(b.w, acc, cells, next, units, chunk_stride, chunks * chunk_stride);
+      chunks_done(1);
+    }
+  }
+};
 
 }  // namespace ape::cuda

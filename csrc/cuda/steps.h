@@ -157,7 +157,7 @@ FN void attention(Carrier<E>& b, const Instruction& in) {
   b.w.sync();
   b.each(src.groups * pixels, [&](int i) {
     const int group = i / pixels, pixel = i % pixels;
-    float v[kCellChannels], added[kCellChannels];
+    float v[kCellChannels], added[kCellChannels] = {};
     E::load_cell(b.w, src.cell(group, pixel), v);
     if (in.add != NO_BUFFER) E::load_cell(b.w, b.feature(in.add).cell(group, pixel), added);
     UNROLL for (int c = 0; c < kCellChannels; ++c) {

@@ -6,9 +6,9 @@ namespace ape::cuda {
 namespace {
 
 #ifdef __CUDA_ARCH__
-using Shapes = std::conditional_t<has_large_shared(__CUDA_ARCH__ / 10), LargeShapes, SmallShapes>;
+using Shapes = ShapesOf<shared_kb_of(__CUDA_ARCH__ / 10)>;
 #else
-using Shapes = SmallShapes;
+using Shapes = Shapes99;
 #endif
 
 // Grid: as many blocks as run at once, or as patches. Block: 8 warps. One block a multiprocessor by its shared memory.

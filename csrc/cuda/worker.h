@@ -8,7 +8,8 @@
 // Program    the rows of the instruction table, read as they stand (docs/program.md). Steps hand on through the arena,
 //            in the L2 cache where that holds the arenas of all blocks (docs/kernels.md); one barrier after each.
 // Shared     one place for the rings of convolutions (conv.h, pair.h) and the floats of pooling (steps.h); after it 16
-//            bytes for the queue's answer. 163 KB parts: 162 832 B, 99 KB parts: 94 224 B; Float: 78 352 B.
+//            bytes for the queue's answer. 227 KB parts: 203 792 B, 163 KB: 162 832 B, 99 KB: 94 224 B;
+//            Float: 78 352 B.
 // Arithmetic at the head of pair.h and conv.h, by tap.
 // Registers  up to 255 a thread: what a patch has come to is looked up, in shared memory and in the table, not held.
 // Rounding   products take operands of type E, sums are float32; features are rounded to E where they are stored.
@@ -32,12 +33,15 @@ struct PairShapes {
     ((channels == S::kChannels ? Pair<S>(b, row, sums).run() : void()), ...);
   }
 };
-// For parts with 163 KB of shared memory a block and more, and with 99 KB.
-using LargeShapes =
-    PairShapes<PairShape<16, 8, 4>, PairShape<32, 8, 4>, PairShape<48, 8, 4>, PairShape<64, 8, 4>, PairShape<96, 4, 2>>;
-using SmallShapes = PairShapes<PairShape<16, 8, 4>, PairShape<32, 8, 4>, PairShape<64, 4, 2>>;
-static_assert(LargeShapes::kBytes + 16 <= 163 * 1024 && SmallShapes::kBytes + 16 <= 99 * 1024,
-              "shared memory of a block: A100 163 KB, RTX 99 KB");
+// For parts with 227 KB of shared memory a block, with 163 KB and with 99 KB.
+using Shapes227 = PairShapes<PairShape<16, 8, 3, 3>, PairShape<32, 8, 3, 3>, PairShape<48, 8, 3, 3>,
+                             PairShape<64, 8, 3, 3>, PairShape<96, 4, 1, 4>>;
+using Shapes163 = PairShapes<PairShape<16, 8, 1, 4>, PairShape<32, 8, 1, 4>, PairShape<48, 8, 1, 4>,
+                             PairShape<64, 8, 1, 4>, PairShape<96, 4, 1, 2>>;
+using Shapes99 = PairShapes<PairShape<16, 8, 1, 4>, PairShape<32, 8, 1, 4>, PairShape<64, 4, 1, 2>>;
+static_assert(Shapes227::kBytes + 16 <= 227 * 1024 && Shapes163::kBytes + 16 <= 163 * 1024 &&
+                  Shapes99::kBytes + 16 <= 99 * 1024,
+              "shared memory of a block: H100 227 KB, A100 163 KB, RTX 99 KB");
 
 template <class E, class Shapes>
 struct Worker {
@@ -131,7 +135,7 @@ struct Worker {
           break;
         }
         Conv<E>(b, row, first, number()).run();
-        if (in.opcode == RECONSTRUCT && in.mode) reconstruct_ring(b, in, number());
+        if (in.opcode == RECONSTRUCT && in.mode) Ring<E>(b, in, number()).run();
         break;
       case UPSAMPLE:
         upsample(b, in);
@@ -170,14 +174,21 @@ struct Worker {
   }
 };
 
-// Whether a device of compute capability `arch` (80, 120, ...) has 163 KB of shared memory a block or more.
-constexpr bool has_large_shared(int arch) { return arch == 80 || arch == 87 || arch / 10 == 9 || arch / 10 == 10; }
+// KB of shared memory that a block may ask for on a device of compute capability `arch` (80, 120, ...), rounded down to
+// one for which there are shapes.
+constexpr int shared_kb_of(int arch) {
+  return arch / 10 == 9 || arch / 10 == 10 ? 227 : arch == 80 || arch == 87 ? 163 : 99;
+}
+template <int KB>
+using ShapesOf = std::conditional_t<KB == 227, Shapes227, std::conditional_t<KB == 163, Shapes163, Shapes99>>;
 
 // Shared memory that a block of the kernel compiled for `arch` asks for.
 constexpr uint32_t shared_bytes_of(bool half, int arch) {
-  return !half                    ? Worker<Float, SmallShapes>::kSharedBytes
-         : has_large_shared(arch) ? Worker<Half, LargeShapes>::kSharedBytes
-                                  : Worker<Half, SmallShapes>::kSharedBytes;
+  const int kb = shared_kb_of(arch);
+  return !half       ? Worker<Float, Shapes99>::kSharedBytes
+         : kb == 227 ? Worker<Half, Shapes227>::kSharedBytes
+         : kb == 163 ? Worker<Half, Shapes163>::kSharedBytes
+                     : Worker<Half, Shapes99>::kSharedBytes;
 }
 
 }  // namespace ape::cuda

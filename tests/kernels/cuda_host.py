@@ -35,14 +35,15 @@ class Request(ctypes.Structure):
 class HostLauncher:
     """Has the functions of the native core that the cuda backend calls.
 
-    library: as `build` made it. blocks: at most, whatever the device. small: with little shared memory.
+    library: as `build` made it. blocks: at most, whatever the device.
+    shared_kb: shared memory of a block, 227, 163 or 99.
     seed, chance, fault: `Run` in host/exec_host.h.
     Raises AssertionError for what the execution layer finds: races, accesses outside, deadlocks.
     """
 
     library: Path
     blocks: int = 3
-    small: bool = False
+    shared_kb: int = 227
     seed: int = 0
     chance: int = 0
     fault: str = ""
@@ -66,7 +67,7 @@ class HostLauncher:
         sites, message = ctypes.create_string_buffer(8192), ctypes.create_string_buffer(8192)
         errors = ctypes.CDLL(str(self.library)).ape_host_run(
             ctypes.byref(request),
-            self.small,
+            self.shared_kb,
             self.seed,
             self.chance,
             self.fault.encode(),

@@ -61,8 +61,10 @@ FAMILIES = {
 
 
 ON_GPU = DEVICE.type == "cuda"
-PARTS = [None] if ON_GPU else [False, True]  # with little shared memory; a GPU has what it has
-PART_IDS = {None: "this GPU", False: "163KB", True: "99KB"}.__getitem__
+# channels, padded, that run in pairs where a block has this much shared memory, in KB
+FUSED = {227: (16, 32, 48, 64, 96), 163: (16, 32, 48, 64, 96), 99: (16, 32, 64)}
+PARTS = [None] if ON_GPU else list(FUSED)  # a GPU has what it has
+PART_IDS = lambda kb: "this GPU" if kb is None else f"{kb}KB"  # noqa: E731
 
 
 @pytest.fixture
@@ -166,15 +168,12 @@ def test_a_result_depends_on_the_patch_alone(host):
     assert all(torch.equal(a, b[3:4]) for a, b in zip(alone, expected, strict=True))
 
 
-FUSED = {False: (16, 32, 48, 64, 96), True: (16, 32, 64)}  # channels, padded, on devices with 163 KB and with 99 KB
-
-
 @pytest.mark.parametrize("channels", [16, 24, 48, 50, 60, 96, 112])
-@pytest.mark.parametrize("small", PARTS, ids=PART_IDS)
-def test_whole_numbers_come_out_exactly(host, channels, small):
+@pytest.mark.parametrize("shared_kb", PARTS, ids=PART_IDS)
+def test_whole_numbers_come_out_exactly(host, channels, shared_kb):
     """Weights of 0 and +-1 on small whole numbers: every sum is a float16, so both paths give the oracle's bits."""
     if host:
-        host.small = small
+        host.shared_kb = shared_kb
     model = EDSR(2, 1, channels, 1)
     generator = torch.Generator().manual_seed(channels)
     for parameter in model.eval().requires_grad_(False).parameters():
@@ -193,7 +192,7 @@ def test_whole_numbers_come_out_exactly(host, channels, small):
     assert results[1][0].abs().max() < 2048
     assert torch.equal(results[0][0], results[1][0])
     if host:
-        assert any("pair.h" in site for site in host.sites) == (channels + -channels % 16 in FUSED[small])
+        assert any("pair.h" in site for site in host.sites) == (channels + -channels % 16 in FUSED[shared_kb])
 
 
 @pytest.mark.parametrize("channels", [*range(16, 257, 16), 1, 24, 50, 60, 100, 255])
@@ -207,13 +206,13 @@ def test_any_number_of_channels(host, channels):
         torch.testing.assert_close(capacity, expected[2], atol=BAND[dtype], rtol=0)
 
 
-@pytest.mark.parametrize("small", PARTS, ids=PART_IDS)
+@pytest.mark.parametrize("shared_kb", PARTS, ids=PART_IDS)
 @pytest.mark.parametrize("family", ["ecbsr-16ch", "edsr-32ch", "edsr-48ch", "edsr-60ch", "rcan-32ch", "edsr-96ch"])
-def test_fused_pairs(host, family, small):
+def test_fused_pairs(host, family, shared_kb):
     """Rows by eights and a rest; on devices with little shared memory and with more."""
     model = network(family)
     if host:
-        host.small = small
+        host.shared_kb = shared_kb
     fast, oracle = (APEForward(model, backend=n, dtype=d) for n, d in (("cuda", torch.float16), ("torch", None)))
     for height, width in ((1, 1), (8, 5), (15, 17), (17, 48), (4, 49)):
         patches, exit_at = test_patches(3, height, width), schedule(model, 3)
@@ -222,7 +221,7 @@ def test_fused_pairs(host, family, small):
         assert_pictures_close(sr, expected, TOLERANCE[torch.float16])
         torch.testing.assert_close(capacity, expected_capacity, atol=BAND[torch.float16], rtol=0)
         if host:
-            fuses = width <= 48 and not (small and family in ("edsr-48ch", "edsr-96ch"))
+            fuses = width <= 48 and not (shared_kb == 99 and family in ("edsr-48ch", "edsr-96ch"))
             assert any("pair.h" in site for site in host.sites) == fuses
             host.sites.clear()
 

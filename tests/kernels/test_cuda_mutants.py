@@ -88,8 +88,15 @@ MISTAKES = {
         "weight_slots() + (E::kStages - 1) * slot",
     ),
     "rings-one-row-short": ("pair.h", "kRing = ROWS + 2", "kRing = ROWS + 1"),
-    "tap-fetched-too-early": ("pair.h", "fetch_tap(tap + S::kStages - 1)", "fetch_tap(tap + S::kStages)"),
-    "row-fetched-too-early": ("pair.h", "(coming + 1) * S::kRows + 1)", "(coming + 1) * S::kRows + 2)"),
+    "stage-fetched-too-early": ("pair.h", "i < S::kStages - 1; ++i", "i < S::kStages; ++i"),
+    "one-stage-too-few": ("pair.h", "slot == (S::kStages - 1)", "slot == (S::kStages - 2)"),
+    "pair-wait-too-lax": ("pair.h", "wait<S::kStages - 2>", "wait<S::kStages - 1>"),
+    "row-fetched-too-early": (
+        "pair.h",
+        "if (makes_y && step + 1 < steps()) expect_row",
+        "if (step + 1 < steps()) expect_row",
+    ),
+    "row-fetched-too-long": ("pair.h", "if (ky == 1) coming.pixels = 0", "if (ky == 2) coming.pixels = 0"),
     "halo-one-row-short": ("conv.h", "y >= 0 && y < to.height", "y >= 0 && y < to.height - 1"),
 }
 

@@ -72,10 +72,10 @@ extern "C" int ape_host_plan(uintptr_t table, int64_t table_rows, int64_t weight
 // As `shared_bytes_of`.
 extern "C" int64_t ape_host_shared_bytes(int half, int arch) { return shared_bytes_of(half, arch); }
 
-// small: as on a device with 99 KB of shared memory a block. seed, chance, fault: see Run. Returns the number of errors
-// the checks found, the first in `message`, or -1 with a message for a request that is refused; `sites` gets the
-// barriers and waits that were reached, a line each.
-extern "C" int ape_host_run(const Request* request, int small, unsigned seed, int chance, const char* fault,
+// shared_kb: as on a device with so much shared memory a block: 227, 163 or 99. seed, chance, fault: see Run. Returns
+// the number of errors the checks found, the first in `message`, or -1 with a message for a request that is refused;
+// `sites` gets the barriers and waits that were reached, a line each.
+extern "C" int ape_host_run(const Request* request, int shared_kb, unsigned seed, int chance, const char* fault,
                             char* sites, char* message, int64_t size) {
   const Plan plan = plan_of(request->table, request->table_rows, request->weight_count, request->element);
   try {
@@ -86,11 +86,13 @@ extern "C" int ape_host_run(const Request* request, int small, unsigned seed, in
   }
   Run run{seed, chance, fault, 0, {}, {}};
   if (request->element != kHalfElements)
-    execute<Float, SmallShapes>(*request, plan, run);
-  else if (small)
-    execute<Half, SmallShapes>(*request, plan, run);
+    execute<Float, Shapes99>(*request, plan, run);
+  else if (shared_kb == 227)
+    execute<Half, Shapes227>(*request, plan, run);
+  else if (shared_kb == 163)
+    execute<Half, Shapes163>(*request, plan, run);
   else
-    execute<Half, LargeShapes>(*request, plan, run);
+    execute<Half, Shapes99>(*request, plan, run);
   std::string all;
   for (const std::string& site : run.sites) all += site + "\n";
   put(sites, size, all);
