@@ -9,7 +9,7 @@ import torch
 from support import spread_network, test_patches
 
 from ape_kernels import APEForward
-from ape_kernels import image as image_module
+from ape_kernels import run as images
 
 GEOMETRIES = [(8, 2, "linear"), (8, 7, "linear"), (8, 0, "average"), (12, 5, "average")]
 
@@ -26,7 +26,7 @@ def test_bands_change_nothing(backend, monkeypatch, patch_size, overlap, blend):
             image = test_patches(batch, height, width)
             whole, report = fast(image, return_report=True)
             for chunk in (1, 40_000):
-                monkeypatch.setitem(image_module.CHUNK_BYTES, image.device.type, chunk)
+                monkeypatch.setitem(images.CHUNK_BYTES, image.device.type, chunk)
                 banded, banded_report = fast(image, return_report=True)
                 torch.testing.assert_close(banded, whole, atol=0 if backend == "cpu" else 1e-5, rtol=0)
                 assert torch.equal(banded_report.exit_index, report.exit_index)
