@@ -56,11 +56,17 @@ def run_patches(
 
     Raises ValueError for tensors of another dtype, shape or device, and for a malformed table.
     """
-    _check_patches(patches, "patches", weights)
-    exit_at = None if exit_at is None else _checked_ids(exit_at, "exit_at", len(patches), patches.device)
     out = PatchResults.empty(patches, upscale, out_channels)
-    _call(backend, "run_patches", PackedProgram(table, weights), patches.contiguous(), Exits(boundary, exit_at), out)
+    fill_patches(out, patches, PackedProgram(table, weights), Exits(boundary, exit_at), backend)
     return out
+
+
+def fill_patches(out: PatchResults, patches: Tensor, packed: PackedProgram, exits: Exits, backend: str) -> None:
+    """`run_patches` into tensors that are there already, contiguous and as `PatchResults` describes them."""
+    _check_patches(patches, "patches", packed.weights)
+    if exits.exit_at is not None:
+        exits = exits._replace(exit_at=_checked_ids(exits.exit_at, "exit_at", len(patches), patches.device))
+    _call(backend, "run_patches", packed, patches.contiguous(), exits, out)
 
 
 def run_stage(

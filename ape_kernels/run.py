@@ -25,8 +25,8 @@ from ape_kernels.table import PackedProgram
 
 CHUNK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 30}  # of upscaled patches that are held at once
 
-# Runs patches [P, C, h, w] of which the first is number `begin` of all.
-RunPatches = Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]
+# Runs patches [P, C, h, w], of which the first is number `begin` of all, into tensors that are there.
+FillPatches = Callable[[PatchResults, Tensor, int], None]
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ def merge(grid: PatchGrid, patches: Tensor, batch: int = 1, backend: str = "torc
     return ops.merge(patches, *rows, *columns, batch, count, backend)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _starts_on(device: torch.device, values: tuple[int, ...]) -> Tensor:
     """int32 ``[len(values)]``, kept: a copy to a GPU would make the host wait, and cannot be captured in a graph."""
     return torch.tensor(values, dtype=torch.int32, device=device)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _merge_tables(grid: PatchGrid, device: torch.device, band: Band | None) -> tuple[AxisBlend, AxisBlend]:
     """Index and weight of the picture's rows, then of its columns, on `device`. Kept as those of `_starts_on` are."""
     rows, columns = grid.row_blend, grid.column_blend
@@ -157,15 +157,21 @@ def _upscale(
         raise ValueError(f"image: expected float32 [B, C, H, W], got {image.dtype} {list(image.shape)}")
     depths = None if exit_at is None else exit_at.flatten()
 
-    def run(patches: Tensor, begin: int) -> tuple[Tensor, Tensor, Tensor]:
-        part = None if depths is None else depths[begin : begin + len(patches)]
-        return ops.run_patches(patches, table, weights, boundary, part, upscale, out_channels, backend)
+    packed = PackedProgram(table, weights)
 
-    def run_budgeted(patches: Tensor, begin: int) -> tuple[Tensor, Tensor, Tensor]:
+    def fill(out: PatchResults, patches: Tensor, begin: int) -> None:
+        part = None if depths is None else depths[begin : begin + len(patches)]
+        ops.fill_patches(out, patches, packed, Exits(boundary, part), backend)
+
+    def run(patches: Tensor) -> PatchResults:
+        out = PatchResults.empty(patches, upscale, out_channels)
+        fill(out, patches, 0)
+        return out
+
+    def run_budgeted(patches: Tensor) -> PatchResults:
         count = len(patches) // len(image)
-        images = [run_within(part, PackedProgram(table, weights), spending, boundary) for part in patches.split(count)]
-        sr, exit_index, capacity = (torch.cat(part) for part in zip(*images, strict=True))
-        return sr, exit_index, capacity
+        images = [run_within(part, packed, spending, boundary) for part in patches.split(count)]
+        return PatchResults(*(torch.cat(part) for part in zip(*images, strict=True)))
 
     sr_height, sr_width = (side * upscale // fold for side in image.shape[2:])
     image = fold_pixels(image, fold)
@@ -185,7 +191,7 @@ def _upscale(
     elif (step := _rows_at_once(image, grid, out_channels)) >= batch * rows:
         results = _at_once(image, grid, run, backend)
     else:
-        results = _in_bands(image, grid, run, step, out_channels, backend)
+        results = _in_bands(image, grid, fill, step, out_channels, backend)
     sr, exit_index, capacity = results
     picture = sr[:, :, :sr_height, :sr_width].contiguous()
     return picture, exit_index.view(batch, rows, columns), capacity.view(batch, rows, columns)
@@ -218,15 +224,15 @@ def _rows_at_once(image: Tensor, grid: PatchGrid, out_channels: int) -> int:
     return max(1, chunk // (grid.shape[1] * patch_bytes))
 
 
-def _at_once(image: Tensor, grid: PatchGrid, run: RunPatches, backend: str) -> PatchResults:
+def _at_once(image: Tensor, grid: PatchGrid, run: Callable[[Tensor], PatchResults], backend: str) -> PatchResults:
     """Picture, exit index and capacity of images that are small enough to be run whole."""
     cutter = choose_for_patches(backend, image.device, image.dtype)
-    sr, exit_index, capacity = run(split(grid, image, cutter), 0)
+    sr, exit_index, capacity = run(split(grid, image, cutter))
     return PatchResults(merge(grid, sr, len(image), cutter), exit_index, capacity)
 
 
 def _in_bands(
-    image: Tensor, grid: PatchGrid, run: RunPatches, step: int, out_channels: int, backend: str
+    image: Tensor, grid: PatchGrid, fill: FillPatches, step: int, out_channels: int, backend: str
 ) -> PatchResults:
     """`step` rows of patches at a time; rows that reach into the next band are kept until then."""
     cutter = choose_for_patches(backend, image.device, image.dtype)
@@ -235,17 +241,25 @@ def _in_bands(
     picture = image.new_empty(batch, out_channels, height * grid.scale, width * grid.scale)
     exit_index = torch.empty(batch, rows, columns, dtype=torch.int64, device=image.device)
     capacity = image.new_empty(batch, rows, columns)
+    bands = list(grid.bands(step))
+    for band in bands:  # now: small tensors that stay, between large ones that come and go, leave holes in the heap
+        _starts_on(image.device, grid.row_starts[band.first : band.stop])
+        _merge_tables(grid, image.device, band)
+    most = max(band.patch_rows for band in bands) * columns
+    held = picture.new_empty(most, out_channels, *(side * grid.scale for side in grid.patch_shape))
     for i in range(batch):
-        kept = picture.new_empty(0, out_channels, *(side * grid.scale for side in grid.patch_shape))
-        for band in grid.bands(step):
+        count = 0
+        for band in bands:
             new_rows = slice(band.first, band.stop)
-            begin = (i * rows + band.first) * columns
-            new, index, known = run(split(grid, image[i : i + 1], cutter, new_rows), begin)
-            exit_index[i, new_rows] = index.view(-1, columns)
-            capacity[i, new_rows] = known.view(-1, columns)
-            kept = torch.cat([kept, new])
-            picture[i : i + 1, :, band.begin : band.end] = merge(grid, kept, 1, cutter, band)
-            kept = kept[len(kept) - band.keep_rows * columns :].clone()
+            patches = split(grid, image[i : i + 1], cutter, new_rows)
+            new = held[count : count + len(patches)]
+            out = PatchResults(new, exit_index[i, new_rows].view(-1), capacity[i, new_rows].view(-1))
+            fill(out, patches, (i * rows + band.first) * columns)
+            count += len(patches)
+            picture[i : i + 1, :, band.begin : band.end] = merge(grid, held[:count], 1, cutter, band)
+            kept = held[count - band.keep_rows * columns : count]
+            held[: len(kept)] = kept.clone() if 2 * len(kept) > count else kept  # both places may overlap
+            count = len(kept)
     return PatchResults(picture, exit_index, capacity)
 
 

@@ -46,7 +46,7 @@ fast(torch.rand(1, 3, 60, 60))
 image = torch.rand(1, 3, *map(int, sys.argv[1:]))
 before = rss()
 picture = fast(image)
-print(json.dumps({"grown": rss() - before, "picture": picture.nbytes / 2**20}))
+print(json.dumps({"grown": rss() - before, "before": before, "picture": picture.nbytes / 2**20}))
 """
 
 
