@@ -1,4 +1,4 @@
-"""Malformed instruction tables that every native backend refuses with the same words (csrc/table.h)."""
+"""Malformed tables of `mixed_program` that every native backend refuses with the same words (csrc/table.h)."""
 
 from torch import Tensor
 
@@ -25,6 +25,13 @@ FAULTS = {
     "exit-in-the-head": (Opcode.CONV, Column.OPCODE, Opcode.EXIT, "an exit ends a stage"),
     "early-reconstruction": (Opcode.CONV, Column.OPCODE, Opcode.RECONSTRUCT, "the reconstruction ends the tail"),
     "source-alone": (Opcode.EXIT, Column.OPCODE, Opcode.SOURCE, "a source without its convolution"),
+    "written-while-read": (Opcode.CONV, Column.DST, 0, "a convolution cannot write the buffer it reads"),
+    "interpolation": (Opcode.UPSAMPLE, Column.INTERPOLATION, 2, "unknown interpolation"),
+    "factor": (Opcode.UPSAMPLE, Column.UPSCALE, 3, "resolutions differ"),
+    "no-factor": (Opcode.UPSAMPLE, Column.UPSCALE, 0, "upscale: expected 1 to 64"),
+    "hidden": (Opcode.ATTENTION, Column.HIDDEN, 0, "hidden: expected at least 1"),
+    "late-stage": (Opcode.RECONSTRUCT, Column.OPCODE, Opcode.STAGE, "a stage after the tail"),
+    "late-tail": (Opcode.RECONSTRUCT, Column.OPCODE, Opcode.TAIL, "the tail follows the stages"),
     "shuffle": (Opcode.RECONSTRUCT, Column.UPSCALE, 5, "channels do not shuffle"),
 }
 

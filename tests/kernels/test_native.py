@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import mixed_program
 from support import assert_pictures_close, spread_network, test_patches
 from table_faults import FAULTS, malformed
 
 import ape_kernels
 from ape_kernels import APEForward
+from ape_kernels.backends import cpu
 from ape_kernels.environment import describe_environment
 from ape_kernels.native import core
+from ape_kernels.table import Column, Opcode
 
 ISAS = ["amx", "avx512bf16", "avx512", "avx2", "portable"]
 
@@ -51,9 +54,17 @@ def test_an_instruction_set_that_cannot_run_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_malformed_tables_are_refused(fault):
-    packed = APEForward(spread_network(), backend="cpu").packed
+    packed = cpu.pack(mixed_program(), torch.device("cpu"), torch.float32)
     table, message = malformed(packed.table, *FAULTS[fault])
     with pytest.raises(ValueError, match=message):
+        torch.ops.ape_kernels.run_patches(test_patches(1), table, packed.weights, 0.5, None, 2, 3, "cpu")
+
+
+def test_stages_that_hand_on_in_two_buffers_are_refused():
+    packed = APEForward(spread_network(), backend="cpu").packed
+    table, stages = packed.table.clone(), (packed.table[:, Column.OPCODE] == Opcode.STAGE).nonzero().flatten()
+    table[stages[1], Column.SRC] = table[stages[0], Column.SRC]
+    with pytest.raises(ValueError, match=f"table: row {int(stages[1])}: stages hand on in one buffer"):
         torch.ops.ape_kernels.run_patches(test_patches(1), table, packed.weights, 0.5, None, 4, 3, "cpu")
 
 
