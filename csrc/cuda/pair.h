@@ -22,7 +22,7 @@
 //     64     8     1       4       2 * 10 * 6400 + 4 *  8192 + 2048 B = 162 816 B      96   12   16
 //     64     8     1      3x3      2 * 10 * 6400 + 9 *  8192 + 2048 B = 203 776 B      96   12   16
 //     64     4     2       2       2 *  6 * 6400 + 2 *  8192 + 1024 B =  94 208 B      48   12    8
-//     96     4     2    2 or 4    2 *  6 * 9600 + 4 * 18432 + 1536 B = 190 464 B     108   18   18
+//     96     4     2    2 or 4    2 *  6 * 9600 + 4 * 18432 + 1536 B = 190 464 B  2 * 54    9    9
 #pragma once
 
 #include "conv.h"
@@ -39,8 +39,9 @@ struct PairShape {
   static constexpr int kColumns = C / 8 / kSplit;  // mma columns of eight channels of a warp
   static constexpr int kGroups = C / kCellChannels, kChunks = C / kUnitChannels;
   static constexpr int kPitch = kPairWidth + 2, kRing = ROWS + 2;
-  static constexpr int kUnits = kChunks * kChunks;                   // of a tap
-  static constexpr int kUnitTurns = (kUnits + kWarps - 1) / kWarps;  // in which the warps copy them
+  static constexpr bool kUnrolled = kChunks <= 4;   // a tap; for more there are not the registers
+  static constexpr int kUnits = kChunks * kChunks;  // of a tap
+  static_assert(kUnits <= kChunks * kWarps && (kUnrolled || kChunks % 3 == 0), "a warp copies a unit a chunk");
   // Of the next rows of x a warp copies kPieces times two groups of channels of a row: a half of them in each of the
   // first two rows of taps, 16 pixels a tap.
   static constexpr int kPieces = kChunks / kSplit, kPieceTurns = (kPieces + 1) / 2;
@@ -92,8 +93,12 @@ struct Pair {
   FN const Instruction& in1() const { return b.row(number); }
   FN const Instruction& in2() const { return b.row(number + 1); }
   FN Feature<Half> x() const { return b.feature(in1().src); }
-  FN int line() const { return b.w.id / S::kSplit; }                  // of a step
-  FN int column() const { return b.w.id % S::kSplit * S::kColumns; }  // the warp's first mma column
+  FN int line() const { return b.w.id / S::kSplit; }  // of a step
+  // The warp's first mma column of N: its share of a row that kSplit warps have, or two where all have the same row.
+  template <int N>
+  FN int column() const {
+    return N == S::kColumns ? b.w.id % S::kSplit * N : b.w.id % (S::kGroups / N) * N;
+  }
   FN int steps() const { return (height + S::kRows) / S::kRows; }
   // In the last step of a height of whole steps there is no h left to compute.
   FN bool has_h(int step) const { return step * S::kRows < height; }
@@ -144,31 +149,31 @@ struct Pair {
   FN static uint32_t next(uint32_t slot) {
     return slot == (S::kStages - 1) * S::kStageBytes ? 0 : slot + S::kStageBytes;
   }
-  // Copies units of tap `t` of the stage ahead: what the warp has to do after chunk `chunk` of a tap.
-  FN void fetch_units(int t, int chunk) {
-    UNROLL for (int turn = 0; turn < S::kUnitTurns; ++turn) {
-      if (turn % S::kChunks != chunk || ahead.left <= 0) continue;
-      if ((turn + 1) * kWarps > S::kUnits && turn * kWarps + b.w.id >= S::kUnits) continue;
-      b.w.lanes([&](int l) {
-        b.w.copy(S::kWeights + ahead.slot + t * S::kTapBytes + (turn * kWarps + b.w.id) * Half::kUnitBytes + l * 16,
+  // What the warp copies of tap `t` of the stage ahead after chunk `turn` of a tap: a unit. Conditions are those of the
+  // copy itself, so that no branch parts the products; kUnrolled: the compiler knows `turn`.
+  FN void fetch_units(int t, int turn) {
+    if (S::kUnrolled && turn * kWarps >= S::kUnits) return;
+    const int unit = turn * kWarps + b.w.id, units = ahead.left > 0 ? S::kUnits : 0;
+    const bool wanted = (turn + 1) * kWarps <= S::kUnits ? units : unit < units;
+    b.w.lanes([&](int l) {
+      if (wanted)
+        b.w.copy(S::kWeights + ahead.slot + t * S::kTapBytes + unit * Half::kUnitBytes + l * 16,
                  ahead.from[l] + (t + turn * kWarps * 9) * kUnitElements, true);
-      });
-    }
+    });
   }
-  // The same for 16 pixels of x, during tap (ky, kx).
-  FN void fetch_x(int ky, int kx, int chunk) {
-    UNROLL for (int turn = 0; turn < S::kPieceTurns; ++turn) {
-      if ((S::kUnitTurns + turn) % S::kChunks != chunk) continue;
-      const int pixels = S::kPieces % 2 && turn == S::kPieceTurns - 1 && ky == 1 ? 0 : coming.pixels;
-      b.w.lanes([&](int l) {
-        if (kx * 16 + l % 16 < pixels)
-          b.w.copy(coming.to[l] + turn * 2 * S::kGroupBytes + kx * S::kTileBytes,
-                   coming.from[l] + (turn * 2 * static_cast<int64_t>(height) * width + kx * 16) * kCellChannels,
-                   coming.inside);
-      });
-    }
+  // And of x, during tap (ky, kx): 16 pixels of two groups.
+  FN void fetch_x(int ky, int kx, int turn) {
+    if (S::kUnrolled && turn >= S::kPieceTurns) return;
+    const bool has = turn < S::kPieceTurns && (S::kPieces % 2 == 0 || ky * S::kPieceTurns + turn < S::kPieces);
+    const int pixels = has ? coming.pixels : 0;
+    b.w.lanes([&](int l) {
+      if (kx * 16 + l % 16 < pixels)
+        b.w.copy(coming.to[l] + turn * 2 * S::kGroupBytes + kx * S::kTileBytes,
+                 coming.from[l] + (turn * 2 * static_cast<int64_t>(height) * width + kx * 16) * kCellChannels,
+                 coming.inside);
+    });
   }
-  // What is fetched after stage, of which the last tap was (ky, kx).
+  // After a stage of which the last tap was (ky, kx).
   FN void advance(int ky, int kx) {
     ahead.slot = next(ahead.slot);
     b.w.lanes([&](int l) { ahead.from[l] += S::kTaps * kUnitElements; });
@@ -182,9 +187,10 @@ struct Pair {
     });
   }
 
+  template <int N>
   FN void start(const float* bias) {
-    UNROLL for (int n = 0; n < S::kColumns; ++n) b.w.lanes([&](int l) {
-      const F2 v = b.w.load<F2>(bias + channel_at(l, n));
+    UNROLL for (int n = 0; n < N; ++n) b.w.lanes([&](int l) {
+      const F2 v = b.w.load<F2>(bias + channel_at<N>(l, n));
       UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
         acc[m][n][l][2 * j] = v.x;
         acc[m][n][l][2 * j + 1] = v.y;
@@ -193,6 +199,7 @@ struct Pair {
   }
 
   // Nine taps over rows row - 1 .. row + 1 of a ring.
+  template <int N>
   FN void convolve(uint32_t ring, int row) {
     ROLLED for (int i = 0; i < kConvStages; ++i) {
       const int ky = S::kTaps == 3 ? i : i / 3, kx = S::kTaps == 3 ? 0 : i % 3;
@@ -200,7 +207,7 @@ struct Pair {
       b.w.template wait<S::kStages - 2>();
       b.w.sync();
       b.w.converge();
-      taps(from, ky, kx);
+      taps<N>(from, ky, kx);
       b.w.commit();
       now = next(now);
       advance(ky, kx + S::kTaps - 1);
@@ -208,17 +215,22 @@ struct Pair {
   }
 
   // The taps of a stage from (ky, kx) on, and what is fetched during them.
+  template <int N>
   FN void taps(uint32_t from, int ky, int kx) {
-    const uint32_t units = S::kWeights + now + column() / 2 * S::kChunks * Half::kUnitBytes;
-    UNROLL for (int t = 0; t < S::kTaps; ++t) UNROLL for (int k = 0; k < S::kChunks; ++k) {
-      Half::multiply<kPairTiles, S::kColumns, S::kColumns / 2>(
-          b.w, acc, rows, from + t * Half::kCellBytes + k * 2 * S::kGroupBytes, S::kTileBytes, 0,
-          units + t * S::kTapBytes + k * Half::kUnitBytes, S::kChunks * Half::kUnitBytes);
-      if (k == 0 || S::kChunks > 4) b.w.forget();  // addresses are cheaper to compute again than to keep
-      fetch_units(t, k);
-      fetch_x(ky, kx + t, k);
+    const uint32_t units = S::kWeights + now + column<N>() / 2 * S::kChunks * Half::kUnitBytes;
+    constexpr int kAtOnce = S::kUnrolled ? S::kChunks : 3;
+    UNROLL for (int t = 0; t < S::kTaps; ++t) {
+      ROLLED for (int done = 0; done < S::kChunks; done += kAtOnce) UNROLL for (int k = done; k < done + kAtOnce; ++k) {
+        Half::multiply<kPairTiles, S::kColumns, N / 2>(
+            b.w, acc, rows, from + t * Half::kCellBytes + k * 2 * S::kGroupBytes, S::kTileBytes, 0,
+            units + t * S::kTapBytes + k * Half::kUnitBytes, S::kChunks * Half::kUnitBytes);
+        if (k == done) b.w.forget();  // addresses are cheaper to compute again than to keep
+        fetch_units(t, k);
+        if constexpr (N == S::kColumns) fetch_x(ky, kx + t, S::kChunks - 1 - k);
+      }
     }
   }
+
   FN void run() {
     // the columns left and right of the patch, in both rings, and h above it
     b.each(2 * S::kRing * S::kGroups * 2, [&](int i) {
@@ -242,26 +254,38 @@ struct Pair {
       const int step = half / 2;
       const bool makes_y = half % 2;
       const int row = step * S::kRows + line() - makes_y;
-      const bool live = row >= 0 && row < height;
-      if (makes_y || has_h(step)) {
-        coming.pixels = 0;
-        if (makes_y && step + 1 < steps()) expect_row(step + 1);
-        clear(b.w, acc);
-        start(b.vector(makes_y ? in2().bias : in1().bias));
-        if (makes_y && live && in2().add != NO_BUFFER) add_x(row);
-        // a warp without a row computes its neighbour's and keeps nothing: a branch around the taps costs registers
-        convolve(makes_y ? S::kH : S::kX, live ? row : row < 0 ? 0 : height - 1);
-        if (live && makes_y) put_y(row);
-        if (live && !makes_y) put_h(row);
+      if (makes_y && step + 1 < steps()) expect_row(step + 1);
+      if (has_h(step) || (makes_y && S::kSplit > 1))
+        compute<S::kColumns>(makes_y, row, row >= 0 && row < height);
+      else if constexpr (S::kSplit == 1) {
+        // the last row of y, alone: 16 of its channels a warp
+        if (makes_y) compute<2>(true, height - 1, b.w.id < S::kChunks);
       }
       if (!makes_y && row == height) zero_h(row);
     }
     if (sums) gather_sums();
   }
 
-  FN int channel_at(int l, int n) const { return (column() + n) * 8 + fragment_channel(l); }
+  // A row of h or y. A warp without one (not live) computes another's and keeps nothing: a branch around the taps costs
+  // registers.
+  template <int N>
+  FN void compute(bool makes_y, int row, bool live) {
+    clear(b.w, acc);
+    start<N>(b.vector(makes_y ? in2().bias : in1().bias));
+    if (makes_y && live && in2().add != NO_BUFFER) add_x<N>(row);
+    convolve<N>(makes_y ? S::kH : S::kX, row < 0 ? 0 : row < height ? row : height - 1);
+    if (live && makes_y) put_y<N>(row);
+    if (live && !makes_y) put_h(row);
+    coming.pixels = 0;
+  }
+
+  template <int N>
+  FN int channel_at(int l, int n) const {
+    return (column<N>() + n) * 8 + fragment_channel(l);
+  }
 
   // The row of x times one: a unit whose diagonal is 1.0 hands channels on as they are.
+  template <int N>
   FN void add_x(int row) {
     PerLane<U4> one;
     b.w.lanes([&](int l) {
@@ -270,8 +294,8 @@ struct Pair {
       one[l].r[1] = one[l].r[2] = 0u;
     });
     b.w.converge();
-    const uint32_t from = S::kX + slot(row) + cell(0, column() * kCellChannels);
-    UNROLL for (int p = 0; p < S::kColumns / 2; ++p) UNROLL for (int m = 0; m < kPairTiles; ++m) {
+    const uint32_t from = S::kX + slot(row) + cell(0, column<N>() * kCellChannels);
+    UNROLL for (int p = 0; p < N / 2; ++p) UNROLL for (int m = 0; m < kPairTiles; ++m) {
       PerLane<U4> a;
       b.w.ldmatrix(a, rows, from + p * 2 * S::kGroupBytes + m * S::kTileBytes);
       b.w.mma(acc[m][2 * p], a, one, 0);
@@ -283,14 +307,15 @@ struct Pair {
   FN void zero_h(int row) {
     b.w.lanes([&](int l) {
       ROLLED for (int i = l; i < S::kColumns * width; i += kLanes)
-          b.w.sts(S::kH + slot(row) + cell(i % width, (column() + i / width) * 8), U4{});
+          b.w.sts(S::kH + slot(row) + cell(i % width, (column<S::kColumns>() + i / width) * 8), U4{});
     });
   }
 
+  template <int N>
   FN void activate(const Instruction& in) {
     if (in.activation == NO_ACTIVATION) return;
-    UNROLL for (int n = 0; n < S::kColumns; ++n) b.w.lanes([&](int l) {
-      const F2 slope = slope_of(b, in, channel_at(l, n));
+    UNROLL for (int n = 0; n < N; ++n) b.w.lanes([&](int l) {
+      const F2 slope = slope_of(b, in, channel_at<N>(l, n));
       UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
         const F2 v = activated(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1], slope);
         acc[m][n][l][2 * j] = v.x;
@@ -301,9 +326,9 @@ struct Pair {
 
   // A row of h to its ring.
   FN void put_h(int row) {
-    activate(in1());
+    activate<S::kColumns>(in1());
     b.w.lanes([&](int l) {
-      const uint32_t at = S::kH + slot(row) + cell(fragment_pixel(l, 0), channel_at(l, 0));
+      const uint32_t at = S::kH + slot(row) + cell(fragment_pixel(l, 0), channel_at<S::kColumns>(l, 0));
       UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
         if (m * 16 + fragment_pixel(l, j) >= width) continue;
         UNROLL for (int n = 0; n < S::kColumns; ++n)
@@ -313,22 +338,24 @@ struct Pair {
     });
   }
 
+  template <int N>
   FN void put_y(int row) {
-    activate(in2());
+    activate<N>(in2());
     b.w.lanes([&](int l) {
       const Feature<Half> y = b.feature(in2().dst);
-      Element* to = y.cell(column(), row * width + fragment_pixel(l, 0)) + fragment_channel(l);
-      UNROLL for (int n = 0; n < S::kColumns; ++n, to += y.pixels() * kCellChannels) {
+      Element* to = y.cell(column<N>(), row * width + fragment_pixel(l, 0)) + fragment_channel(l);
+      UNROLL for (int n = 0; n < N; ++n, to += y.pixels() * kCellChannels) {
         UNROLL for (int m = 0; m < kPairTiles; ++m)
             UNROLL for (int j = 0; j < 2; ++j) if (m * 16 + fragment_pixel(l, j) < width) Half::store_pair(
                 b.w, to + (m * 16 + 8 * j) * kCellChannels, {acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]});
       }
     });
-    if (sums) add_sums();
+    if (sums) add_sums<N>();
   }
 
+  template <int N>
   FN void add_sums() {
-    UNROLL for (int n = 0; n < S::kColumns; ++n) {
+    UNROLL for (int n = 0; n < N; ++n) {
       PerLane<float> part[2];
       b.w.lanes([&](int l) {
         part[0][l] = part[1][l] = 0.0f;
@@ -339,7 +366,8 @@ struct Pair {
         }
       });
       UNROLL for (int i = 0; i < 2; ++i) b.w.sum_rows(part[i]);
-      const uint32_t at = S::kSums + (b.w.id * S::kColumns + n) * 8 * sizeof(float);
+      const uint32_t at =
+          S::kSums + ((N == S::kColumns ? line() * S::kGroups : 0) + column<N>() + n) * 8 * sizeof(float);
       b.w.lanes([&](int l) {
         if (l >= 4) return;  // a lane reads and writes the sums it owns, so that none reads what another writes
         const F2 before = b.w.lds<F2>(at + fragment_channel(l) * sizeof(float));
@@ -356,10 +384,9 @@ struct Pair {
   FN void gather_sums() {
     b.w.sync();
     b.each(S::kChannels, [&](int channel) {
-      const int owner = channel / 8 / S::kColumns, at = channel - owner * S::kColumns * 8;
       float total_sum = 0.0f;
       UNROLL for (int i = 0; i < S::kRows; ++i) total_sum +=
-          b.w.lds<float>(S::kSums + ((i * S::kSplit + owner) * S::kColumns * 8 + at) * sizeof(float));
+          b.w.lds<float>(S::kSums + (i * S::kChannels + channel) * sizeof(float));
       b.w.sts(kPooled + channel * sizeof(float), total_sum);
     });
   }
