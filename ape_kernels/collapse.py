@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 
 import torch
@@ -150,7 +151,7 @@ class _Rows:
         none = torch.zeros_like(color)
         where = torch.stack([torch.arange(len(color)), row, column, none, none], dim=1)
         colors = torch.eye(int(color[-1]) + 1, dtype=last.weight.dtype, device=last.weight.device)
-        rows = cls(colors[color.to(colors.device)], where, len(color), [])
+        rows = cls(colors[_on(colors.device, color)], where, len(color), [])
         for number, step in reversed(list(enumerate(tail))):
             resolution //= step.shuffle
             rows = rows._before(step, resolution, reach=1 if number else RADIUS, borders=borders)
@@ -182,8 +183,8 @@ class _Rows:
         constant = list(self.constant)
         for i in range(factor**2):
             chosen = (subpixel == i).nonzero()[:, 0]
-            rows = self.values[chosen.to(device)]
-            values.index_add_(0, target[chosen].flatten().to(device), (rows @ weight[i]).view(-1, channels))
+            rows = self.values[_on(device, chosen)]
+            values.index_add_(0, _on(device, target[chosen].flatten()), (rows @ weight[i]).view(-1, channels))
             if step.bias is not None:
                 constant.append((self.where[chosen], rows @ step.bias[i :: factor**2]))
         return _Rows(values, where, self.phases, constant)
@@ -216,4 +217,14 @@ def _unique(where: Tensor) -> tuple[Tensor, Tensor]:
 def _add(total: Tensor, at: Tensor, amounts: Tensor, where: Tensor, classes: tuple[int, int]) -> None:
     """Add to `total` those of `amounts` that have not left a map on a side where it ends."""
     kept = ((where[:, 3:] & torch.tensor(classes)) == 0).all(dim=1).nonzero()[:, 0]
-    total.index_add_(0, at[kept].to(total.device), amounts[kept.to(total.device)])
+    total.index_add_(0, _on(total.device, at[kept]), amounts[_on(total.device, kept)])
+
+
+def _on(device: torch.device, index: Tensor) -> Tensor:
+    """`index`, int64 on the CPU, on `device`; kept there, as a training step that is recorded must copy nothing."""
+    return index if device.type == "cpu" else _kept_on(device, index.numpy().tobytes())
+
+
+@lru_cache(maxsize=256)
+def _kept_on(device: torch.device, index: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(index), dtype=torch.int64).to(device)

@@ -74,13 +74,17 @@ def table(out: Path) -> str:
                 cells.append(f"{milliseconds(full) / took:5.2f}x own full depth")
             lines.append(f"  {name:<44} {'  '.join(cells)}")
     lines.append("")
-    for record in records:
-        if record["kind"] == "refused":
-            lines.append(f"not run: {record['row']}, {record['network']}, {record['patches']} patches: {record['why']}")
-        if record["kind"] == "step":
-            lines.append(f"step {record['step']:<14} {record.get('seconds', 0):6.1f} s  {record['ended']}")
-            if record["ended"] != "ok":
-                lines += [f"    {line}" for line in record.get("tail", [])[-6:]]
+    measured = {(key, row) for key, group in rows.items() for row in group}
+    refused = {
+        ((r["network"], r["patches"], r["exits"]), r["row"]): r["why"] for r in records if r["kind"] == "refused"
+    }
+    for (key, row), why in refused.items():
+        if (key, row) not in measured:
+            lines.append(f"not run: {row}, {key[0]}, {key[1]} patches: {why}")
+    for record in {r["step"]: r for r in records if r["kind"] == "step"}.values():
+        lines.append(f"step {record['step']:<14} {record.get('seconds', 0):6.1f} s  {record['ended']}")
+        if record["ended"] != "ok":
+            lines += [f"    {line}" for line in record.get("tail", [])[-6:]]
     return "\n".join(lines)
 
 

@@ -86,7 +86,7 @@ def gpu_line() -> str:
 
     small, large = times("EDSR 16x64 x4", 500, 2000), times("EDSR 32x256 x4", 100)
     return (
-        f"GPU: one run on an {device}, in fp16. The `cuda` backend is {small} times as fast as PyTorch's best row for "
+        f"GPU: measured on an {device}, in fp16. The `cuda` backend is {small} times as fast as PyTorch's best row for "
         f"EDSR 16x64 x4, and {large} times as fast for EDSR 32x256 x4 ([all rows](docs/performance.md#gpu)).\n"
     )
 

@@ -6,11 +6,10 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-DRIVER = Path("/proc/driver/nvidia/version")
+DRIVER = Path("/proc/driver/nvidia/version")  # of Linux; elsewhere PyTorch has no name for the driver's version
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,12 @@ class Device:
             return cls(device.type, platform.machine())
         index = torch.cuda.current_device() if device.index is None else device.index  # pyright: ignore[reportUnnecessaryComparison] - it is, of "cuda"
         properties = torch.cuda.get_device_properties(index)
-        native: Any = torch._C  # pyright: ignore[reportPrivateUsage] - the driver's version has no public name
-        kernel_module = DRIVER.read_text().partition("\n")[0] if DRIVER.exists() else ""
+        driver = DRIVER.read_text().partition("\n")[0] if DRIVER.exists() else ""
         return cls(
             "cuda",
             properties.name,
             f"{properties.major}.{properties.minor}",
-            f"{native._cuda_getDriverVersion()} {kernel_module}".strip(),
+            driver,
             str(properties.uuid),
             index,
         )
