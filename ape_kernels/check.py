@@ -8,11 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ape_kernels import ops
 from ape_kernels.adapters import NotRecognised
 from ape_kernels.backends import get_backend
-from ape_kernels.folding import fold_pixels
+from ape_kernels.backends.protocol import Exits
+from ape_kernels.packed import Packed
 from ape_kernels.program import PatchProgram
+from ape_kernels.run import run_patches
 
 PROBE_SIZE = (7, 6)  # every border class and an interior, and no side like another
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -32,13 +33,10 @@ def check_program(model: nn.Module, program: PatchProgram) -> None:
     with _evaluating(model):
         output = model(patch.to(parameter.dtype, copy=True))  # some scale their input in place
     expected, stages = _picture(output, len(program.stages) - 1)
-    packed = get_backend("torch").pack(program, parameter.device, torch.float32)
-    size_of = (program.upscale, program.out_channels)
+    packed = Packed(program, "torch", get_backend("torch").pack(program, parameter.device, torch.float32))
     expected, errors = expected.float(), []
     for stage in stages:
-        exit_at = torch.tensor([stage], device=patch.device)
-        folded = fold_pixels(patch, program.fold)
-        sr, _, _ = ops.run_patches(folded, packed.table, packed.weights, 0.0, exit_at, *size_of, "torch")
+        sr = run_patches(patch, packed, Exits(0.0, torch.tensor([stage], device=patch.device))).sr
         if expected.shape != sr.shape:
             raise NotRecognised(
                 f"model: its forward gives {list(expected.shape)} where its layers give {list(sr.shape)}"

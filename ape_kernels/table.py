@@ -93,6 +93,17 @@ class Fill:
 WeightLayout = Callable[[Weighted], tuple[Tensor | Fill, Tensor]]
 
 
+def bias_of(step: Conv) -> Tensor:
+    """The bias ``[C_out]`` of a convolution, zeros where it has none."""
+    return step.weight.new_zeros(len(step.weight)) if step.bias is None else step.bias
+
+
+def matrices_and_biases(step: ChannelAttention) -> tuple[Tensor, Tensor]:
+    """Both 1x1 convolutions of a gate, squeeze before expand, each flat."""
+    matrices = torch.cat([step.squeeze.flatten(), step.expand.flatten()])
+    return matrices, torch.cat([step.squeeze_bias, step.expand_bias])
+
+
 def pack(program: PatchProgram, layout: WeightLayout, *, dtype: torch.dtype, device: torch.device) -> PackedProgram:
     """Assemble instruction table (on the host) and weight buffer (on `device`).
 

@@ -14,15 +14,6 @@ constexpr int kThreads = kWarps * kLanes;
 constexpr int64_t kPoolBytes = 64 * 1024;  // of shared memory, for pooled sums and gates (steps.h)
 constexpr int32_t kWhole = -1;             // in the place of a stage: the whole forward
 
-// TODO(names): what the kernel files call these, until they follow program.h.
-constexpr auto STAGE = kStage, TAIL = kTail, CONV = kConv, EXIT = kExit, RECONSTRUCT = kReconstruct, SOURCE = kSource,
-               UPSAMPLE = kUpsample, ATTENTION = kAttention;
-constexpr auto NO_ACTIVATION = kNone, RELU = kRelu, PRELU = kPrelu;
-constexpr auto NEAREST = kNearest;
-constexpr auto FIRST = kFirst, LAST = kLast, ONLY = kOnly;
-constexpr auto NO_BUFFER = kNoBuffer, BORDER_CLASSES = kBorderClasses, WHOLE = kWhole;
-constexpr auto kHalfElements = kFloat16;
-
 // All pointers are device memory. P patches, of height x width low-resolution pixels; E is the element type of the
 // weights and features: half, or float for exact runs.
 struct WorkerArgs {

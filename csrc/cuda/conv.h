@@ -34,8 +34,8 @@ struct ConvShared {
 // What negative values of output channel `channel` and the next are multiplied with.
 template <class E>
 FN F2 slope_of(Carrier<E>& b, const Instruction& in, int channel) {
-  if (in.activation == PRELU) return b.w.template load<F2>(b.vector(in.slope) + channel);
-  const float slope = in.activation == RELU ? 0.0f : 1.0f;
+  if (in.activation == kPrelu) return b.w.template load<F2>(b.vector(in.slope) + channel);
+  const float slope = in.activation == kRelu ? 0.0f : 1.0f;
   return {slope, slope};
 }
 
@@ -71,7 +71,7 @@ struct Conv {
   FN Conv(Carrier<E>& b_, int row, int first_, int64_t patch_)
       : b(b_),
         in(b_.row(row)),
-        to(b_.feature(in.opcode == CONV ? in.dst : in.src)),
+        to(b_.feature(in.opcode == kConv ? in.dst : in.src)),
         first(first_),
         patch(patch_),
         kernel(in.kernel),
@@ -235,7 +235,7 @@ struct Conv {
       if (n >= 2 * units_at(now)) continue;
       b.w.lanes([&](int l) {
         const int channel = now.pair * kUnitChannels + n * 8 + fragment_channel(l);
-        if (in.opcode == RECONSTRUCT) return put_pixels(l, n, channel);
+        if (in.opcode == kReconstruct) return put_pixels(l, n, channel);
         const F2 slope = slope_of(b, in, channel);
         UNROLL for (int m = 0; m < kTileRows; ++m) UNROLL for (int j = 0; j < 2; ++j) {
           const int y = line(m), x = now.x + fragment_pixel(l, j);
@@ -244,7 +244,7 @@ struct Conv {
               to.cell(channel / kCellChannels, y * to.width + x) - to.data + channel % kCellChannels;
           F2 v = activated(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1], slope);
           v = {v.x * scale_of(in), v.y * scale_of(in)};
-          if (in.add != NO_BUFFER) {
+          if (in.add != kNoBuffer) {
             const F2 added = E::load_pair(b.w, b.feature(in.add).data + element);
             v = {v.x + added.x, v.y + added.y};
           }

@@ -272,7 +272,7 @@ struct Pair {
   FN void compute(bool makes_y, int row, bool live) {
     clear(b.w, acc);
     start<N>(b.vector(makes_y ? in2().bias : in1().bias));
-    if (makes_y && live && in2().add != NO_BUFFER) add_x<N>(row);
+    if (makes_y && live && in2().add != kNoBuffer) add_x<N>(row);
     convolve<N>(makes_y ? S::kH : S::kX, row < 0 ? 0 : row < height ? row : height - 1);
     if (live && makes_y) put_y<N>(row);
     if (live && !makes_y) put_h(row);
@@ -313,7 +313,7 @@ struct Pair {
 
   template <int N>
   FN void activate(const Instruction& in) {
-    if (in.activation == NO_ACTIVATION) return;
+    if (in.activation == kNone) return;
     UNROLL for (int n = 0; n < N; ++n) b.w.lanes([&](int l) {
       const F2 slope = slope_of(b, in, channel_at<N>(l, n));
       UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {

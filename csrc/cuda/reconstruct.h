@@ -27,7 +27,7 @@ struct Outlet {
       const int first = phase / s * width + phase % s;
       out[i] = color < colors ? b.args.output + (patch * colors + color) * pixels + first : nullptr;
       add[i] =
-          in.add == NO_BUFFER ? nullptr : b.feature(in.add).cell(color / kCellChannels, first) + color % kCellChannels;
+          in.add == kNoBuffer ? nullptr : b.feature(in.add).cell(color / kCellChannels, first) + color % kCellChannels;
     }
   }
   FN void put(Carrier<E>& b, int y, int x, float v0, float v1) const {
@@ -46,17 +46,17 @@ struct Span {
   int begin, end;
 };
 FN Span span_of(int border_class, int size) {
-  if (size == 1) return {0, border_class == ONLY ? 1 : 0};
-  if (border_class == FIRST) return {0, 1};
-  if (border_class == LAST) return {size - 1, size};
-  if (border_class == ONLY) return {0, 0};
+  if (size == 1) return {0, border_class == kOnly ? 1 : 0};
+  if (border_class == kFirst) return {0, 1};
+  if (border_class == kLast) return {size - 1, size};
+  if (border_class == kOnly) return {0, 0};
   return {1, size - 1};
 }
 
 // The taps [begin, end) along an axis that touch the patch for pixels of a border class.
 FN Span taps_of(int border_class, int kernel) {
-  const bool starts = border_class == FIRST || border_class == ONLY,
-             ends = border_class == LAST || border_class == ONLY;
+  const bool starts = border_class == kFirst || border_class == kOnly,
+             ends = border_class == kLast || border_class == kOnly;
   return {starts ? kernel / 2 : 0, ends ? kernel / 2 + 1 : kernel};
 }
 
@@ -89,8 +89,8 @@ struct Ring {
 
   FN void run() {
     int turn = 0;
-    ROLLED for (variant = 1; variant < BORDER_CLASSES * BORDER_CLASSES; ++variant) {  // 0 is the interior
-      const int row_class = variant / BORDER_CLASSES, column_class = variant % BORDER_CLASSES;
+    ROLLED for (variant = 1; variant < kBorderClasses * kBorderClasses; ++variant) {  // 0 is the interior
+      const int row_class = variant / kBorderClasses, column_class = variant % kBorderClasses;
       lines = span_of(row_class, src.height);
       columns = span_of(column_class, src.width);
       down = taps_of(row_class, kernel);

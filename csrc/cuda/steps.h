@@ -66,7 +66,7 @@ FN void upsample(Carrier<E>& b, const Instruction& in) {
     const int group = i / pixels, pixel = i % pixels;
     const int y = pixel / dst.width, x = pixel % dst.width;
     float v[kCellChannels];
-    if (in.mode == NEAREST) {
+    if (in.mode == kNearest) {
       E::load_cell(b.w, src.cell(group, y / factor * src.width + x / factor), v);
     } else {
       const Cubic rows(y, factor, src.height), columns(x, factor, src.width);
@@ -159,10 +159,10 @@ FN void attention(Carrier<E>& b, const Instruction& in) {
     const int group = i / pixels, pixel = i % pixels;
     float v[kCellChannels], added[kCellChannels] = {};
     E::load_cell(b.w, src.cell(group, pixel), v);
-    if (in.add != NO_BUFFER) E::load_cell(b.w, b.feature(in.add).cell(group, pixel), added);
+    if (in.add != kNoBuffer) E::load_cell(b.w, b.feature(in.add).cell(group, pixel), added);
     UNROLL for (int c = 0; c < kCellChannels; ++c) {
       v[c] *= b.w.template lds<float>(gates + (group * kCellChannels + c) * sizeof(float));
-      if (in.add != NO_BUFFER) v[c] += added[c];
+      if (in.add != kNoBuffer) v[c] += added[c];
     }
     E::store_cell(b.w, dst.cell(group, pixel), v);
   });

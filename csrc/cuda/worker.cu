@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads, 1) worker_kernel(const __grid_consta
 
 using Kernel = void (*)(WorkerArgs);
 
-Kernel kernel_of(int element) { return element == kHalfElements ? worker_kernel<Half> : worker_kernel<Float>; }
+Kernel kernel_of(int element) { return element == kFloat16 ? worker_kernel<Half> : worker_kernel<Float>; }
 
 // What went wrong is reported once, to who asked: the runtime would tell the next caller as well.
 cudaError_t reported(cudaError_t error) {
@@ -40,7 +40,7 @@ cudaError_t prepare(int element, uint32_t* shared_bytes) {
   if (error == cudaSuccess) error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;
-  *shared_bytes = shared_bytes_of(element == kHalfElements, attributes.ptxVersion);
+  *shared_bytes = shared_bytes_of(element == kFloat16, attributes.ptxVersion);
   if (*shared_bytes > static_cast<uint32_t>(most)) return cudaErrorNoKernelImageForDevice;
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(*shared_bytes));
 }

@@ -85,7 +85,7 @@ struct Worker {
 
   // One patch, from the input to what it leaves behind.
   FN void carry() {
-    const bool whole = b.args.stage == WHOLE;
+    const bool whole = b.args.stage == kWhole;
     const Feature<E> to = b.feature(whole ? 0 : b.row(b.args.first_row).src);
     load_feature(b, b.args.input + input_row() * to.channels * to.pixels(), to, in_range());
     b.once([&] { b.w.store(b.args.capacity + number(), NAN); });
@@ -94,14 +94,14 @@ struct Worker {
     leaves = false;
     for (int row = b.args.first_row + (whole ? 0 : 1);; ++row) {
       const int opcode = b.row(row).opcode;
-      if (opcode != STAGE && opcode != TAIL) {
+      if (opcode != kStage && opcode != kTail) {
         step(row);
-        if (opcode == RECONSTRUCT) break;
+        if (opcode == kReconstruct) break;
         continue;
       }
       if (stage >= 0) {  // a stage has ended
         if (b.args.exit_at) leaves = b.w.template load<int64_t>(b.args.exit_at + input_row()) <= stage;
-        leaves = leaves || opcode == TAIL;
+        leaves = leaves || opcode == kTail;
         if (!whole) break;
       }
       if (leaves)
@@ -125,26 +125,26 @@ struct Worker {
   FN void step(int& row) {
     b.w.forget();
     const int first = row;
-    while (b.row(row).opcode == SOURCE) ++row;
+    while (b.row(row).opcode == kSource) ++row;
     const Instruction& in = b.row(row);
     switch (in.opcode) {
-      case CONV:
-      case RECONSTRUCT:
+      case kConv:
+      case kReconstruct:
         if (fuses(in)) {
           run_pair(row);
           break;
         }
         Conv<E>(b, row, first, number()).run();
-        if (in.opcode == RECONSTRUCT && in.mode) Ring<E>(b, in, number()).run();
+        if (in.opcode == kReconstruct && in.mode) Ring<E>(b, in, number()).run();
         break;
-      case UPSAMPLE:
+      case kUpsample:
         upsample(b, in);
         break;
-      case ATTENTION:
+      case kAttention:
         if (!is_pooled(row)) pool(b, b.feature(in.src));
         attention(b, in);
         break;
-      case EXIT: {
+      case kExit: {
         if (!is_pooled(row)) pool(b, b.feature(in.src));
         const float prediction = predict(b, in);
         b.once([&] { b.w.store(b.args.capacity + number(), 1.0f - prediction); });
@@ -157,11 +157,11 @@ struct Worker {
 
   // Whether the two rows before `row` ran as a fused pair and left in kPooled the sums that `row` begins with.
   FN bool is_pooled(int row) const {
-    return row >= 2 && b.row(row - 2).opcode == CONV && fuses(b.row(row - 2)) && sums_follow(row - 2);
+    return row >= 2 && b.row(row - 2).opcode == kConv && fuses(b.row(row - 2)) && sums_follow(row - 2);
   }
   FN bool sums_follow(int pair) const {
     const Instruction& after = b.row(pair + 2);
-    return (after.opcode == EXIT || after.opcode == ATTENTION) && after.src == b.row(pair + 1).dst;
+    return (after.opcode == kExit || after.opcode == kAttention) && after.src == b.row(pair + 1).dst;
   }
 
   FN bool fuses(const Instruction& in) const {

@@ -19,7 +19,7 @@ from ape_kernels.backends.protocol import Exits, PatchResults, StageResults
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.native import core, missing
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Weighted
-from ape_kernels.table import Column, Fill, Opcode, PackedProgram
+from ape_kernels.table import Column, Fill, Opcode, PackedProgram, bias_of, matrices_and_biases
 from ape_kernels.table import pack as pack_program
 
 GROUP = 16  # output channels are packed in groups of this many (csrc/cpu/kernels.h)
@@ -147,13 +147,11 @@ def _weights(program: PatchProgram, dtype: torch.dtype, step: Weighted) -> tuple
     """The cpu column of docs/program.md, "Weight layouts"."""
     match step:
         case Conv():
-            bias = step.weight.new_zeros(len(step.weight)) if step.bias is None else step.bias
-            return _kernels(program, dtype, step.sources, step.weight[None]), _pad_groups(bias[None])
+            return _kernels(program, dtype, step.sources, step.weight[None]), _pad_groups(bias_of(step)[None])
         case Exit():
             return step.weight, step.bias
         case ChannelAttention():
-            biases = torch.cat([step.squeeze_bias, step.expand_bias])
-            return torch.cat([step.squeeze.flatten(), step.expand.flatten()]), biases
+            return matrices_and_biases(step)
         case Reconstruct():
             weight = _kernels(program, dtype, (step.src,), step.tail.kernel.flatten(0, 1))
             return weight, _pad_groups(step.tail.bias.flatten(0, 1))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ape_kernels.program import Activation, ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step, Weighted
-from ape_kernels.table import NO_BUFFER, Column, Opcode, PackedProgram, float_from_bits
+from ape_kernels.table import NO_BUFFER, Column, Opcode, PackedProgram, bias_of, float_from_bits, matrices_and_biases
 from ape_kernels.table import pack as pack_program
 
 UNIT = 16  # channels, in and out, of the blocks that weights are cut into (csrc/cuda/element.h)
@@ -105,14 +105,13 @@ def _fold_conv(step: Conv, dtype: torch.dtype) -> Conv:
 def _layout(program: PatchProgram, dtype: torch.dtype, step: Weighted) -> tuple[Tensor, Tensor]:
     match step:
         case Conv():
-            bias = step.weight.new_zeros(len(step.weight)) if step.bias is None else step.bias
             channels = [program.buffers[source].channels for source in step.sources]
-            return _units(step.weight[None], channels, dtype), _vector(_pad_last(bias), dtype)
+            return _units(step.weight[None], channels, dtype), _vector(_pad_last(bias_of(step)), dtype)
         case Exit():
             return _vector(step.weight, dtype), _vector(step.bias, dtype)
         case ChannelAttention():
-            weights = torch.cat([step.squeeze.flatten(), step.expand.flatten()])
-            return _vector(weights, dtype), _vector(torch.cat([step.squeeze_bias, step.expand_bias]), dtype)
+            matrices, biases = matrices_and_biases(step)
+            return _vector(matrices, dtype), _vector(biases, dtype)
         case Reconstruct():
             kernel, bias = step.tail.kernel.flatten(0, 1), step.tail.bias.flatten(0, 1)
             return _units(kernel, [kernel.shape[2]], dtype), _vector(_pad_last(bias), dtype)

@@ -9,7 +9,7 @@ import torch
 from ape_kernels.backends.torch.interpreter import run_patches, run_stage
 from ape_kernels.backends.torch.split_merge import merge, split
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Weighted
-from ape_kernels.table import PackedProgram
+from ape_kernels.table import PackedProgram, bias_of, matrices_and_biases
 from ape_kernels.table import pack as pack_program
 
 __all__ = [
@@ -46,13 +46,11 @@ def _layout(dtype: torch.dtype, step: Weighted) -> tuple[torch.Tensor, torch.Ten
     """Weights as PyTorch stores them, flattened."""
     match step:
         case Conv():
-            bias = step.weight.new_zeros(len(step.weight)) if step.bias is None else step.bias
-            return step.weight.flatten(), _in_two(bias, dtype)
+            return step.weight.flatten(), _in_two(bias_of(step), dtype)
         case Exit():
             return step.weight, step.bias
         case ChannelAttention():
-            biases = torch.cat([step.squeeze_bias, step.expand_bias])
-            return torch.cat([step.squeeze.flatten(), step.expand.flatten()]), biases
+            return matrices_and_biases(step)
         case Reconstruct():
             return step.tail.kernel.to(dtype).flatten(), _in_two(step.tail.bias.flatten(), dtype)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ape_kernels.backends.triton.plan import program_unit
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step
-from ape_kernels.table import PackedProgram
+from ape_kernels.table import PackedProgram, bias_of, matrices_and_biases
 from ape_kernels.table import pack as pack_program
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -65,15 +65,13 @@ def _layout(step: Step, program: PatchProgram, unit: int) -> tuple[Tensor, Tenso
     """The triton column of docs/program.md, "Weight layouts"."""
     match step:
         case Conv():
-            bias = step.weight.new_zeros(len(step.weight)) if step.bias is None else step.bias
             channels = [program.buffers[source].channels for source in step.sources]
             parts = [_taps(part, unit) for part in step.weight.split(channels, dim=1)]
-            return torch.cat(parts), _pad(bias, unit, 0)
+            return torch.cat(parts), _pad(bias_of(step), unit, 0)
         case Exit():
             return step.weight, step.bias
         case ChannelAttention():
-            biases = torch.cat([step.squeeze_bias, step.expand_bias])
-            return torch.cat([step.squeeze.flatten(), step.expand.flatten()]), biases
+            return matrices_and_biases(step)
         case Reconstruct():
             kernels, biases = step.tail.kernel.flatten(0, 1), step.tail.bias.flatten(0, 1)
             return torch.cat([_taps(kernel, unit) for kernel in kernels]), _pad(biases, unit, 1).flatten()

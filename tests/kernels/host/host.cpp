@@ -85,7 +85,7 @@ extern "C" int ape_host_run(const Request* request, int shared_kb, unsigned seed
     return -1;
   }
   Run run{seed, chance, fault, 0, {}, {}};
-  if (request->element != kHalfElements)
+  if (request->element != ape::kFloat16)
     execute<Float, Shapes99>(*request, plan, run);
   else if (shared_kb == 227)
     execute<Half, Shapes227>(*request, plan, run);
