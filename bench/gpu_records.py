@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
 FILE = "results.jsonl"
 OURS = ("cuda", "triton")
 
@@ -23,6 +24,7 @@ class Records:
     def add(self, kind: str, **fields: Any) -> None:
         """One line."""
         line = json.dumps({"kind": kind, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **fields})
+        line = line.replace(f"{ROOT}{os.sep}", "")  # results are read elsewhere
         with open(self.path, "a") as file:
             file.write(line + "\n")
             file.flush()
