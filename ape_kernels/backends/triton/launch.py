@@ -18,9 +18,10 @@ from ape_kernels.backends.triton.spread import begin_kernel, exit_kernel, row_ke
 from ape_kernels.backends.triton.worker import run_patches_kernel, run_stage_kernel
 from ape_kernels.table import Column, Opcode, PackedProgram
 
-# A patch spread over the chip costs a launch a row, a patch on one worker leaves the other workers idle: with fewer
-# patches than this share of the workers, spreading is faster (by arithmetic; bench/gpu.py measures it).
-SPREAD_BELOW = 0.5
+# A patch spread over the chip costs a launch per row; a patch on one worker leaves the other workers idle. With fewer
+# patches than this share of the workers, spreading is faster. On an H200 (132 workers), EDSR 16x64: 66 patches take
+# 4.4 ms spread and 6.0 ms otherwise, 132 patches 7.2 and 6.4 ms (bench/results/h200).
+SPREAD_BELOW = 0.75
 INTERPRETED_WORKERS = 2
 ANY_BM = 64  # pixels of a tile of the convolutions that are not the main one: small, their addresses cost registers
 MAX_REGISTERS = 255  # a thread's: without it ptxas may aim for two programs a multiprocessor, and spill
