@@ -155,8 +155,9 @@ def _upscale(
     """
     if image.ndim != 4 or image.dtype != torch.float32:
         raise ValueError(f"image: expected float32 [B, C, H, W], got {image.dtype} {list(image.shape)}")
+    if exit_at is not None and budget is not None:
+        raise ValueError("exit_at: expected None with a budget, which chooses the exits")
     depths = None if exit_at is None else exit_at.flatten()
-
     packed = PackedProgram(table, weights)
 
     def fill(out: PatchResults, patches: Tensor, begin: int) -> None:
@@ -180,7 +181,6 @@ def _upscale(
     rows, columns = grid.shape
     if exit_at is not None and tuple(exit_at.shape) != (batch, rows, columns):
         raise ValueError(f"exit_at: expected int64 [{batch}, {rows}, {columns}], got {list(exit_at.shape)}")
-    step = batch * rows
     if batch == 0:
         results = PatchResults.empty(image.new_empty(0, 1, height, width), upscale, out_channels)
     elif budget is not None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from support import spread_network, test_patches
 
-from ape_kernels import APEForward
+from ape_kernels import APEForward, PatchGrid, Wish, pack
 from ape_kernels import run as images
+from ape_kernels.backends.protocol import Exits
 
 GEOMETRIES = [(8, 2, "linear"), (8, 7, "linear"), (8, 0, "average"), (12, 5, "average")]
 
@@ -33,6 +34,22 @@ def test_bands_change_nothing(backend, monkeypatch, patch_size, overlap, blend):
             monkeypatch.undo()
     finally:
         torch.set_num_threads(threads)
+
+
+def test_depths_of_a_picture_reach_its_patches_band_by_band(backend, monkeypatch):
+    packed = pack(spread_network(2, 3, 4, 1), Wish(backend))
+    image, cut = test_patches(2, 30, 21), images.Cut(8, 2, "linear")
+    grid = PatchGrid(30, 21, 8, 2, 2)
+    exit_at = torch.arange(2 * grid.shape[0] * grid.shape[1], device=image.device).view(2, *grid.shape) % 3
+    patches = images.split(PatchGrid(30, 21, 8, 2), image)
+    expected = images.merge(grid, images.run_patches(patches, packed, Exits(0.0, exit_at.flatten())).sr, 2)
+    for chunk in (1 << 30, 1):
+        monkeypatch.setitem(images.CHUNK_BYTES, image.device.type, chunk)
+        results = images.run_images(image, packed, cut, Exits(0.0, exit_at))
+        assert torch.equal(results.exit_index, exit_at)
+        torch.testing.assert_close(results.sr, expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"exit_at: expected int64 \[2, 5, 4\], got \[2, 4, 5\]"):
+        images.run_images(image, packed, cut, Exits(0.0, exit_at.transpose(1, 2)))
 
 
 PEAK = """
