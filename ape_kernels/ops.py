@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ape_kernels.backends import get_backend
-from ape_kernels.backends.protocol import Exits, PatchResults
+from ape_kernels.backends.protocol import Depths, Exits, PatchResults, Picture
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.table import PackedProgram
 
@@ -117,6 +117,18 @@ def merge(
     """
     blends = AxisBlend(row_index, row_weight), AxisBlend(column_index, column_weight)
     return _call(backend, "merge", patches.contiguous(), *blends, batch, rows)
+
+
+def run_image(
+    packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Depths, picture: Picture, backend: str
+) -> None:
+    """Whole images on shared feature maps, into `picture`. Tensors as in `Depths` and `Picture`, checked."""
+    _call(backend, "run_image", packed, sharing, image, depths, picture)
+
+
+def image_bytes(packed: PackedProgram, backend: str) -> int:
+    """Memory that `run_image` takes for each pixel of its image; 0 where the backend bounds its memory itself."""
+    return get_backend(backend).image_bytes(packed)
 
 
 def _fake_run_patches(patches: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:

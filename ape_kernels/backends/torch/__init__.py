@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from ape_kernels.backends.torch.image import image_bytes, run_image
 from ape_kernels.backends.torch.interpreter import run_patches, run_stage
 from ape_kernels.backends.torch.split_merge import merge, split
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Weighted
@@ -13,8 +14,10 @@ from ape_kernels.table import PackedProgram, bias_of, matrices_and_biases
 from ape_kernels.table import pack as pack_program
 
 __all__ = [
+    "image_bytes",
     "merge",
     "pack",
+    "run_image",
     "run_patches",
     "run_stage",
     "split",

@@ -35,7 +35,7 @@ class _Stage:
 
 
 @dataclass
-class _Sections:
+class Sections:
     """The instruction table taken apart. SOURCE rows stay before the convolution they belong to."""
 
     widest: int  # floats a low-resolution pixel of the widest buffer
@@ -44,7 +44,7 @@ class _Sections:
     tail: list[Row]
 
     @classmethod
-    def of(cls, table: Tensor) -> _Sections:
+    def of(cls, table: Tensor) -> Sections:
         sections = cls(0, [], [], [])
         current = sections.head
         for row in table.tolist():
@@ -65,7 +65,7 @@ class _Sections:
 
 
 def run_patches(packed: PackedProgram, patches: Tensor, exits: Exits, out: PatchResults) -> None:
-    sections = _Sections.of(packed.table)
+    sections = Sections.of(packed.table)
     count, _, height, width = patches.shape
     per_patch = sections.widest * height * width * 4
     chunk = max(1, CHUNK_BYTES.get(patches.device.type, 1 << 30) // per_patch)
@@ -79,7 +79,7 @@ def run_patches(packed: PackedProgram, patches: Tensor, exits: Exits, out: Patch
 
 
 def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tensor, exits: Exits) -> StageResults:
-    sections = _Sections.of(packed.table)
+    sections = Sections.of(packed.table)
     if not 0 <= stage < len(sections.stages):
         raise ValueError(f"stage: expected 0 to {len(sections.stages) - 1}, got {stage}")
     unknown = features.new_full((len(features),), math.nan)
@@ -89,39 +89,39 @@ def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tenso
 
 def run_head(patches: Tensor, packed: PackedProgram) -> Tensor:
     """What the first stage reads, ``[P, C, h, w]``."""
-    sections = _Sections.of(packed.table)
+    sections = Sections.of(packed.table)
     buffers = {INPUT: patches}
-    _run_steps(sections.head, buffers, packed.weights)
+    run_steps(sections.head, buffers, packed.weights)
     return buffers[sections.stages[0].src]
 
 
 def run_tail(patches: Tensor, features: Tensor, packed: PackedProgram) -> Tensor:
     """Pictures of patches that left with `features`. The head is run again: the tail may read what it made."""
-    sections = _Sections.of(packed.table)
+    sections = Sections.of(packed.table)
     buffers = {INPUT: patches}
-    _run_steps(sections.head, buffers, packed.weights)
+    run_steps(sections.head, buffers, packed.weights)
     buffers[sections.stages[-1].dst] = features
-    return _run_steps(sections.tail, buffers, packed.weights)
+    return run_steps(sections.tail, buffers, packed.weights)
 
 
 def run_all_exits(patches: Tensor, packed: PackedProgram) -> tuple[list[Tensor], list[Tensor]]:
     """Pictures ``[P, O, s * h, s * w]`` and predictions ``[P, 1]`` of all patches at every exit, with gradients."""
-    sections, weights = _Sections.of(packed.table), packed.weights
+    sections, weights = Sections.of(packed.table), packed.weights
     buffers = {INPUT: patches}
-    _run_steps(sections.head, buffers, weights)
+    run_steps(sections.head, buffers, weights)
     pictures, predictions = [], []
     for stage in sections.stages:
-        _run_steps(stage.steps, buffers, weights)
+        run_steps(stage.steps, buffers, weights)
         if stage.exit is not None:
             predictions.append(_predict(stage.exit, buffers, weights)[:, None])
             leaving = {**buffers, sections.stages[-1].dst: buffers[stage.dst]}
-            pictures.append(_run_steps(sections.tail, leaving, weights))
+            pictures.append(run_steps(sections.tail, leaving, weights))
     return pictures, predictions
 
 
-def _run_chunk(sections: _Sections, patches: Tensor, weights: Tensor, exits: Exits) -> PatchResults:
+def _run_chunk(sections: Sections, patches: Tensor, weights: Tensor, exits: Exits) -> PatchResults:
     buffers = {INPUT: patches}
-    _run_steps(sections.head, buffers, weights)
+    run_steps(sections.head, buffers, weights)
     count = len(patches)
     ids = torch.arange(count, device=patches.device)
     exit_index = torch.full_like(ids, len(sections.stages) - 1)
@@ -143,11 +143,11 @@ def _run_chunk(sections: _Sections, patches: Tensor, weights: Tensor, exits: Exi
         if not len(ids):
             break
     buffers[sections.stages[-1].dst] = done
-    return PatchResults(_run_steps(sections.tail, buffers, weights), exit_index, capacity)
+    return PatchResults(run_steps(sections.tail, buffers, weights), exit_index, capacity)
 
 
 def _run_stage(
-    sections: _Sections,
+    sections: Sections,
     stage: int,
     features: Tensor,
     active: Tensor,
@@ -158,7 +158,7 @@ def _run_stage(
     """`run_stage` without checks; `capacity` holds what is known of each row of `features` so far."""
     part = sections.stages[stage]
     buffers = {part.src: features[active]}
-    _run_steps(part.steps, buffers, weights)
+    run_steps(part.steps, buffers, weights)
     out = buffers[part.dst]
     capacity = capacity[active]
     leaves = torch.zeros(len(active), dtype=torch.bool, device=features.device)
@@ -174,7 +174,7 @@ def _run_stage(
     return StageResults(out[order], active[order], capacity[order], leaves.sum()[None])
 
 
-def _run_steps(steps: list[Row], buffers: dict[int, Tensor], weights: Tensor) -> Tensor:
+def run_steps(steps: list[Row], buffers: dict[int, Tensor], weights: Tensor) -> Tensor:
     """Run steps into `buffers`; returns the pixels of the last Reconstruct (an empty tensor without one)."""
     pixels = weights.new_empty(0)
     sources: list[Tensor] = []
