@@ -17,10 +17,10 @@ inline int slices(int channels) { return (channels + kSlice - 1) / kSlice; }
 // Feature maps a convolution can read at once: a dense block of RRDB has five.
 constexpr int kMostSources = 5;
 
-// A feature map of one patch, as floats, as bf16 (rounded from the floats, what bf16 convolutions read), or both.
-// Pointers are to pixel (0, 0) and null for what nothing reads. Around the map, and in the channels that pad it, is
-// zero: a border as wide as the convolutions read, right and below of it up to 3 pixels more, so that the 4x4 tiles of
-// Winograd cover the map.
+// A feature map, as floats, as bf16 (rounded from the floats; bf16 convolutions read it), or both. Pointers are to
+// pixel (0, 0), and null where a form does not exist. Around the map, and in the channels that pad it, is zero, as far
+// as the convolutions read. Of an image, a part alone is in memory (`Maps::place`): then pixel (0, 0) may lie outside
+// of it.
 struct FeatureMap {
   float* pixels;       // [height][width][channels, padded to kGroup but for pictures that no convolution touches]
   int64_t row, pixel;  // strides in floats
@@ -56,13 +56,20 @@ struct ConvArgs {
 // A rectangle of pixels.
 struct Area {
   int y, x, height, width;
+
+  int bottom() const { return y + height; }
+  int right() const { return x + width; }
+  bool empty() const { return height <= 0 || width <= 0; }
 };
+
+inline Area whole(const FeatureMap& map) { return {0, 0, map.height, map.width}; }
 
 struct Kernels {
   // Pixels of `area`; weights laid out as kDirect.
   void (*direct)(const ConvArgs& args, const Area& area);
-  // The whole map; kernel 3 or 5. scratch: `winograd_scratch(args.in_channels)` floats.
-  void (*winograd)(const ConvArgs& args, float* scratch);
+  // Pixels of `area`; kernel 3 or 5. Of the sources, pixels beyond the area and the kernel's reach count as zero.
+  // scratch: `winograd_scratch(args.in_channels)` floats.
+  void (*winograd)(const ConvArgs& args, const Area& area, float* scratch);
   // Pixels of `area`; weights laid out as kBf16. scratch: kBf16Scratch floats.
   void (*direct_bf16)(const ConvArgs& args, const Area& area, float* scratch);
   // map.rounded from map.pixels.

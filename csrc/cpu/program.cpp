@@ -39,7 +39,7 @@ void Program::add(const Instruction& in, Sources sources) {
       stages.back().exit = in;
       break;
     default:
-      (tail_row >= 0 ? tail : stages.empty() ? head : stages.back().steps).push_back({in, std::move(sources)});
+      (tail_row >= 0 ? tail : stages.empty() ? head : stages.back().steps).push_back({in, std::move(sources), at()});
   }
 }
 

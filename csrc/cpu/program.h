@@ -19,6 +19,7 @@ struct BufferSpec {
 struct Step {
   Instruction in;
   std::vector<int32_t> sources;  // buffers that a CONV or RECONSTRUCT reads, in the order of its input channels
+  int64_t row = 0;               // of the table
   bool summed = false;           // a CONV that adds up, as it goes, the channels an exit averages
 };
 
