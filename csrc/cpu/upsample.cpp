@@ -7,7 +7,7 @@
 namespace ape::cpu {
 namespace {
 
-// Four taps of cubic interpolation for the output pixels of an axis.
+// The four taps of cubic interpolation for each output pixel of an axis.
 struct CubicTaps {
   std::vector<int> index;     // [size * factor][4], clamped
   std::vector<float> weight;  // [size * factor][4]
@@ -27,7 +27,7 @@ struct CubicTaps {
   }
 };
 
-// FACTOR: `factor` where it is known in advance, else 0.
+// FACTOR: equal to `factor` if it is known when compiling, else 0.
 template <int FACTOR>
 void shuffle_by(const FeatureMap& phases, int factor, const FeatureMap& add, float* picture) {
   const int s = FACTOR ? FACTOR : factor;
@@ -48,7 +48,7 @@ void shuffle_by(const FeatureMap& phases, int factor, const FeatureMap& add, flo
 
 }  // namespace
 
-// Across, then the line as often as there are rows alike.
+// Fills one line per source row and then copies it to the other lines.
 void nearest(const FeatureMap& src, int factor, const FeatureMap& dst) {
   for (int y = 0; y < src.height; y++) {
     float* const line = dst.pixels + int64_t(y) * factor * dst.row;
@@ -60,7 +60,7 @@ void nearest(const FeatureMap& src, int factor, const FeatureMap& dst) {
   }
 }
 
-// Down first, a line of source pixels at a time, then across.
+// Interpolates down first, one line of source pixels at a time, and then across.
 void bicubic(const FeatureMap& src, int factor, const FeatureMap& dst) {
   const CubicTaps rows(src.height, factor), columns(src.width, factor);
   const int channels = src.channels;

@@ -5,13 +5,13 @@
 
 namespace ape::cpu {
 
-// dst is `factor` times as high and wide as src; floats of both.
+// Both read and write the floats of maps. dst is `factor` times as high and wide as src.
 void nearest(const FeatureMap& src, int factor, const FeatureMap& dst);
-// a = -0.75, half-pixel centres, clamped indices, as PyTorch has it.
+// As in PyTorch: a = -0.75, half-pixel centres, clamped indices.
 void bicubic(const FeatureMap& src, int factor, const FeatureMap& dst);
 
-// Phases [height][width][O * factor * factor] to the picture [O][factor * height][factor * width], plus `add`, a map of
-// O channels and the picture's size; its pixels null: plus nothing.
+// Writes the picture [O][factor * height][factor * width] from phases [height][width][O * factor * factor]. `add` has O
+// channels and the size of the picture, and is added; if its pixels are null, nothing is added.
 void shuffle(const FeatureMap& phases, int factor, const FeatureMap& add, float* picture);
 
 }  // namespace ape::cpu

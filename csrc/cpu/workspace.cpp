@@ -7,7 +7,7 @@
 namespace ape::cpu {
 namespace {
 
-// One border class along an axis and the pixels that have it.
+// A border class of an axis, and the pixels that have it.
 struct Segment {
   BorderClass kind;
   int begin, size;
@@ -53,7 +53,7 @@ void Workspace::run(const Step& step) {
   round(in.dst);
 }
 
-// Brings the bf16 form of a buffer, if it has one, up to what was written as floats.
+// Writes the bf16 form of a buffer, if it has one, from its floats.
 void Workspace::round(int buffer) const {
   if (maps_[buffer].rounded != nullptr) kernels_->round(maps_[buffer]);
 }
@@ -95,8 +95,8 @@ void Workspace::conv(const Step& step, int first_row, int row_count) {
   run_conv(args, in.layout(), {first_row, 0, row_count, args.dst.width});
 }
 
-// The phases of all pixels, then their shuffle. With border classes the outermost ring has kernels of its own: a line
-// of pixels per edge, a pixel per corner, written over what the interior's kernel left there.
+// Computes the phases of all pixels with the interior's kernel, and then shuffles them. With border classes, kernels of
+// their own compute the border pixels again: one line of pixels per edge and one pixel per corner.
 void Workspace::reconstruct(const Step& step, float* picture) {
   const Instruction& in = step.in;
   const FeatureMap& phases = maps_.phases();
@@ -105,7 +105,7 @@ void Workspace::reconstruct(const Step& step, float* picture) {
   run_conv(args, in.layout(), {0, 0, phases.height, phases.width});
   if (in.has_border_classes()) {
     const float *weight = args.weight, *bias = args.bias;
-    if (in.layout() == kWinograd) weight += args.groups * args.group_size;  // the classes' kernels follow
+    if (in.layout() == kWinograd) weight += args.groups * args.group_size;  // the kernels of all classes follow
     args.group_size = program_->group_size(in, step.sources, edge_layout(in));
     for (const Segment& rows : segments(phases.height)) {
       for (const Segment& columns : segments(phases.width)) {

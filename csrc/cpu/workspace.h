@@ -1,4 +1,4 @@
-// What carries one patch: a worker's feature maps, and the steps that run on them.
+// The feature maps of one worker, and the steps that run on them.
 #pragma once
 
 #include <vector>
@@ -9,17 +9,17 @@ namespace ape::cpu {
 
 class Workspace {
  public:
-  // handed: see Maps.
+  // The arguments are as for Maps. program, kernels and weights must outlive the workspace.
   Workspace(const Program& program, const Kernels& kernels, const float* weights, int height, int width, bool handed)
       : maps_(program, height, width, handed), program_(&program), kernels_(&kernels), weights_(weights) {}
 
-  // planes: [channels, height, width] of the buffer.
+  // Fill a buffer from planes [channels, height, width], and write it to planes.
   void load(int buffer, const float* planes);
   void save(int buffer, float* planes) const { maps_.save(buffer, planes); }
 
-  // Steps one after another, none of them the reconstruction.
+  // Runs steps one after another. None of them is the reconstruction.
   void run(const Step* steps, int64_t count);
-  // picture: [O, s * height, s * width]
+  // Runs the reconstruction. picture: [O, s * height, s * width].
   void reconstruct(const Step& step, float* picture);
   // The prediction of the stage's exit, after its steps have run.
   float predict(const Stage& stage) const;
@@ -30,7 +30,7 @@ class Workspace {
   ConvArgs conv_args(const Step& step) const;
   void run_conv(const ConvArgs& args, int32_t layout, const Area& area);
 
-  // Pixels null where nothing is added.
+  // The map that a step adds. Its pixels are null if nothing is added.
   FeatureMap added(const Instruction& in) const { return in.add == kNoBuffer ? FeatureMap{} : maps_[in.add]; }
   void round(int buffer) const;
   std::vector<double> channel_sums(const FeatureMap& map) const;
@@ -39,7 +39,7 @@ class Workspace {
   const Program* program_;
   const Kernels* kernels_;
   const float* weights_;
-  std::vector<double> sums_;  // of the channels of the last step that is `summed`
+  std::vector<double> sums_;  // sums of the output channels of the last step that is `summed`
 };
 
 }  // namespace ape::cpu
