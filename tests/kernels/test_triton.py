@@ -249,7 +249,7 @@ def test_autotune_takes_the_fastest_and_asks_once(monkeypatch):
 
     def seconds(config):
         tried.append(config)
-        return math.inf if config.stages == 4 else abs(config.bm - 128) + config.warps
+        return math.inf if config.pipeline == 4 else abs(config.bm - 128) + config.warps
 
     choose = lambda timer=seconds: configurations.choose(64, torch.float16, (9, 0), timer)  # noqa: E731
     assert choose() == configurations.shipped(64, torch.float16, (9, 0))
