@@ -27,7 +27,7 @@ SSIM_WINDOW = 11  # pixels that must remain once the border is cut
 
 
 @dataclass(frozen=True)
-class Pair:
+class ImagePair:
     """A picture and its low-resolution version: files, the latter None where it has to be made."""
 
     name: str
@@ -135,14 +135,14 @@ class Row:
         }
 
 
-def find_pairs(folder: Path) -> list[Pair]:
+def find_pairs(folder: Path) -> list[ImagePair]:
     """Pictures of a folder: pairs ``<name>_HR.*`` and ``<name>_LR.*``, or HR pictures alone under any names.
 
     UserError for a half of a pair, for a name with neither ending among pairs, and for no pictures at all.
     """
     paths = list_images(folder)
     if not any(path.stem.endswith((HR, LR)) for path in paths):
-        return [Pair(path.stem, path, None) for path in paths]
+        return [ImagePair(path.stem, path, None) for path in paths]
     by_stem = {path.stem: path for path in paths}
     for path in paths:
         if not path.stem.endswith((HR, LR)):
@@ -151,15 +151,15 @@ def find_pairs(folder: Path) -> list[Pair]:
         if partner not in by_stem:
             raise UserError(f"{path}: expected {partner}{path.suffix} beside it")
     names = sorted(stem.removesuffix(HR) for stem in by_stem if stem.endswith(HR))
-    return [Pair(name, by_stem[name + HR], by_stem[name + LR]) for name in names]
+    return [ImagePair(name, by_stem[name + HR], by_stem[name + LR]) for name in names]
 
 
 # (pair, method, picture uint8 [H, W, 3], what was done): called for every picture that left patches early
-Watch = Callable[[Pair, Method, np.ndarray, Report], None]
+Watch = Callable[[ImagePair, Method, np.ndarray, Report], None]
 
 
 def evaluate(
-    network: APEForward, pairs: Iterable[Pair], methods: Sequence[Method], watch: Watch | None = None
+    network: APEForward, pairs: Iterable[ImagePair], methods: Sequence[Method], watch: Watch | None = None
 ) -> list[Row]:
     """Every method on every pair. Leaves the network's threshold and budget as they were.
 
@@ -216,7 +216,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 def _result(
     network: APEForward,
-    pair: Pair,
+    pair: ImagePair,
     method: Method,
     lr: np.ndarray,
     hr: np.ndarray,

@@ -14,7 +14,7 @@ from ape_sr.checkpoint import load_model, save_model
 from ape_sr.cli.arguments import Commands, existing_folder, fraction, positive_float
 from ape_sr.cli.network import add_network_arguments, open_network, weights_path
 from ape_sr.errors import UserError
-from ape_sr.evaluate import Pair, Row, at_thresholds, evaluate, find_pairs, format_table
+from ape_sr.evaluate import ImagePair, Row, at_thresholds, evaluate, find_pairs, format_table
 
 STEPS = 8  # thresholds tried a round; three rounds narrow [0, 1] down to 0.002
 ROUNDS = 3
@@ -75,7 +75,9 @@ class _Found(NamedTuple):
     row: Row
 
 
-def _narrow(network: APEForward, pairs: Sequence[Pair], low: float, high: float, args: argparse.Namespace) -> _Found:
+def _narrow(
+    network: APEForward, pairs: Sequence[ImagePair], low: float, high: float, args: argparse.Namespace
+) -> _Found:
     """Try thresholds from `low` to `high`."""
     thresholds = [low + (high - low) * i / STEPS for i in range(STEPS + 1)]
     full, *rows = evaluate(network, tqdm(pairs, unit="image", disable=None), at_thresholds([0.0, *thresholds]))

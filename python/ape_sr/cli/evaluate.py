@@ -18,8 +18,8 @@ from ape_sr.errors import UserError
 from ape_sr.evaluate import (
     BICUBIC,
     PLAIN,
+    ImagePair,
     Method,
-    Pair,
     Watch,
     at_thresholds,
     evaluate,
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
 def _exit_maps(upscaler: Upscaler, folder: Path) -> Watch:
     """Writes ``<picture>_<method>.png`` for every picture that left patches early."""
 
-    def write(pair: Pair, method: Method, picture: np.ndarray, report: Report) -> None:
+    def write(pair: ImagePair, method: Method, picture: np.ndarray, report: Report) -> None:
         name = f"{pair.name}_{method.name.replace(' ', '_')}.png"
         write_image(folder / name, upscaler.exit_map(picture, report))
 
