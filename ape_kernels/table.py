@@ -199,7 +199,7 @@ class _Table:
             Opcode.CONV,
             src=src,
             dst=step.dst,
-            add=NO_BUFFER if step.add is None else step.add,
+            add=_number(step.add),
             in_channels=in_channels,
             out_channels=out_channels,
             kernel=kernel,
@@ -214,7 +214,7 @@ class _Table:
             Opcode.ATTENTION,
             src=step.src,
             dst=step.dst,
-            add=NO_BUFFER if step.add is None else step.add,
+            add=_number(step.add),
             in_channels=len(step.expand),
             hidden=len(step.squeeze),
             scale_bits=_float_bits(step.scale),
@@ -226,7 +226,7 @@ class _Table:
         self.row(
             Opcode.RECONSTRUCT,
             src=step.src,
-            add=NO_BUFFER if step.add is None else step.add,
+            add=_number(step.add),
             in_channels=in_channels,
             out_channels=phases,
             kernel=kernel,
@@ -234,6 +234,10 @@ class _Table:
             mode=classes > 1,
             **self._weights(step),
         )
+
+
+def _number(buffer: int | None) -> int:
+    return NO_BUFFER if buffer is None else buffer
 
 
 def _float_bits(value: float) -> int:
