@@ -2,8 +2,8 @@
 
 The torch, triton and cuda backends share the device type CUDA, and PyTorch's dispatcher alone cannot tell them apart.
 Therefore each operation exists once and takes the backend by name. Arguments are tensors and numbers. `table` and
-`weights` come from that backend's `pack`. `ape_kernels.run` and `ape_kernels.images` have the operations on whole images,
-which call these.
+`weights` come from that backend's `pack`. `ape_kernels.run` and `ape_kernels.images` have the operations on whole
+images, which call these.
 
     P  patches            [C, h, w]  channels, height, width of a patch
     s  upscale factor     R, K       patch rows and columns of an image

@@ -46,6 +46,7 @@ class Sections:
 
     @classmethod
     def of(cls, table: Tensor) -> Sections:
+        """The sections of a table, int32 ``[rows, columns]`` on the CPU."""
         sections = cls(0, [], [], [])
         current = sections.head
         for row in table.tolist():
