@@ -58,7 +58,7 @@ Maps::Maps(const Program& program, int height, int width, bool handed)
   const int64_t phase_count = int64_t(height) * resolution * width * resolution * phases_.pixel;
   const int64_t scratch_count = std::max(winograd_scratch(program.widest), kBf16Scratch);
   floats_ = allocate<float>(float_count_ + phase_count + scratch_count);
-  rounded_count_ += 15 * longest_row;  // 16 pixels to the right or downward may be read from any pixel of a map on
+  rounded_count_ += 15 * longest_row;  // from any pixel of a map, 16 pixels to the right or downward may be read
   rounded_ = allocate<bf16>(rounded_count_);
   for (size_t i = 0; i < buffers_.size(); i++) {
     const BufferSpec& spec = program.buffers[i];

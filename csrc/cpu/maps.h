@@ -1,4 +1,4 @@
-// The memory of one worker: its feature maps, and what the kernels need beside them.
+// The memory of one worker: its feature maps, and the scratch of the kernels.
 #pragma once
 
 #include <vector>
@@ -44,7 +44,7 @@ class Maps {
   FeatureMap phases(const Area& area) const;
   // Of the kernels.
   float* scratch() const { return scratch_; }
-  // As many as the widest buffer has channels: a ReLU is a PReLU of slope 0.
+  // Zeros, one per channel of the widest buffer. A ReLU uses them as the slopes of a PReLU.
   const float* zeros() const { return zeros_.data(); }
 
  private:
@@ -54,7 +54,7 @@ class Maps {
   int top_ = 0, left_ = 0;
   Memory<float> floats_;  // the buffers, the phases and the scratch
   Memory<bf16> rounded_;
-  int64_t float_count_ = 0, rounded_count_ = 0;  // of the buffers
+  int64_t float_count_ = 0, rounded_count_ = 0;  // elements of all buffers
   bool cleared_ = false;
   std::vector<int> resolution_;
   std::vector<float*> float_start_;  // of the buffers' memory

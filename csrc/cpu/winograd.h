@@ -1,11 +1,11 @@
-// Winograd convolution (Lavin and Gray 2016): F(4x4, 3x3) with 2.25 multiplications per pixel and
-// pair of channels instead of 9, F(2x2, 5x5) with 9 instead of 25. Both read 6x6 pixels per tile and use the points 0,
-// 1, -1, 1/2, -2 and infinity: they halve the rounding error of the customary 2 and -2, and all constants of the
-// transforms are exact.
+// Winograd convolution (Lavin and Gray 2016). F(4x4, 3x3) takes 2.25 multiplications per pixel, input channel and
+// output channel instead of 9; F(2x2, 5x5) takes 9 instead of 25. Both read 6x6 pixels per tile and use the points 0,
+// 1, -1, 1/2, -2 and infinity. With 1/2 in place of the customary 2 the rounding error is half as large, and all
+// constants of the transforms are exact.
 //
 //   V = B' d B (36 values per tile and input channel),  M = sum over input channels of U V,  out = A' M A
 //
-// The weights U = G g G' are made when a program is packed.
+// The weights U = G g G' are computed when a program is packed.
 #pragma once
 
 #include "conv_tile.h"
@@ -34,7 +34,7 @@ struct Winograd {
     d[4] = t - 0.5f * u;
   }
 
-  // out = A' m; OUT 4 or 2
+  // out = A' m. OUT is 4 or 2.
   template <int OUT>
   static APE_INLINE void output_axis(const Vector (&m)[6], Vector (&out)[OUT]) {
     const Vector even = m[1] + m[2], odd = m[1] - m[2];
@@ -107,7 +107,7 @@ struct Winograd {
     }
   }
 
-  // Products of all 36 planes for VECTORS vectors of output channels from `group` on. v: [36][tiles][stride],
+  // Multiplies all 36 planes, for VECTORS vectors of output channels from `group` on. v: [36][tiles][stride],
   // m: [36][tiles][2 * kGroup].
   template <int VECTORS>
   static void multiply(const ConvArgs& a, int group, const float* v, float* m, int tiles, int64_t stride) {
@@ -125,7 +125,7 @@ struct Winograd {
     }
   }
 
-  // Blocks of tiles in reading order; a block may go on in the next row of tiles.
+  // Blocks of tiles in reading order. A block may continue in the next row of tiles.
   template <int OUT>
   static void blocks(const ConvArgs& a, const Area& area, float* scratch) {
     const int radius = a.kernel / 2, across = (area.width + OUT - 1) / OUT;

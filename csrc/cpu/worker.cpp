@@ -11,7 +11,7 @@
 namespace ape::cpu {
 namespace {
 
-// One for each worker.
+// One workspace per worker.
 std::vector<Workspace> workspaces(const Program& program, const float* weights, int64_t count, int threads, int height,
                                   int width, bool handed) {
   const Kernels& chosen = kernels();
@@ -26,7 +26,7 @@ struct Decision {
   float capacity;  // NaN until a stage with an exit has run
 };
 
-// Run stage `number`, whose features stand in its source buffer.
+// Runs stage `number`, whose features are in its source buffer.
 Decision run_steps(const Program& program, int64_t number, Workspace& space, float boundary, const int64_t* exit_at,
                    float capacity) {
   const Stage& stage = program.stages[number];
@@ -70,7 +70,7 @@ void run_patches(const Program& program, const RunArgs& args) {
 }
 
 void run_stage(const Program& program, int number, const StageArgs& args) {
-  program.stage(number);  // refuses a stage there is not
+  program.stage(number);  // throws for a stage that does not exist
   const Stage& stage = program.stages[number];
   const BufferSpec& spec = program.buffers[stage.src];
   const int64_t size = int64_t(spec.channels) * args.height * args.width;

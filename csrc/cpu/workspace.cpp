@@ -9,7 +9,7 @@
 namespace ape::cpu {
 namespace {
 
-// One border class along an axis and the pixels that have it.
+// A border class of an axis, and the pixels that have it.
 struct Segment {
   BorderClass kind;
   int begin, end;

@@ -33,7 +33,7 @@ class Workspace {
   void run_conv(const ConvArgs& args, int32_t layout, const Area& area);
   void run_border_classes(const Step& step, ConvArgs args, const Area& area);
 
-  // Pixels null where nothing is added.
+  // The map that a step adds. Its pixels are null if nothing is added.
   FeatureMap added(const Instruction& in) const { return in.add == kNoBuffer ? FeatureMap{} : maps_[in.add]; }
   void round(int buffer, const Area& area) const;
   std::vector<double> channel_sums(const FeatureMap& map) const;
@@ -42,7 +42,7 @@ class Workspace {
   const Program* program_;
   const Kernels* kernels_;
   const float* weights_;
-  std::vector<double> sums_;  // of the channels of the last step that is `summed`
+  std::vector<double> sums_;  // sums of the output channels of the last step that is `summed`
 };
 
 }  // namespace ape::cpu
