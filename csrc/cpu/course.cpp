@@ -148,7 +148,7 @@ void Course::set_window(size_t buffers) {
       }
     }
   }
-  margin = kSlack + around;
+  lead = kSlack + around;
   rest = around;
 }
 

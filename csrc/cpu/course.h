@@ -44,7 +44,7 @@ struct Move {
 class Course {
  public:
   std::vector<Move> moves;  // the reconstruction comes last
-  int margin = 0;           // low-resolution pixels of the window around a tile: above and to the left,
+  int lead = 0;             // low-resolution pixels of the window around a tile: above and to the left,
   int rest = 0;             // below and to the right
 
   // sharing: [rows of the table][2], reach and carry. Throws std::invalid_argument for a program that cannot run so.

@@ -40,7 +40,7 @@ class Run {
 
   void run() {
     const int workers = int(std::min<int64_t>(args_.threads, int64_t(order_.size())));
-    const int side = tile_ + course_.margin + course_.rest;
+    const int side = tile_ + course_.lead + course_.rest;
     std::vector<Workspace> spaces;
     for (int i = 0; i < workers; i++) spaces.emplace_back(program_, kernels(), args_.weights, side, side, false);
     parallel(workers, int64_t(order_.size()), [&](int worker, int64_t i) {
@@ -155,7 +155,7 @@ class Run {
   void run_steps(int64_t number, const Tile& tile, int64_t image, Workspace& space) {
     const Before before = this->before(tile);
     Maps& maps = space.maps();
-    maps.place(tile.top - course_.margin, tile.left - course_.margin, args_.height, args_.width);
+    maps.place(tile.top - course_.lead, tile.left - course_.lead, args_.height, args_.width);
     const int count = int(course_.moves.size()) - 1;
     for (int i = 0; i < count; i++) {
       const Move& move = course_.moves[i];

@@ -29,7 +29,7 @@ void clear(const FeatureMap& map, const Area& area) {
 }
 
 Maps::Maps(const Program& program, int height, int width, bool handed)
-    : rows_(height), columns_(width), border_(program.border) {
+    : rows_(height), columns_(width), margin_(program.margin) {
   int64_t widest = 0, longest_row = 0;
   std::vector<int64_t> float_start, rounded_start;
   const auto has_floats = [&](const BufferSpec& spec) { return spec.floats || (handed && spec.handed); };
@@ -37,7 +37,7 @@ Maps::Maps(const Program& program, int height, int width, bool handed)
     FeatureMap map{};
     map.channels = spec.channels;
     resolution_.push_back(spec.resolution);
-    const int64_t rows = height * spec.resolution + 2 * border_, columns = width * spec.resolution + 2 * border_;
+    const int64_t rows = height * spec.resolution + 2 * margin_, columns = width * spec.resolution + 2 * margin_;
     map.pixel = spec.grouped ? padded(spec.channels) : spec.channels;
     map.row = columns * map.pixel;
     map.rounded_row = columns * kSlice;
@@ -81,7 +81,7 @@ void Maps::place(int top, int left, int height, int width) {
     FeatureMap& map = buffers_[i];
     map.height = height * resolution_[i];
     map.width = width * resolution_[i];
-    const int64_t y = border_ - int64_t(top) * resolution_[i], x = border_ - int64_t(left) * resolution_[i];
+    const int64_t y = margin_ - int64_t(top) * resolution_[i], x = margin_ - int64_t(left) * resolution_[i];
     if (float_start_[i] != nullptr) map.pixels = float_start_[i] + y * map.row + x * map.pixel;
     if (rounded_start_[i] != nullptr) map.rounded = rounded_start_[i] + y * map.rounded_row + x * kSlice;
   }
@@ -94,28 +94,28 @@ void Maps::place(int top, int left, int height, int width) {
   }
 }
 
-// As far as convolutions read, which is the border.
+// As far as convolutions read, which is the margin.
 void Maps::clear_outside() {
   for (size_t i = 0; i < buffers_.size(); i++) {
     const FeatureMap& map = buffers_[i];
-    const int top = top_ * resolution_[i] - border_, left = left_ * resolution_[i] - border_;
-    const int bottom = (top_ + rows_) * resolution_[i] + border_, right = (left_ + columns_) * resolution_[i] + border_;
+    const int top = top_ * resolution_[i] - margin_, left = left_ * resolution_[i] - margin_;
+    const int bottom = (top_ + rows_) * resolution_[i] + margin_, right = (left_ + columns_) * resolution_[i] + margin_;
     const auto clear_part = [&](int y0, int y1, int x0, int x1) {
       y0 = std::max(y0, top), y1 = std::min(y1, bottom), x0 = std::max(x0, left), x1 = std::min(x1, right);
       clear(map, {y0, x0, y1 - y0, x1 - x0});
     };
-    clear_part(-border_, 0, left, right);
-    clear_part(map.height, map.height + border_, left, right);
-    clear_part(top, bottom, -border_, 0);
-    clear_part(top, bottom, map.width, map.width + border_);
+    clear_part(-margin_, 0, left, right);
+    clear_part(map.height, map.height + margin_, left, right);
+    clear_part(top, bottom, -margin_, 0);
+    clear_part(top, bottom, map.width, map.width + margin_);
   }
 }
 
 void Maps::slide(int up, int left, const std::vector<int32_t>& buffers) {
   for (int32_t i : buffers) {
     const FeatureMap& map = buffers_[i];
-    const int64_t rows = int64_t(rows_ - up) * resolution_[i] + 2 * border_;
-    const int64_t columns = int64_t(columns_ - left) * resolution_[i] + 2 * border_;
+    const int64_t rows = int64_t(rows_ - up) * resolution_[i] + 2 * margin_;
+    const int64_t columns = int64_t(columns_ - left) * resolution_[i] + 2 * margin_;
     const int64_t down = int64_t(up) * resolution_[i], right = int64_t(left) * resolution_[i];
     // from the last row on: each goes to a later place
     for (int64_t y = rows - 1; y >= 0; y--) {

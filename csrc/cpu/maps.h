@@ -40,7 +40,7 @@ class Maps {
   void save(int buffer, float* planes) const;  // [channels, height, width], of a patch
 
   const FeatureMap& operator[](int buffer) const { return buffers_[buffer]; }
-  // What the reconstruction shuffles, pixels of `area`: [height][width][O * s * s]; floats without a border.
+  // What the reconstruction shuffles, pixels of `area`: [height][width][O * s * s]; floats without a margin.
   FeatureMap phases(const Area& area) const;
   // Of the kernels.
   float* scratch() const { return scratch_; }
@@ -50,7 +50,7 @@ class Maps {
  private:
   void clear_outside();
 
-  const int rows_, columns_, border_;
+  const int rows_, columns_, margin_;
   int top_ = 0, left_ = 0;
   Memory<float> floats_;  // the buffers, the phases and the scratch
   Memory<bf16> rounded_;
