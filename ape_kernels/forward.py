@@ -34,13 +34,13 @@ _Upscaled = Tensor | tuple[Tensor, Report] | tuple[list[Tensor], list[Tensor]]
 class APEForward(nn.Module):
     """Runs a super-resolution network fast: whole images, and patches that leave when more layers would bring little.
 
-    Inference only. The wrapped model is not changed; its weights may be, and are picked up at the next call. In training
-    mode a call is handed on to the wrapped model.
+    Inference only. The wrapped model is not changed; its weights may be, and are picked up at the next call. In
+    training mode a call is handed on to the wrapped model.
 
     An image runs in one of two ways. With the context "model", its patches share feature maps, and the picture is
-    ``model(image)`` to rounding. How far each cell of the image runs can be given to the call. With the context "patch",
-    the paper's way (APE, ECCV 2022, section 3), overlapping patches run on their own, each leaves as soon as the
-    regressor predicts that the next layers bring little, and the results are blended.
+    ``model(image)`` to rounding. How far each cell of the image runs can be given to the call. With the context
+    "patch", the paper's way (APE, ECCV 2022, section 3), overlapping patches run on their own, each leaves as soon as
+    the regressor predicts that the next layers bring little, and the results are blended.
 
     model: a network one of the adapters recognises, with or without exits.
     threshold: incremental capacity below which a patch leaves, in [0, 1]; 0 never early, 1 at the first exit. None
@@ -182,8 +182,9 @@ class APEForward(nn.Module):
 
         image: float ``[B, C, H, W]`` of any size and memory format, on the model's device, finite.
         exit_at: int64 ``[B, rows, columns]``, with the context "model" alone: how far each cell of ``cell * cell``
-            pixels runs, the last of a row or column cut off by the edge. -1 interpolates (bicubic) and does not run the
-            network, 0 to stages - 1 is the stage after which the cell leaves; the last is full depth. None is full depth.
+            pixels runs, the last of a row or column cut off by the edge. -1 interpolates (bicubic) and does not run
+            the network; 0 to stages - 1 is the stage after which the cell leaves, and the last is full depth. None is
+            full depth everywhere.
         Returns the picture ``[B, C, s * H, s * W]`` in the image's dtype, with `return_report` also a
         `Report`. In training mode returns what ``model(image)`` returns, or `all_exits` where `add_exits` made them.
 
@@ -219,7 +220,8 @@ class APEForward(nn.Module):
     def _checked_depths(self, exit_at: Tensor, image: Tensor) -> Tensor:
         if not isinstance(exit_at, Tensor):
             raise TypeError(f"exit_at: expected an int64 torch.Tensor or None, got {type(exit_at).__name__}")
-        shape = (len(image), *cells_of(*image.shape[2:], self.cell))
+        batch, _, height, width = image.shape
+        shape = (batch, *cells_of(height, width, self.cell))
         if exit_at.dtype != torch.int64 or tuple(exit_at.shape) != shape or exit_at.device != image.device:
             got = f"{exit_at.dtype} {list(exit_at.shape)} on {exit_at.device}"
             raise ValueError(f"exit_at: expected int64 {list(shape)} on {image.device}, got {got}")

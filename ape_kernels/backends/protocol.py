@@ -59,7 +59,7 @@ class Depths(NamedTuple):
     """How far each cell of an image runs, known before the run.
 
     exit_at: int64 ``[B, R, K]``, the stage after which a cell leaves, -1 where the picture is interpolated; None for
-    full depth everywhere. cell: pixels of the program's input along the sides of a cell; the last of a row or column are
+    full depth everywhere. cell: sides of the cells, in pixels of the program's input; the last of a row or column are
     cut off by the edge. ring: pixels around the cells that run which go through the first stage with them.
     """
 
