@@ -67,6 +67,8 @@ struct Warp {
   }
   // Hides that these do not change, so that values that follow from them are not kept in registers for steps to come.
   FN void forget() { asm volatile("" : "+r"(id), "+r"(lane)); }
+  // The same of any other number.
+  FN static void forget(int& number) { asm volatile("" : "+r"(number)); }
   template <class F>
   FN void lanes(F&& f) const {
     f(lane);
@@ -85,6 +87,9 @@ struct Warp {
   FN void sts(uint32_t at, T value) const {
     *static_cast<T*>(__cvta_shared_to_generic(shared_base + at)) = value;
   }
+  // A number that is the same in all lanes, which this warp alone keeps in kLanes words at `at` of shared memory.
+  FN void keep(uint32_t at, int number) const { sts(at + lane * sizeof(int), number); }
+  FN int kept(uint32_t at) const { return lds<int>(at + lane * sizeof(int)); }
   // Global memory.
   template <class T>
   FN T load(const void* from) const {
