@@ -327,14 +327,19 @@ struct Pair {
 
   // A row of h to its ring.
   FN void put_h(int row) {
+    if (in1().activation == kRelu) return put_h<true>(row);
     activate<S::kColumns>(in1());
+    put_h<false>(row);
+  }
+  template <bool RECTIFIED>
+  FN void put_h(int row) {
     b.w.lanes([&](int l) {
       const uint32_t at = S::kH + slot(row) + cell(fragment_pixel(l, 0), channel_at<S::kColumns>(l, 0));
       UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
         if (m * 16 + fragment_pixel(l, j) >= width) continue;
         UNROLL for (int n = 0; n < S::kColumns; ++n)
             b.w.sts(at + n * S::kGroupBytes + (m * 16 + 8 * j) * Half::kCellBytes,
-                    pack_halves(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]));
+                    (RECTIFIED ? pack_rectified : pack_halves)(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]));
       }
     });
   }

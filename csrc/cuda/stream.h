@@ -91,8 +91,9 @@ struct Stream {
   }
   // 16 pixels of 16 channels of it.
   FN void fetch_pixels(int tile, int of_chunk) {
+    const int pixels = tile < kPairTiles ? row_pixels : 0;
     b.w.lanes([&](int l) {
-      if (tile * 16 + l % 16 < row_pixels)
+      if (tile * 16 + l % 16 < pixels)
         b.w.copy(row_to[l] + of_chunk * 2 * kGroupBytes + tile * kTileBytes,
                  row_from[l] + (static_cast<int64_t>(of_chunk) * 2 * from.pixels() + tile * 16) * kCellChannels,
                  row_inside);
@@ -164,8 +165,9 @@ struct Stream {
                                                    units_at + x * Half::kUnitBytes, K * Half::kUnitBytes);
       if (x < kTurns)
         fetch_units(i, x);
-      else if (x == kTurns && y < kPairTiles)
-        fetch_pixels(y, of_chunk);
+      else if (x == kTurns)
+        fetch_pixels(y,
+                     of_chunk);  // nothing past the third tile: a condition of the copy, no branch parts the products
     }
   }
 

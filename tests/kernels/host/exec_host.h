@@ -41,6 +41,7 @@ inline uint32_t pack_halves(float a, float b) {
   std::memcpy(&bits, h, 4);
   return bits;
 }
+inline uint32_t pack_rectified(float a, float b) { return pack_halves(a < 0.0f ? 0.0f : a, b < 0.0f ? 0.0f : b); }
 inline F2 unpack_halves(uint32_t bits) {
   _Float16 h[2];
   std::memcpy(h, &bits, 4);
