@@ -71,7 +71,7 @@ def record(network: str, dtype: torch.dtype, kernel: str, capability: int) -> Re
     recorders = {name: Recorder(function) for name, function in KERNELS.items()}
     vars(launches).update(recorders)
     launches.choose = lambda channels, dtype, *_: configurations.shipped(channels, dtype, divmod(capability, 10))
-    launches._Call.workers = launches._Call.workers_by_device = lambda *_: 132
+    launches.Call.workers = launches.Call.workers_by_device = lambda *_: 132
     launches.SPREAD_BELOW = 1.0 if kernel == ROW else 0.0
     program = to_program(randomise(NETWORKS[network]()))
     packed = backend.pack(program, torch.device("cpu"), dtype)

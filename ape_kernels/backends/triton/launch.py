@@ -33,7 +33,7 @@ def run_patches(packed: PackedProgram, patches: Tensor, exits: Exits, out: Patch
     if not count:
         return
     with torch.cuda.device_of(patches):
-        call = _Call(plan(packed.table, patches.device), packed.weights, height, width, exits)
+        call = Call(plan(packed.table, patches.device), packed.weights, height, width, exits)
         config = call.config(lambda c: call.seconds(c, patches, out))
         workers = call.workers(config, patches, out)
         if count < SPREAD_BELOW * workers:
@@ -59,7 +59,7 @@ def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tenso
     row = network.stage_rows[stage]
     resolution = network.buffer(network.rows[row][Column.SRC])[Column.RESOLUTION]
     with torch.cuda.device_of(features):
-        call = _Call(network, packed.weights, height // resolution, width // resolution, exits)
+        call = Call(network, packed.weights, height // resolution, width // resolution, exits)
         config = call.config()
         workers = min(call.workers_by_device(), count)
         zeros = torch.zeros(1 + count, dtype=torch.int32, device=features.device)
@@ -72,7 +72,7 @@ def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tenso
     return out
 
 
-class _Call:
+class Call:
     """One call of an operation: the program, the patch size and what decides the exits."""
 
     def __init__(self, network: Plan, weights: Tensor, height: int, width: int, exits: Exits) -> None:

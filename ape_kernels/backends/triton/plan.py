@@ -31,9 +31,9 @@ def program_unit(program: PatchProgram) -> int:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a worker's feature maps stand, for patches of one size.
+    """Where a worker's feature maps stand, for patches or images of one size.
 
-    buffers: int32 ``[n, 4]`` on the device: element of pixel (0, 0), elements from row to row, elements from pixel to
+    buffers: int32 ``[n, 4]``, int64 for more elements than that counts, on the device: element of pixel (0, 0), elements from row to row, elements from pixel to
     pixel (the padded channels), resolution. space_size: elements a worker needs.
     """
 
@@ -92,6 +92,17 @@ class Plan:
             tail_row=opcodes.index(Opcode.TAIL),
         )
 
+    def padded(self, channels: int) -> int:
+        """Channels of a feature map as it is stored."""
+        return -(-channels // self.unit) * self.unit
+
+    def is_main(self, number: int) -> bool:
+        """Whether a CONV or RECONSTRUCT row is one of the main 3x3 convolutions, from one source."""
+        row = self.rows[number]
+        square = self.padded(row[Column.IN_CHANNELS]) == self.padded(row[Column.OUT_CHANNELS]) == self.channels
+        one_source = self.rows[number - 1][Column.OPCODE] != Opcode.SOURCE
+        return row[Column.OPCODE] == Opcode.CONV and row[Column.KERNEL] == 3 and square and one_source
+
     def has(self, opcode: Opcode) -> bool:
         """Whether a row has this opcode."""
         return any(row[Column.OPCODE] == opcode for row in self.rows)
@@ -105,12 +116,13 @@ class Plan:
         if (height, width) not in self.geometries:
             entries, position = [], 0
             for row in self.rows[: self.first_row]:
-                channels = -(-row[Column.IN_CHANNELS] // self.unit) * self.unit
+                channels = self.padded(row[Column.IN_CHANNELS])
                 resolution = row[Column.RESOLUTION]
                 stride = (width * resolution + 2 * self.border) * channels
                 entries.append([position + self.border * (stride + channels), stride, channels, resolution])
                 position += (height * resolution + 2 * self.border) * stride
-            buffers = torch.tensor(entries, dtype=torch.int32, device=self.table.device)
+            dtype = torch.int32 if position < 1 << 31 else torch.int64
+            buffers = torch.tensor(entries, dtype=dtype, device=self.table.device)
             self.geometries[height, width] = Geometry(buffers, position)
         return self.geometries[height, width]
 
