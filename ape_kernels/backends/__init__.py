@@ -81,6 +81,22 @@ def modules_able(
     return able, {name: reason for name, reason in reasons.items() if reason is not None}
 
 
+def choose_for_images(wish: str, program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str:
+    """Name of the backend that runs `program` on shared feature maps: `wish` if it can, else the first that can.
+
+    wish: what `choose` gave for patches. A program must be packed by the backend that runs it.
+    Raises BackendUnavailable when none can, with the reasons.
+    """
+    reasons: dict[str, str] = {}
+    for name in (wish, *ORDER):
+        reason = _reason(name, program, device, dtype) or get_backend(name).supports_images(program, device, dtype)
+        if reason is None:
+            return name
+        reasons[name] = reason
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise BackendUnavailable(f"backend: none can run this network on shared feature maps on {device}: {why}")
+
+
 def choose_for_patches(wish: str, device: torch.device, dtype: torch.dtype) -> str:
     """Name of the backend that splits and merges: `wish` if it can, else the first that can."""
     for name in (wish, *ORDER):

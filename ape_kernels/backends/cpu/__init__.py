@@ -52,6 +52,10 @@ def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) ->
     return None
 
 
+def supports_images(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
+    return "does not run images on shared feature maps yet"
+
+
 def supports_patches(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu" or dtype != torch.float32:
         return f"splits and merges torch.float32 on the CPU, not {dtype} on {device}"

@@ -31,11 +31,11 @@ from ape_kernels.backends.triton.conv import (
     store_pixels,
 )
 from ape_kernels.backends.triton.steps import cubic, upsample_pixels
-from ape_kernels.collapse import INTERIOR
 
 KEEP = -2  # in place of a buffer to carry: what stands in the destination stays there
 NOTHING: tl.constexpr = tl.constexpr(KEEP)
-INTERIOR_ONLY: tl.constexpr = tl.constexpr(4 * INTERIOR + INTERIOR)
+WHERE = ["row", "stage", "radius", "ring", "carry"]  # of one row; compiled once for all
+VARYING = [*WHERE, "cell", "cell_rows", "cell_columns", "height", "width"]
 
 
 @triton.jit
@@ -99,7 +99,7 @@ def load_kernel(
     tl.store(out, values.to(to.dtype.element_ty), mask=inside[:, None] & (c < channels)[None, :])
 
 
-@triton.jit(do_not_specialize=["row", "stage", "radius", "ring", "carry", "cell", "cell_rows", "cell_columns", "height", "width"])
+@triton.jit(do_not_specialize=VARYING)
 def main_kernel(
     exit_at, table, buffers, weights, space, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
     height, width, space_size,
@@ -141,7 +141,7 @@ def main_kernel(
             _carry(space, buffers, carry, column(table, row, DST), y, x, n, inside & (wanted == 0))
 
 
-@triton.jit(do_not_specialize=["row", "stage", "radius", "ring", "carry", "cell", "cell_rows", "cell_columns", "height", "width"])
+@triton.jit(do_not_specialize=VARYING)
 def any_kernel(
     exit_at, table, buffers, weights, space, sr, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
     height, width, space_size, sr_size,
@@ -210,7 +210,7 @@ def any_kernel(
             _carry(space, buffers, carry, column(table, row, DST), y, x, n, inside & (wanted == 0))
 
 
-@triton.jit(do_not_specialize=["row", "stage", "radius", "ring", "carry", "cell", "cell_rows", "cell_columns", "height", "width"])
+@triton.jit(do_not_specialize=VARYING)
 def upsample_kernel(
     exit_at, table, buffers, space, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
     height, width, space_size, PLANNED: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr,

@@ -84,6 +84,7 @@ class Call:
         self.device = weights.device
 
     def config(self, seconds: Callable[[Config], float] | None = None) -> Config:
+        """Tiles of the main convolution; `seconds` as in `choose`."""
         return choose(self.network.channels, self.weights.dtype, _capability(self.device), seconds)
 
     def scratch(self, spaces: int) -> Tensor:
@@ -169,6 +170,7 @@ class Call:
         return tiles * triton.cdiv(columns[Column.OUT_CHANNELS], config.bn)
 
     def workers_by_device(self) -> int:
+        """Multiprocessors of the device."""
         return (
             INTERPRETED_WORKERS if INTERPRETED else torch.cuda.get_device_properties(self.device).multi_processor_count
         )

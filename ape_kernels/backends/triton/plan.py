@@ -15,6 +15,8 @@ from ape_kernels.table import Column, Opcode
 
 SMALLEST, LARGEST = 16, 64  # units: the least a tensor core takes, the most a tile takes at once
 
+MOST_IN_32_BITS = 1 << 31  # elements
+
 
 def channel_unit(widest: int) -> int:
     """Feature maps and weights are padded to multiples of this many channels: 16, 32 or 64."""
@@ -33,8 +35,9 @@ def program_unit(program: PatchProgram) -> int:
 class Geometry:
     """Where a worker's feature maps stand, for patches or images of one size.
 
-    buffers: int32 ``[n, 4]``, int64 for more elements than that counts, on the device: element of pixel (0, 0), elements from row to row, elements from pixel to
-    pixel (the padded channels), resolution. space_size: elements a worker needs.
+    buffers: int32 ``[n, 4]`` (int64 for more elements than that counts), on the device: element of pixel (0, 0),
+    elements from row to row, elements from pixel to pixel (the padded channels), resolution.
+    space_size: elements a worker needs.
     """
 
     buffers: Tensor
@@ -121,7 +124,7 @@ class Plan:
                 stride = (width * resolution + 2 * self.border) * channels
                 entries.append([position + self.border * (stride + channels), stride, channels, resolution])
                 position += (height * resolution + 2 * self.border) * stride
-            dtype = torch.int32 if position < 1 << 31 else torch.int64
+            dtype = torch.int32 if position < MOST_IN_32_BITS else torch.int64
             buffers = torch.tensor(entries, dtype=dtype, device=self.table.device)
             self.geometries[height, width] = Geometry(buffers, position)
         return self.geometries[height, width]

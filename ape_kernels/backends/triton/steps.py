@@ -149,7 +149,7 @@ def upsample(table, row, buffers, space, height, width, PIXELS: tl.constexpr, WI
 
 @triton.jit
 def upsample_pixels(table, row, buffers, space, height, width, out_y, out_x, wanted, WIDE: tl.constexpr):
-    """The pixels `out_y`, `out_x` of an UPSAMPLE row's destination where they are `wanted`, all int32 or bool ``[P]``."""
+    """Pixels of an UPSAMPLE row's destination, where `wanted`; out_y, out_x int32 ``[P]``, wanted bool ``[P]``."""
     src, stride, channels, resolution = feature_map(space, buffers, column(table, row, SRC))
     dst, dst_stride, dst_channels, _ = feature_map(space, buffers, column(table, row, DST))
     rows, pixels = height * resolution, width * resolution
