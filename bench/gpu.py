@@ -57,7 +57,8 @@ def steps(out: Path, dry: bool) -> list[Step]:
     kernels = "tests/kernels/"
     build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     cuda_tests = [f"{kernels}test_cuda.py", f"{kernels}test_gpu.py", "-k", "not triton"]
-    triton_tests = [f"{kernels}test_triton.py", f"{kernels}test_gpu.py", "-k", "not cuda"]
+    triton_tests = [f"{kernels}test_{name}.py" for name in ("triton", "triton_images", "images", "gpu")]
+    triton_tests += ["-k", "not cuda"]
     oracle_tests = [f"{kernels}test_backends.py"]
     if dry:
         build = [sys.executable, "-c", "import ape_kernels._C"]
