@@ -23,7 +23,7 @@ from ape_kernels.verify.device import Device
 from ape_kernels.verify.judge import verify
 from ape_kernels.verify.process import why_none
 from ape_kernels.verify.signature import Json, signature_of
-from ape_kernels.verify.task import FALLBACK, LIMIT_S, Task, Verdict
+from ape_kernels.verify.task import FALLBACK, LIMIT_S, PATCHES, Task, Verdict
 
 MODES = ("verify", "trust", "off")
 KERNEL_SETTINGS = ("APE_TRITON_AUTOTUNE", "TRITON_INTERPRET")  # what of the environment changes a backend's kernels
@@ -48,17 +48,19 @@ def fastest(
     dtype: torch.dtype,
     patch_size: int,
     limit_s: float = LIMIT_S,
+    operation: str = PATCHES,
 ) -> str:
     """Name of the fastest candidate that is right on `device`; "torch" whenever that cannot be found out.
 
     candidates: backends that can run `program`, torch among them: names, and the modules that they are. patch_size:
-    of the patches as the program reads them, folded. Waits up to `limit_s` seconds where there is no verdict yet.
+    of the patches, or the cells of images, as the program reads them, folded. Waits up to `limit_s` seconds where there
+    is no verdict yet. operation: "patches" or "images".
     """
     if torch.compiler.is_compiling():  # no place to start processes; the next call outside may
         return FALLBACK
     begin = time.monotonic()
     try:
-        task = make_task(program, device, dtype, patch_size, limit_s)
+        task = make_task(program, device, dtype, patch_size, limit_s, operation)
         key = make_key(task, candidates)
     except Exception as error:
         _LOG.warning("auto takes torch: nothing can be verified: %s", error)
@@ -76,7 +78,14 @@ def fastest(
         _LOCK.release()
 
 
-def make_task(program: PatchProgram, device: torch.device, dtype: torch.dtype, patch_size: int, limit_s: float) -> Task:
+def make_task(
+    program: PatchProgram,
+    device: torch.device,
+    dtype: torch.dtype,
+    patch_size: int,
+    limit_s: float,
+    operation: str = PATCHES,
+) -> Task:
     """The question for square patches; ValueError for a program with `Module` steps."""
     return Task(
         signature_of(program),
@@ -85,13 +94,14 @@ def make_task(program: PatchProgram, device: torch.device, dtype: torch.dtype, p
         (patch_size, patch_size),
         torch.get_float32_matmul_precision(),
         limit_s,
+        operation,
     )
 
 
 def make_key(task: Task, candidates: Mapping[str, str]) -> Json:
     """All that a verdict depends on, as JSON."""
     return {
-        "operation": "patches",
+        "operation": task.operation,
         "ape_kernels": ape_kernels.__version__,
         "source": cache.own_source(),
         "torch": str(torch.__version__),
@@ -136,9 +146,10 @@ def _tell(verdict: Verdict, task: Task, kept: bool) -> None:
     clean = verdict.findings and all(finding.right for finding in verdict.findings)
     _LOG.log(
         logging.INFO if clean else logging.WARNING,
-        "auto takes %s for %s patches of %dx%d on %s: %s%s",
+        "auto takes %s for %s %s of %dx%d on %s: %s%s",
         verdict.chosen,
         task.dtype,
+        "patches" if task.operation == PATCHES else "images in cells",
         *task.patch,
         task.device.name,
         verdict,

@@ -12,13 +12,15 @@ from ape_kernels.verify.signature import Json
 
 FALLBACK = "torch"  # what runs wherever anything is in doubt; also the reference
 TASK, REFERENCE = "task.json", "reference.npz"  # files in the folder that the candidates share
+PATCHES, IMAGES = "patches", "images"  # operations
 LIMIT_S = 60.0  # seconds that packing a program may wait for a verification
 
 
 @dataclass(frozen=True)
 class Task:
-    """One question: which backend is right and fastest for this program's patches there?
+    """One question: which backend is right and fastest for this program there, on patches or on whole images?
 
+    operation: "patches", or "images", which run on shared feature maps in cells of the size of a patch.
     dtype: such as "float16". patch: height and width of the patches as the program reads them (folded).
     precision: `torch.get_float32_matmul_precision` of the process that asks: candidates are timed with it.
     limit_s: seconds for all candidates together.
@@ -30,6 +32,7 @@ class Task:
     patch: tuple[int, int]
     precision: str
     limit_s: float = LIMIT_S
+    operation: str = PATCHES
 
     def write(self, path: Path) -> None:
         """As JSON."""
@@ -47,8 +50,8 @@ class Task:
 class Finding:
     """What came of one candidate.
 
-    why_not: empty where it is right. milliseconds: of a patch, of a call that fills the device; None where it is not
-    right. passing: the reason may be gone another time (no memory, no time).
+    why_not: empty where it is right. milliseconds: of a patch, or of as many pixels of an image, of a call that fills
+    the device; None where it is not right. passing: the reason may be gone another time (no memory, no time).
     """
 
     backend: str

@@ -118,7 +118,9 @@ def test_what_no_cell_needs_is_not_computed(monkeypatch):
 def test_choice_for_images():
     program = packed_of("edsr-x2")[1].program
     gated = pack(randomise(RCAN(2, 1, 1, 8, 2, 1)).to(DEVICE), Wish("torch")).program
-    assert choose_for_images("triton", program, DEVICE, torch.float32) == "triton"
+    assert choose_for_images("triton", program, DEVICE, torch.float32, 48) == "triton"
+    if DEVICE.type == "cpu":
+        assert choose_for_images("auto", program, DEVICE, torch.float32, 48) in ("cpu", "torch")
     assert "attention" in get_backend("triton").supports_images(gated, DEVICE, torch.float32)
     with pytest.raises(BackendUnavailable, match="torch: channel attention averages over the whole patch"):
-        choose_for_images("triton", gated, DEVICE, torch.float32)
+        choose_for_images("triton", gated, DEVICE, torch.float32, 48)
