@@ -1,4 +1,4 @@
-"""The torch backend: complete, on any device, and the oracle the others are tested against."""
+"""The torch backend: it has every step, runs on any device, and is the reference that the others are tested against."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def _layout(dtype: torch.dtype, step: Weighted) -> tuple[torch.Tensor, torch.Ten
 
 
 def _in_two(bias: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The bias rounded to `dtype`, then what that leaves of it: bfloat16 alone moves grey levels."""
+    """The bias rounded to `dtype`, then the rest of it. A bias in bfloat16 alone would change grey levels."""
     rounded = bias.to(dtype).to(bias.dtype)
     return torch.cat([rounded, bias - rounded])

@@ -90,28 +90,28 @@ class _Run:
         call = Call(self.network, packed.weights, self.height, self.width, Exits(math.inf))
         self.config, self.geometry = call.config(), call.geometry
         self.constants, self.blocks = call.constants(self.config), call.step_constants()
-        self.space = call.scratch(self.batch)
+        self.arena = call.scratch(self.batch)
         self.exit_at = self.network.table if depths.exit_at is None else depths.exit_at  # any tensor: it is not read
         self.cells = (1, 1) if depths.exit_at is None else tuple(depths.exit_at.shape[1:])
 
     def load(self) -> None:
         grid = (triton.cdiv(self.height * self.width, self.blocks["PIXELS"]), self.batch)
         load_kernel[grid](
-            self.image, self.geometry.buffers, self.space, self.height, self.width, self.image.shape[1],
-            self.geometry.space_size, **self.blocks,
+            self.image, self.geometry.buffers, self.arena, self.height, self.width, self.image.shape[1],
+            self.geometry.arena_size, **self.blocks,
         )  # fmt: skip
 
     def step(self, step: _Step) -> None:
         network, row = self.network, self.network.rows[step.row]
         head = (self.exit_at, network.table, self.geometry.buffers)
-        where = (*step, self.depths.cell, *self.cells, self.height, self.width, self.geometry.space_size)
+        where = (*step, self.depths.cell, *self.cells, self.height, self.width, self.geometry.arena_size)
         planned = self.depths.exit_at is not None and step.stage >= 0
         if row[Column.OPCODE] == Opcode.UPSAMPLE:
             resolution = network.buffer(row[Column.DST])[Column.RESOLUTION]
             blocks = triton.cdiv(self.height * self.width * resolution**2, self.blocks["PIXELS"])
-            upsample_kernel[blocks, self.batch](*head, self.space, *where, PLANNED=planned, **self.blocks)
+            upsample_kernel[blocks, self.batch](*head, self.arena, *where, PLANNED=planned, **self.blocks)
             return
-        names, bm = ("STAGES", "PRECISION", "num_warps", "maxnreg"), self.constants["ANY_BM"]
+        names, bm = ("PIPELINE", "PRECISION", "num_warps", "maxnreg"), self.constants["ANY_BM"]
         kernel, out = any_kernel, network.unit
         more: dict[str, Any] = {"UNIT": out}
         if is_main := network.is_main(step.row):
@@ -123,7 +123,7 @@ class _Run:
         sr = () if is_main else (self.picture.out,)
         sr_size = () if is_main else (self.picture.out[0].numel(),)
         kernel[self._tiles(row, bm) * groups, self.batch](
-            *head, self.weights, self.space, *sr, *where, *sr_size,
+            *head, self.weights, self.arena, *sr, *where, *sr_size,
             PLANNED=planned, BM=bm, WIDTH=SQUARE[bm], **more, **constants,
         )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Whole images: one launch a row of the table over maps that all patches share, for the tiles that still run.
 
-Each image of a batch has a space of its own, laid out as a patch's (conv.py), of the size of the image. A program
+Each image of a batch has a arena of its own, laid out as a patch's (conv.py), of the size of the image. A program
 computes one tile of a row's destination. `exit_at` says how far each cell runs, so a program whose tile nobody needs
 leaves the convolution out. A convolution never writes a map that it reads around its own pixel, so the order in which
 tiles run does not matter.
@@ -73,10 +73,10 @@ def _runs(exit_at, stage, y, x, factor, radius, ring, cell, cell_rows, cell_colu
 
 
 @triton.jit
-def _carry(space, buffers, carry, dst_number, y, x, n, wanted):
+def _carry(arena, buffers, carry, dst_number, y, x, n, wanted):
     """Where `wanted`, dst = what the buffer `carry` holds, zero for -1."""
-    dst, stride, channels, _ = feature_map(space, buffers, dst_number)
-    src, src_stride, src_channels, _ = feature_map(space, buffers, tl.maximum(carry, 0))
+    dst, stride, channels, _ = feature_map(arena, buffers, dst_number)
+    src, src_stride, src_channels, _ = feature_map(arena, buffers, tl.maximum(carry, 0))
     at = src + (y * src_stride + x * src_channels)[:, None] + n[None, :]
     values = tl.load(at, mask=wanted[:, None] & (carry >= 0), other=0.0)
     tl.store(dst + (y * stride + x * channels)[:, None] + n[None, :], values, mask=wanted[:, None])
@@ -84,11 +84,11 @@ def _carry(space, buffers, carry, dst_number, y, x, n, wanted):
 
 @triton.jit(do_not_specialize=["height", "width"])
 def load_kernel(
-    image, buffers, space, height, width, in_channels, space_size, PIXELS: tl.constexpr, WIDE: tl.constexpr
+    image, buffers, arena, height, width, in_channels, arena_size, PIXELS: tl.constexpr, WIDE: tl.constexpr
 ):
     """Images float32 ``[B, in_channels, height, width]`` into buffer 0; grid ``[blocks of PIXELS pixels, B]``."""
     at = tl.program_id(1).to(tl.int64)
-    to, stride, channels, _ = feature_map(space + at * space_size, buffers, 0)
+    to, stride, channels, _ = feature_map(arena + at * arena_size, buffers, 0)
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     c = tl.arange(0, WIDE)
     inside = p < height * width
@@ -101,18 +101,18 @@ def load_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def main_kernel(
-    exit_at, table, buffers, weights, space, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
-    height, width, space_size,
+    exit_at, table, buffers, weights, arena, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
+    height, width, arena_size,
     PLANNED: tl.constexpr, CHANNELS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    WIDTH: tl.constexpr, STAGES: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, PRECISION: tl.constexpr,
+    WIDTH: tl.constexpr, PIPELINE: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A 3x3 CONV from one source, CHANNELS to CHANNELS; grid ``[tiles * CHANNELS // BN, B]``.
 
     PLANNED: `_runs` says which pixels are computed; for the others `_carry` does, unless `carry` is KEEP.
     """
     at = tl.program_id(1).to(tl.int64)
-    space += at * space_size
-    source, stride, _, resolution = feature_map(space, buffers, column(table, row, SRC))
+    arena += at * arena_size
+    source, stride, _, resolution = feature_map(arena, buffers, column(table, row, SRC))
     n = tl.program_id(0) % (CHANNELS // BN) * BN + tl.arange(0, BN)
     number = tl.program_id(0) // (CHANNELS // BN)
     y, x, inside = _tile(number, 0, 0, height * resolution, width * resolution, BM, WIDTH)
@@ -130,22 +130,22 @@ def main_kernel(
         else:
             acc = tl.zeros((BM, BN), dtype=tl.float32)
         acc = accumulate(
-            acc, source, stride, CHANNELS, weight, CHANNELS, 3, y, x, n, BK, STAGES, CACHE, SWAP, PRECISION
+            acc, source, stride, CHANNELS, weight, CHANNELS, 3, y, x, n, BK, PIPELINE, CACHE, SWAP, PRECISION
         )
         if SWAP:
             acc = tl.trans(acc)
         acc += tl.load(weights + column(table, row, BIAS) + n).to(tl.float32)[None, :]
-        store_features(acc, table, row, buffers, weights, space, y, x, n, wanted)
+        store_features(acc, table, row, buffers, weights, arena, y, x, n, wanted)
     if PLANNED:
         if carry != NOTHING:
-            _carry(space, buffers, carry, column(table, row, DST), y, x, n, inside & (wanted == 0))
+            _carry(arena, buffers, carry, column(table, row, DST), y, x, n, inside & (wanted == 0))
 
 
 @triton.jit(do_not_specialize=VARYING)
 def any_kernel(
-    exit_at, table, buffers, weights, space, sr, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
-    height, width, space_size, sr_size,
-    PLANNED: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
+    exit_at, table, buffers, weights, arena, sr, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
+    height, width, arena_size, sr_size,
+    PLANNED: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr, WIDTH: tl.constexpr, PIPELINE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Any CONV or RECONSTRUCT, as `main_kernel`; grid ``[tiles of all border classes * padded channels // UNIT, B]``.
@@ -153,12 +153,12 @@ def any_kernel(
     sr: float32 ``[B, sr_size]``, written by a RECONSTRUCT.
     """
     at = tl.program_id(1).to(tl.int64)
-    space += at * space_size
+    arena += at * arena_size
     kernel = column(table, row, KERNEL)
     in_channels = tl.cdiv(column(table, row, IN_CHANNELS), UNIT) * UNIT
     out_channels = tl.cdiv(column(table, row, OUT_CHANNELS), UNIT) * UNIT
     reconstructs = column(table, row, OPCODE) == RECONSTRUCT
-    _, _, _, resolution = feature_map(space, buffers, column(table, row, SRC))
+    _, _, _, resolution = feature_map(arena, buffers, column(table, row, SRC))
     rows, pixels = height * resolution, width * resolution
     n = tl.program_id(0) % (out_channels // UNIT) * UNIT + tl.arange(0, UNIT)
     number = tl.program_id(0) // (out_channels // UNIT)
@@ -193,32 +193,32 @@ def any_kernel(
         while column(table, part_row - 1, OPCODE) == SOURCE:
             part_row -= 1
         while part_row <= row:
-            source, stride, channels, _ = feature_map(space, buffers, column(table, part_row, SRC))
+            source, stride, channels, _ = feature_map(arena, buffers, column(table, part_row, SRC))
             acc = accumulate(
                 acc, source, stride, channels, weight, out_channels, kernel, y, x, n,
-                UNIT, STAGES, "", False, PRECISION,
+                UNIT, PIPELINE, "", False, PRECISION,
             )  # fmt: skip
             weight += kernel * kernel * out_channels * channels
             part_row += 1
         acc += tl.load(weights + column(table, row, BIAS) + variant * out_channels + n).to(tl.float32)[None, :]
         if reconstructs:
-            store_pixels(acc, table, row, buffers, weights, space, sr + at * sr_size, rows, pixels, y, x, n, wanted)
+            store_pixels(acc, table, row, buffers, weights, arena, sr + at * sr_size, rows, pixels, y, x, n, wanted)
         else:
-            store_features(acc, table, row, buffers, weights, space, y, x, n, wanted)
+            store_features(acc, table, row, buffers, weights, arena, y, x, n, wanted)
     if PLANNED:
         if carry != NOTHING:
-            _carry(space, buffers, carry, column(table, row, DST), y, x, n, inside & (wanted == 0))
+            _carry(arena, buffers, carry, column(table, row, DST), y, x, n, inside & (wanted == 0))
 
 
 @triton.jit(do_not_specialize=VARYING)
 def upsample_kernel(
-    exit_at, table, buffers, space, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
-    height, width, space_size, PLANNED: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr,
+    exit_at, table, buffers, arena, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
+    height, width, arena_size, PLANNED: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """An UPSAMPLE row, as `main_kernel`; grid ``[blocks of PIXELS pixels, B]``."""
     at = tl.program_id(1).to(tl.int64)
-    space += at * space_size
-    _, _, channels, resolution = feature_map(space, buffers, column(table, row, DST))
+    arena += at * arena_size
+    _, _, channels, resolution = feature_map(arena, buffers, column(table, row, DST))
     pixels = width * resolution
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     y, x = p // pixels, p % pixels
@@ -229,13 +229,13 @@ def upsample_kernel(
         cells = exit_at + at * (cell_rows * cell_columns)
         near = _runs(cells, stage, y, x, resolution, radius, ring, cell, cell_rows, cell_columns, height, width)
         wanted = inside & near
-    upsample_pixels(table, row, buffers, space, height, width, y, x, wanted, WIDE)
+    upsample_pixels(table, row, buffers, arena, height, width, y, x, wanted, WIDE)
     if PLANNED:
         if carry != NOTHING:
             # WIDE may be more than the map has channels
             for begin in range(0, channels, 16):
                 n = begin + tl.arange(0, 16)
-                _carry(space, buffers, carry, column(table, row, DST), y, x, n, inside & (wanted == 0))
+                _carry(arena, buffers, carry, column(table, row, DST), y, x, n, inside & (wanted == 0))
 
 
 @triton.jit
