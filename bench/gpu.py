@@ -83,7 +83,7 @@ def steps(out: Path, dry: bool) -> list[Step]:
         Step("ncu-source", 30, ["sh", "-c", source], "ncu"),
         Step("triton-check", 160, pytest_command(*triton_tests, processes=0 if dry else 8), environment=few),
         Step("triton-time", 100, measure("triton-time")),
-        Step("image-time", 100, measure("image-time")),
+        Step("image-time", 140, measure("image-time")),
         Step("oracle-check", 60, pytest_command(*oracle_tests, processes=0 if dry else 4), environment=few),
         Step("verify", 150, [sys.executable, "-m", "ape_kernels", *([] if dry else ["verify", "--dtype", "float16"])]),
         Step("compile-time", 160, measure("compile-time")),

@@ -30,6 +30,8 @@ BACKENDS = ("triton", "cuda", "torch")
 TOLERANCE = 2e-2  # of the oracle's standard deviation, root mean square, in float16
 WORST = 0.3  # of the same, any pixel: one that stands in a wrong place is off by more than 1
 TONES = 17  # colours on each axis of the table
+# pixels of a tile, warps, depth of the pipeline, most registers of a thread; none of them spills on sm_90
+SEARCHED = ((256, 8, 3, 255), (256, 8, 3, 128), (256, 8, 4, 255), (128, 4, 3, 168), (128, 4, 4, 168), (128, 8, 4, 128))
 
 
 @dataclass(frozen=True)
@@ -152,4 +154,28 @@ def compile_time(bench: Bench, network: str) -> None:
         forward = half if bench.dry else torch.compile(half, dynamic=False)
         run = lambda forward=forward, whole=whole: bench.device.graph(lambda: forward(whole))  # noqa: E731
         label = "torch.compile default fp16, CUDA graph"
+        bench.row(label, picture.name, 1, FULL, picture.tflop(None, CELL), run)
+
+
+def search(bench: Bench, network: str) -> None:
+    """Tiles and registers of triton's main convolution, which decide how many programs a multiprocessor holds."""
+    from ape_kernels.backends.triton import image as images
+    from ape_kernels.backends.triton import launch
+    from ape_kernels.backends.triton.config import Config
+
+    picture = Picture.of(bench, network, SIZES[0])
+    packed = pack(picture.model, Wish("triton", bench.dtype))
+    depths = Depths(None, CELL, RING)
+    with torch.inference_mode():
+        oracle = run_image(picture.image, picture.packed, depths, picture.tones)
+    for bm, warps, pipeline, registers in SEARCHED:
+        config = Config(bm, 64, 64, warps, pipeline, ".ca", True)
+        launch.choose = lambda *_, config=config: config
+        images.MAIN_REGISTERS = registers
+
+        def run() -> Run:
+            check(run_image(picture.image, packed, depths, picture.tones), oracle)
+            return bench.device.graph(lambda: run_image(picture.image, packed, depths, picture.tones))
+
+        label = f"triton, shared maps, {bm} px, {warps} warps, {pipeline} deep, {registers} regs"
         bench.row(label, picture.name, 1, FULL, picture.tflop(None, CELL), run)

@@ -234,6 +234,8 @@ def compile_time(bench: Bench) -> None:
 
 def image_time(bench: Bench) -> None:
     images.image_time(bench, EDSR)
+    if not bench.dry:
+        images.search(bench, EDSR)
 
 
 def profile(bench: Bench) -> None:

@@ -53,7 +53,7 @@ def print_table(device: torch.device, dtypes: Sequence[str], patch_size: int) ->
     all_right = True
     for operation, what in ((PATCHES, "patches"), (IMAGES, "images on shared feature maps, cells")):
         print(f"{what} of {patch_size}x{patch_size} on {Device.of(device).name}")
-        print(ROW.format("program", "dtype", "backend", "right", "ms a patch", "why not").rstrip())
+        print(ROW.format("program", "dtype", "backend", "right", "ms per patch", "why not").rstrip())
         for dtype in dtypes:
             for name in PROGRAMS:
                 for finding, able in _findings(name, device, dtype, patch_size, operation):

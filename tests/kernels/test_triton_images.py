@@ -32,6 +32,20 @@ NETWORKS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def kept(monkeypatch) -> dict:
+    """The latest call and its maps. These start as NaN, so whoever reads what was not written gives NaN."""
+    kept = {}
+    scratch = launches.Call.scratch
+
+    def poisoned(call, arenas, make=None):
+        kept["call"], kept["arena"] = call, scratch(call, arenas).fill_(torch.nan)
+        return kept["arena"]
+
+    monkeypatch.setattr(launches.Call, "scratch", poisoned)
+    return kept
+
+
 def packed_of(name: str) -> tuple[Packed, Packed]:
     model = NETWORKS[name]().to(DEVICE)
     return pack(model, Wish("triton")), pack(model, Wish("torch"))
@@ -92,26 +106,17 @@ def test_maps_of_more_elements_than_32_bits_count(monkeypatch):
     assert bitwise([run_image(image, fast, Depths(None, 8, RING), Tones())], [expected])
 
 
-def test_what_no_cell_needs_is_not_computed(monkeypatch):
+def test_what_no_cell_needs_is_not_computed(kept):
     """With one cell of twelve active: the hidden map ends with the ring, and the pixel that the next step reads."""
     fast, _ = packed_of("edsr-x2")
-    image = test_patches(1, 48, 64)
     exit_at = torch.full((1, 3, 4), -1, device=DEVICE)
     exit_at[0, 0, 0] = len(fast.program.stages) - 1
-    kept = {}
-    scratch = launches.Call.scratch
-
-    def remember(call, spaces):
-        kept["call"], kept["space"] = call, scratch(call, spaces)
-        return kept["space"]
-
-    monkeypatch.setattr(launches.Call, "scratch", remember)
-    run_image(image, fast, Depths(exit_at, 16, RING), Tones())
+    run_image(test_patches(1, 48, 64), fast, Depths(exit_at, 16, RING), Tones())
     network = kept["call"].network
     hidden = network.rows[network.stage_rows[0] + 1][Column.DST]
     origin, stride, channels, _ = kept["call"].geometry.buffers[hidden].tolist()
-    pixels = kept["space"][origin : origin + 48 * stride].view(48, stride)[:, : 64 * channels].view(48, 64, channels)
-    last = (pixels != 0).any(2).nonzero().amax(0)
+    pixels = kept["arena"][origin : origin + 48 * stride].view(48, stride)[:, : 64 * channels].view(48, 64, channels)
+    last = pixels.isfinite().any(2).nonzero().amax(0)
     assert last.tolist() == [16 + RING, 16 + RING]
 
 

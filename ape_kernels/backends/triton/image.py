@@ -18,6 +18,7 @@ from ape_kernels.backends.triton.image_kernels import (
     interpolate_kernel,
     load_kernel,
     main_kernel,
+    margin_kernel,
     upsample_kernel,
 )
 from ape_kernels.backends.triton.launch import Call
@@ -27,6 +28,8 @@ from ape_kernels.sharing import Share
 from ape_kernels.table import Column, Opcode, PackedProgram
 
 INTERPOLATED = 4096 if INTERPRETED else 256  # pixels that a program interpolates
+ZEROED = 1024  # elements that a program sets to zero at once
+MAIN_REGISTERS = 255  # a thread's, of the main convolution
 SQUARE = {64: 8, 128: 16, 256: 16}  # pixels of a tile: how many of them stand side by side
 
 
@@ -49,7 +52,7 @@ def run_image(packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Dep
         return
     with torch.cuda.device_of(image):
         run = _Run(packed, image, depths, picture)
-        run.load()
+        run.begin()
         for step in _steps(run.network, sharing, depths.ring):
             run.step(step)
         run.interpolate()
@@ -90,11 +93,17 @@ class _Run:
         call = Call(self.network, packed.weights, self.height, self.width, Exits(math.inf))
         self.config, self.geometry = call.config(), call.geometry
         self.constants, self.blocks = call.constants(self.config), call.step_constants()
-        self.arena = call.scratch(self.batch)
+        self.arena = call.scratch(self.batch, torch.empty)
         self.exit_at = self.network.table if depths.exit_at is None else depths.exit_at  # any tensor: it is not read
         self.cells = (1, 1) if depths.exit_at is None else tuple(depths.exit_at.shape[1:])
 
-    def load(self) -> None:
+    def begin(self) -> None:
+        """Load the images; nothing else of the maps is read before it is written, but the zeros around them."""
+        maps = [row[Column.RESOLUTION] for row in self.network.rows[: self.network.first_row]]
+        margin = self.network.margin
+        margin_kernel[self.height * max(maps) + 2 * margin, len(maps), self.batch](
+            self.geometry.buffers, self.arena, self.height, self.width, margin, self.geometry.arena_size, ZEROED
+        )
         grid = (triton.cdiv(self.height * self.width, self.blocks["PIXELS"]), self.batch)
         load_kernel[grid](
             self.image, self.geometry.buffers, self.arena, self.height, self.width, self.image.shape[1],
@@ -119,6 +128,8 @@ class _Run:
             names = (*names, "CHANNELS", "BN", "BK", "CACHE", "SWAP")
             more = {}
         constants = {name: self.constants[name] for name in names}
+        if is_main:
+            constants["maxnreg"] = MAIN_REGISTERS
         groups = network.padded(row[Column.OUT_CHANNELS]) // out
         sr = () if is_main else (self.picture.out,)
         sr_size = () if is_main else (self.picture.out[0].numel(),)

@@ -82,6 +82,26 @@ def _carry(arena, buffers, carry, dst_number, y, x, n, wanted):
     tl.store(dst + (y * stride + x * channels)[:, None] + n[None, :], values, mask=wanted[:, None])
 
 
+@triton.jit(do_not_specialize=["height", "width", "margin"])
+def margin_kernel(buffers, arena, height, width, margin, arena_size, BLOCK: tl.constexpr):
+    """Zero around every map, all that must be zero; grid ``[rows of the highest map and margins, maps, B]``."""
+    origin, stride, channels, resolution = feature_map(
+        arena + tl.program_id(2).to(tl.int64) * arena_size, buffers, tl.program_id(1)
+    )
+    y = tl.program_id(0) - margin
+    rows, side = height * resolution, margin * channels
+    inside = (y >= 0) & (y < rows)
+    if y < rows + margin:
+        line = origin + y * stride - side
+        right = tl.where(inside, stride - side, 0)
+        for begin in range(0, tl.where(inside, side, stride), BLOCK):
+            i = begin + tl.arange(0, BLOCK)
+            zeros = tl.zeros((BLOCK,), dtype=arena.dtype.element_ty)
+            mask = i < tl.where(inside, side, stride)
+            tl.store(line + i, zeros, mask=mask)
+            tl.store(line + right + i, zeros, mask=mask & inside)
+
+
 @triton.jit(do_not_specialize=["height", "width"])
 def load_kernel(
     image, buffers, arena, height, width, in_channels, arena_size, PIXELS: tl.constexpr, WIDE: tl.constexpr

@@ -91,13 +91,13 @@ class Call:
         """Tiles of the main convolution; `seconds` as in `choose`."""
         return choose(self.network.channels, self.weights.dtype, _capability(self.device), seconds)
 
-    def scratch(self, arenas: int) -> Tensor:
-        """Zeroed memory for so many arenas. Feature maps are float32 for bfloat16 weights.
+    def scratch(self, arenas: int, make: Callable[..., Tensor] = torch.zeros) -> Tensor:
+        """Memory for so many arenas, zeroed or as `make` makes it. Feature maps are float32 for bfloat16 weights.
 
         A residual stream needs more bits than bfloat16 has.
         """
         dtype = torch.float16 if self.weights.dtype == torch.float16 else torch.float32
-        return torch.zeros(arenas * self.geometry.arena_size, dtype=dtype, device=self.device)
+        return make(arenas * self.geometry.arena_size, dtype=dtype, device=self.device)
 
     def constants(self, config: Config) -> dict[str, Any]:
         """The constant arguments of the kernels that run rows."""
