@@ -60,7 +60,7 @@ class Packed:
     @cached_property
     def not_shared(self) -> str | None:
         """None if images can run on shared feature maps, else what step prevents it."""
-        return why_not_shared(self.table)
+        return why_not_shared(self.program)
 
     @cached_property
     def sharing(self) -> Tensor:

@@ -93,6 +93,10 @@ class Backend(Protocol):
         """None if `program` can run on `device` in `dtype`, else the reason."""
         ...
 
+    def supports_images(self, program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
+        """None if `program`, which `supports` accepts, can run on shared feature maps there, else the reason."""
+        ...
+
     def supports_patches(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """None if split and merge can run on tensors of `dtype` on `device`, else the reason."""
         ...
