@@ -164,7 +164,7 @@ class _Rows:
         self._mark_reach(unit, {}, stop=states)
 
     def _live_after(self) -> list[set[int]]:
-        """Of each step of the stages, the buffers that later steps read, or the tail takes, before they are rewritten."""
+        """Of each step of the stages, the buffers that are read after it before they are rewritten."""
         live, after = {self.last}, []
         for step in reversed(self.stages):
             after.append(set(live))
