@@ -23,6 +23,7 @@ from ape_kernels.policy import check_budget, check_threshold, exit_boundary, thr
 from ape_kernels.program import PatchProgram
 from ape_kernels.report import Report, make_cell_report, make_report
 from ape_kernels.run import Cut, run_images, run_patches
+from ape_kernels.sharing import why_not_shared
 
 Context = Literal["model", "patch"]
 CONTEXTS = ("model", "patch")
@@ -138,7 +139,7 @@ class APEForward(nn.Module):
         """How images run, "model" or "patch", as given or as it follows from the other settings."""
         if self._context is not None:
             return self._context
-        by_patch = bool(self._threshold) or self._budget is not None or self.packed.not_shared is not None
+        by_patch = bool(self._threshold) or self._budget is not None or why_not_shared(self.program) is not None
         return "patch" if by_patch else "model"
 
     def _checked_context(self, context: Context | None) -> Context | None:
@@ -147,7 +148,7 @@ class APEForward(nn.Module):
         if self._threshold or self._budget is not None:
             given = "a threshold" if self._threshold else "a budget"
             raise ValueError(f"context: expected 'patch' with {given}, got 'model'")
-        if reason := self.packed.not_shared:
+        if reason := why_not_shared(self.program):
             raise ValueError(f"context: expected 'patch' for this network, got 'model': {reason}")
         return context
 
@@ -168,9 +169,13 @@ class APEForward(nn.Module):
 
     @property
     def packed(self) -> Packed:
-        """The program of the model as it is now, packed for the backend that runs it."""
-        wish = Wish(self.backend, self.dtype, self.patch_size, self._budget is not None)
-        return self._programs.get(wish)
+        """The program of the model as it is now, packed for the backend that runs patches."""
+        return self._programs.get(self._wish("patch"))
+
+    def _wish(self, context: Context) -> Wish:
+        if context == "model":
+            return Wish(self.backend, self.dtype, self.cell, images=True)
+        return Wish(self.backend, self.dtype, self.patch_size, self._budget is not None)
 
     @property
     def scale(self) -> int:
@@ -192,13 +197,14 @@ class APEForward(nn.Module):
         """
         if self.training:
             return all_exits(self.model, image) if has_added_exits(self.model) else self.model(image)
+        context = self.context
         if torch.compiler.is_compiling():
-            packed = self._programs.latest
+            packed = self._programs.latest(self._wish(context))
             pixels = image.detach().float()
         else:
-            packed = self.packed
+            packed = self._programs.get(self._wish(context))
             pixels = _checked(image, "image", packed.program, self._device)
-        if self.context == "model":
+        if context == "model":
             exit_at = None if exit_at is None else self._checked_depths(exit_at, image)
             sr = run_image(pixels, packed, Depths(exit_at, self.cell, RING), Tones()).to(image.dtype)
             if not return_report:
@@ -273,7 +279,7 @@ class APEForward(nn.Module):
     def _pack_ahead(self) -> None:
         """Pack now, for calls that are traced; what cannot run yet (another device?) is said when it is called."""
         with contextlib.suppress(BackendUnavailable):
-            _ = self.packed
+            self._programs.get(self._wish(self.context))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # reached when a parent module loads: the wrapped model's keys lack our own level
