@@ -1,9 +1,13 @@
-"""Whole images: one launch a row of the table over maps that all patches share, for the tiles that still run.
+"""Whole images: one launch per row of the table, over maps that all patches of an image share.
 
-Each image of a batch has a arena of its own, laid out as a patch's (conv.py), of the size of the image. A program
-computes one tile of a row's destination. `exit_at` says how far each cell runs, so a program whose tile nobody needs
-leaves the convolution out. A convolution never writes a map that it reads around its own pixel, so the order in which
-tiles run does not matter.
+Each image of a batch has an arena of its own, laid out as a patch's (conv.py). A map of the whole image for what stands
+between the two convolutions of a residual block costs its traffic: with 64 channels in float16, 256 bytes per pixel,
+0.1 ns at 3 TB/s, beside 0.6 ns for a convolution at 120 TFLOP/s. Keeping it in the program instead would make the first
+convolution of a 16x16 tile 27 % dearer. A convolution never writes a map that it reads around its own pixel, so the
+order in which programs run does not matter.
+
+`exit_at` says how far each cell runs. The main convolutions take their pixels from lists that the device makes of it;
+the other rows run tile by tile, and a program whose tile nobody needs computes nothing.
 """
 
 from __future__ import annotations
