@@ -34,7 +34,11 @@ def check_program(model: nn.Module, program: PatchProgram) -> None:
     size = [side * program.fold + -side * program.fold % program.multiple_of for side in PROBE_SIZE]
     patch = torch.rand(1, program.in_channels, *size, generator=generator).to(parameter.device)
     with _evaluating(model):
-        output = model(patch.to(parameter.dtype, copy=True))  # some scale their input in place
+        try:
+            output = model(patch.to(parameter.dtype, copy=True))  # some scale their input in place
+        except Exception as error:  # whatever a forward raises
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise NotRecognised(f"model: its forward fails on a patch {list(patch.shape)}: {reason}") from error
     expected, stages = _picture(output, len(program.stages) - 1)
     tensors = get_backend("torch").pack(program, parameter.device, torch.float32)
     packed = Packed(program, "torch", torch.float32, tensors)

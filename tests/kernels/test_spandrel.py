@@ -1,37 +1,14 @@
 """Networks as spandrel builds them from a checkpoint run as they are; skipped where it is not installed."""
 
-import sys
-from contextlib import contextmanager
-from types import ModuleType
-
 import pytest
 import torch
 from families import randomise
-from support import DEVICE, assert_pictures_close, test_patches
+from support import DEVICE, assert_pictures_close, test_patches, torchvision_or_stand_in
 from torch import nn
 
 from ape_kernels import APEForward, NotRecognised
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # spandrel's SwinIR
-
-
-@contextmanager
-def torchvision_or_stand_in():
-    """Where torchvision is missing, or not built for this torch: the three names that spandrel imports of it, empty.
-
-    They are for LaMa and RestoreFormer, which are not built here; whatever called one would fail.
-    """
-    parts = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
-    try:
-        import torchvision.transforms.functional  # noqa: F401
-    except (ImportError, RuntimeError):
-        sys.modules.update({name: ModuleType(name) for name in parts})
-        sys.modules[parts[-1]].__dict__.update(InterpolationMode=None, normalize=None, rotate=None)
-        yield
-        for name in parts:
-            del sys.modules[name]
-    else:
-        yield
 
 
 with torchvision_or_stand_in():
