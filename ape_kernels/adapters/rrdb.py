@@ -39,13 +39,16 @@ from ape_kernels.adapters.recognise import (
     expect_only_children,
     expect_sequence,
     expect_whole,
+    has_parts,
     refuse,
 )
 from ape_kernels.program import INPUT, Buffer, Conv, PatchProgram, Step
 
-OUTLINE = (
-    "head, body and tail.conv_hr, or conv_first, body and conv_up1, or conv_first and RRDB_trunk, "
-    "or model.1.sub with RRDBs"
+LAYOUTS = (
+    ("head", "body", "tail.conv_hr"),
+    ("conv_first", "body", "conv_up1"),
+    ("conv_first", "RRDB_trunk"),
+    ("model.1.sub.0.RDB1",),
 )
 RESIDUAL_SCALE = 0.2
 CONVS = 5  # of a dense block
@@ -79,13 +82,11 @@ class _Parts:
 
 
 def matches(model: nn.Module) -> bool:
-    authors = all(hasattr(model, name) for name in ("head", "body", "tail")) and hasattr(model.tail, "conv_hr")
-    basicsr = all(hasattr(model, name) for name in ("conv_first", "body", "conv_up1"))
-    return authors or basicsr or _has_trunk(model) or _is_first(model)
+    return any(has_parts(model, layout) for layout in LAYOUTS)
 
 
 def _has_trunk(model: nn.Module) -> bool:
-    return hasattr(model, "conv_first") and hasattr(model, "RRDB_trunk")
+    return has_parts(model, ("conv_first", "RRDB_trunk"))
 
 
 def convert(model: nn.Module) -> PatchProgram:
@@ -174,10 +175,8 @@ def _fold(head: nn.Conv2d, last: nn.Conv2d) -> int:
     return factor if factor**2 * last.out_channels == head.in_channels else 1
 
 
-def _is_first(model: Network) -> bool:
-    layers = getattr(model, "model", None)
-    blocks = getattr(layers[1], "sub", None) if isinstance(layers, nn.Sequential) and len(layers) > 1 else None
-    return isinstance(blocks, nn.Sequential) and len(blocks) > 0 and hasattr(blocks[0], "RDB1")
+def _is_first(model: nn.Module) -> bool:
+    return has_parts(model, LAYOUTS[-1])
 
 
 def _first_layout(model: Network) -> _Parts:

@@ -50,13 +50,14 @@ from ape_kernels.adapters.recognise import (
     expect_only_children,
     expect_sequence,
     expect_whole,
+    has_parts,
     refuse,
 )
 from ape_kernels.collapse import CollapsedTail
 from ape_kernels.folding import reflect_to_multiple
 from ape_kernels.program import INPUT, Buffer, Module, PatchProgram, Reconstruct, Step
 
-OUTLINE = "conv_first, layers, norm and conv_after_body"
+LAYOUTS = (("conv_first", "layers", "norm", "conv_after_body"),)
 PARTS = ("conv_first", "patch_embed", "patch_unembed", "pos_drop", "layers", "norm", "conv_after_body", "regressor")
 SHIFTED, HEAD, STREAM, NORMED = 1, 2, 3, 4  # buffers, after INPUT; from SHIFTED on of whole windows
 TAIL = NORMED + 1  # the tail's buffers begin here
@@ -96,7 +97,7 @@ class _OnTokens(nn.Module):
 
 
 def matches(model: nn.Module) -> bool:
-    return all(hasattr(model, name) for name in ("conv_first", "layers", "norm", "conv_after_body"))
+    return has_parts(model, LAYOUTS[0])
 
 
 def convert(model: Network) -> PatchProgram:
