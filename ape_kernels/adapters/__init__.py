@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ape_kernels.adapters import basicsr, compact, ecbsr, edsr, rcan, rrdb, swinir, vdsr
+from ape_kernels.adapters import basicsr, compact, ecbsr, edsr, rcan, rrdb, srresnet, swinir, vdsr
 from ape_kernels.adapters.recognise import NotRecognised, part_at
 from ape_kernels.program import PatchProgram
 
@@ -40,6 +40,7 @@ ADAPTERS = (
     Adapter("RCAN", rcan.LAYOUTS, rcan.matches, rcan.convert),  # before EDSR: groups have its outline too
     Adapter("EDSR", edsr.LAYOUTS, edsr.matches, edsr.convert),
     Adapter("SwinIR", swinir.LAYOUTS, swinir.matches, swinir.convert),
+    Adapter("SRResNet", srresnet.LAYOUTS, srresnet.matches, srresnet.convert),
     Adapter("EDSR or RCAN", basicsr.LAYOUTS, basicsr.matches, basicsr.convert),
 )
 
