@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ape_kernels.adapters import basicsr, compact, ecbsr, edsr, rcan, rrdb, srresnet, swinir, vdsr
+from ape_kernels.adapters import basicsr, compact, ecbsr, edsr, rcan, rrdb, srresnet, swinir, transformers, vdsr
 from ape_kernels.adapters.recognise import NotRecognised, part_at
 from ape_kernels.program import PatchProgram
 
@@ -39,6 +39,7 @@ ADAPTERS = (
     Adapter("RRDBNet", rrdb.LAYOUTS, rrdb.matches, rrdb.convert),  # before EDSR: its authors' layout has that outline
     Adapter("RCAN", rcan.LAYOUTS, rcan.matches, rcan.convert),  # before EDSR: groups have its outline too
     Adapter("EDSR", edsr.LAYOUTS, edsr.matches, edsr.convert),
+    Adapter("HAT or DAT", transformers.LAYOUTS, transformers.matches, transformers.convert),  # before SwinIR, likewise
     Adapter("SwinIR", swinir.LAYOUTS, swinir.matches, swinir.convert),
     Adapter("SRResNet", srresnet.LAYOUTS, srresnet.matches, srresnet.convert),
     Adapter("EDSR or RCAN", basicsr.LAYOUTS, basicsr.matches, basicsr.convert),

@@ -14,11 +14,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # spandrel's S
 with torchvision_or_stand_in():
     spandrel = pytest.importorskip("spandrel", reason="spandrel is not installed")
 from spandrel.architectures.Compact import Compact  # noqa: E402
+from spandrel.architectures.DAT import DAT  # noqa: E402
 from spandrel.architectures.ESRGAN import ESRGAN  # noqa: E402
+from spandrel.architectures.HAT import HAT  # noqa: E402
 from spandrel.architectures.RCAN import RCAN  # noqa: E402
 from spandrel.architectures.SwinIR import SwinIR  # noqa: E402
 
 RCAN_SIZES = dict(n_feats=8, n_resgroups=2, n_resblocks=2, reduction=4)
+DAT_SIZES = dict(embed_dim=32, split_size=[2, 4], depth=[2], num_heads=[2], expansion_factor=2.0, img_size=16)
+HAT_SIZES = dict(embed_dim=16, depths=[2], num_heads=[2], window_size=8, mlp_ratio=2.0, squeeze_factor=4, img_size=16)
 SWINIR = dict(img_size=16, embed_dim=12, depths=[2, 2], num_heads=[2, 3], window_size=8, mlp_ratio=2.0)
 
 
@@ -40,6 +44,10 @@ NETWORKS = {
     "rcan-folded-x1-without-norm": lambda: RCAN(**RCAN_SIZES, scale=1, unshuffle_mod=True, norm=False),
     "compact-x4": lambda: Compact(num_feat=8, num_conv=3, upscale=4),
     "compact-x2": lambda: Compact(num_feat=8, num_conv=2, upscale=2),
+    "hat-x2": lambda: HAT(**HAT_SIZES, upscale=2),
+    "hat-x4": lambda: HAT(**HAT_SIZES, upscale=4),
+    "dat-x4": lambda: DAT(**DAT_SIZES, upscale=4, upsampler="pixelshuffle"),
+    "dat-light-x2": lambda: DAT(**DAT_SIZES, upscale=2, upsampler="pixelshuffledirect"),
     "swinir-x2": lambda: SwinIR(**SWINIR, upscale=2, upsampler="pixelshuffle"),
     "swinir-x3": lambda: SwinIR(**SWINIR, upscale=3, upsampler="pixelshuffle"),
     "swinir-light-x4": lambda: SwinIR(**SWINIR, upscale=4, upsampler="pixelshuffledirect"),

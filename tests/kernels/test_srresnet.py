@@ -189,7 +189,7 @@ NEAR_MISSES = {
     "no-high": (
         MSRResNet,
         remove("conv_hr"),
-        r"model.conv_hr: expected a submodule beside .* nearest family: SRResNet",
+        r"model.conv_hr: expected a submodule beside .*nearest family: SRResNet",
     ),
     "third-upconv": (MSRResNet, edit("upconv3", conv(8, 32)), "model.upconv3: expected no such submodule"),
     "group-norm": (
