@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ape_kernels.adapters import basicsr, compact, ecbsr, edsr, rcan, rrdb, srresnet, swinir, transformers, vdsr
+from ape_kernels.adapters import basicsr, compact, ecbsr, edsr, rcan, rrdb, span, srresnet, swinir, transformers, vdsr
 from ape_kernels.adapters.recognise import NotRecognised, part_at
 from ape_kernels.program import PatchProgram
 
@@ -42,6 +42,7 @@ ADAPTERS = (
     Adapter("HAT or DAT", transformers.LAYOUTS, transformers.matches, transformers.convert),  # before SwinIR, likewise
     Adapter("SwinIR", swinir.LAYOUTS, swinir.matches, swinir.convert),
     Adapter("SRResNet", srresnet.LAYOUTS, srresnet.matches, srresnet.convert),
+    Adapter("SPAN", span.LAYOUTS, span.matches, span.convert),
     Adapter("EDSR or RCAN", basicsr.LAYOUTS, basicsr.matches, basicsr.convert),
 )
 

@@ -18,6 +18,7 @@ from spandrel.architectures.DAT import DAT  # noqa: E402
 from spandrel.architectures.ESRGAN import ESRGAN  # noqa: E402
 from spandrel.architectures.HAT import HAT  # noqa: E402
 from spandrel.architectures.RCAN import RCAN  # noqa: E402
+from spandrel.architectures.SPAN import SPAN  # noqa: E402
 from spandrel.architectures.SwinIR import SwinIR  # noqa: E402
 
 RCAN_SIZES = dict(n_feats=8, n_resgroups=2, n_resblocks=2, reduction=4)
@@ -48,6 +49,8 @@ NETWORKS = {
     "hat-x4": lambda: HAT(**HAT_SIZES, upscale=4),
     "dat-x4": lambda: DAT(**DAT_SIZES, upscale=4, upsampler="pixelshuffle"),
     "dat-light-x2": lambda: DAT(**DAT_SIZES, upscale=2, upsampler="pixelshuffledirect"),
+    "span-x2": lambda: SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2),
+    "span-x4-without-norm": lambda: SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=4, norm=False),
     "swinir-x2": lambda: SwinIR(**SWINIR, upscale=2, upsampler="pixelshuffle"),
     "swinir-x3": lambda: SwinIR(**SWINIR, upscale=3, upsampler="pixelshuffle"),
     "swinir-light-x4": lambda: SwinIR(**SWINIR, upscale=4, upsampler="pixelshuffledirect"),
