@@ -104,7 +104,7 @@ def test_every_parameter_shows():
 
 def test_exits_stand_at_the_end_alone():
     assert [stage.has_exit for stage in to_program(add_exits(SPAN(), every=1)).stages] == [True]
-    with pytest.raises(ValueError, match="every: .*expected a whole number from 1 to 1"):
+    with pytest.raises(ValueError, match=r"every: .*expected a whole number from 1 to 1"):
         add_exits(SPAN(), every=2)
 
 
