@@ -86,6 +86,17 @@ class TestSpandrel:
         (row,) = evaluate(upscaler.network, find_pairs(photos), [Method("threshold", 0.0)])
         assert row.number("flops_share") > 0
 
+    def test_networks_that_run_as_pytorch_modules(self, tmp_path, cat):
+        from spandrel.architectures.SPAN import SPAN
+
+        network = randomise(SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2))
+        torch.save({"params": network.state_dict()}, tmp_path / "span.pth")
+        upscaler = ape_sr.load(tmp_path / "span.pth")
+        assert upscaler.backend == "torch"
+        with torch.no_grad():
+            expected = to_image(network.eval()(to_tensor(cat[:40, :40])))
+        assert_same_levels(upscaler.upscale(cat[:40, :40]), expected)
+
     def test_networks_of_other_colours_are_refused(self, tmp_path):
         torch.save(compact.Compact(2, colors=1).state_dict(), tmp_path / "grey.pth")
         with pytest.raises(ape_sr.UserError, match=r"grey.pth: expected a network of 3 colours to 3, got 1 to 1"):
