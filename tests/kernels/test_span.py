@@ -72,7 +72,7 @@ class SPAN(nn.Module):
         return self.upsampler(self.conv_cat(torch.cat([features, self.conv_2(stream), first, late], 1)))
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4], ids=lambda s: f"x{s}")
+@pytest.mark.parametrize("scale", [1, 2, 4], ids=lambda s: f"x{s}")
 def test_equals_its_forward(scale):
     model = SPAN(scale)
     fast = APEForward(model)

@@ -123,7 +123,7 @@ class DAT(Network):
 
 
 @pytest.mark.parametrize("kind", [HAT, DAT])
-@pytest.mark.parametrize("options", [dict(scale=2), dict(scale=4), dict(scale=3, direct=True)], ids=str)
+@pytest.mark.parametrize("options", [dict(scale=1), dict(scale=4), dict(scale=3, direct=True)], ids=str)
 def test_equals_its_forward(kind, options):
     model = kind(**options).to(DEVICE).eval().requires_grad_(False)
     fast = APEForward(model)
