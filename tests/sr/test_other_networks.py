@@ -8,7 +8,7 @@ import test_compact as compact
 import test_rrdb as rrdb
 import torch
 from families import randomise
-from support import torchvision_or_stand_in
+from support import DEVICE, assert_pictures_close, test_patches, torchvision_or_stand_in
 
 import ape_sr
 from ape_sr.checkpoint import load_network
@@ -16,7 +16,12 @@ from ape_sr.cli import main
 from ape_sr.data.images import read_image, to_image, to_tensor, write_image
 from ape_sr.evaluate import Method, evaluate, find_pairs
 from ape_sr.models import VDSR
+from ape_sr.models.convert import from_state_dict
 
+BOTH = [
+    *("esrgan-x4", "esrgan-x2", "esrgan-x1", "esrgan-folded-x2", "esrgan-folded-x1", "compact-x4", "compact-x2"),
+    *("swinir-x2", "swinir-x3", "swinir-light-x4", "swinir-real-x4", "swinir-real-large-x4"),
+]
 NAMES = {"realesr-animevideov3": lambda: compact.Compact(4), "anime_6B": lambda: rrdb.BasicSR().half().float()}
 
 
@@ -85,6 +90,17 @@ class TestSpandrel:
         assert_same_levels(upscaler.upscale(cat[:40, :40]), expected)
         (row,) = evaluate(upscaler.network, find_pairs(photos), [Method("threshold", 0.0)])
         assert row.number("flops_share") > 0
+
+    @pytest.mark.parametrize("name", BOTH)
+    def test_what_both_build(self, name):
+        """Published classes that nobody here wrote."""
+        import test_spandrel
+
+        theirs = test_spandrel.built(test_spandrel.NETWORKS[name]())
+        ours = from_state_dict(theirs.state_dict()).to(DEVICE)
+        image = test_patches(1, 16, 24)
+        with torch.no_grad():
+            assert_pictures_close(ours(image), theirs(image), 1e-5)
 
     def test_networks_that_run_as_pytorch_modules(self, tmp_path, cat):
         from spandrel.architectures.SPAN import SPAN
