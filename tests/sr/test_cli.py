@@ -203,7 +203,7 @@ def test_train_then_upscale(tmp_path, photos, capsys):
     assert read_image(tmp_path / "x.png").shape == (120, 140, 3)
 
 
-@pytest.mark.parametrize("network", ["rcan", "vdsr", "ecbsr", "rrdb", "swinir"])
+@pytest.mark.parametrize("network", ["rcan", "vdsr", "ecbsr", "compact", "rrdb", "swinir"])
 def test_train_builds_every_network(tmp_path, photos, network):
     size = ("-s", 4, "--blocks", 4, "--feats", 16, "--patch", 32, "--batch", 1, "--steps", 1)
     extra = ("--groups", 2) if network == "rcan" else ()
@@ -271,7 +271,7 @@ BAD_CALLS = {
     "other-scale": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{weights}", "-s", "3"], "scale: expected 2, the scale of"),
     "scale-without-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-s", "7"], "no weights come with the package for 7"),
     "missing-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "no.safetensors"], "weights: no such file: no.safetensors"),
-    "picture-for-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{photo}"], "is not a readable safetensors file"),
+    "picture-for-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{photo}"], "weights: expected a file name ending in .safetensors, .pth"),
     "folder-to-file": (["upscale", "-i", "{photos}", "-o", "x.png", "-n", "{weights}"], "output: expected a folder, as the input is one"),
     "unknown-suffix": (["upscale", "-i", "{photo}", "-o", "x.gif2", "-n", "{weights}"], "output: expected a file name ending in"),
     "output-below-a-file": (["upscale", "-i", "{photo}", "-o", "{weights}/x.png", "-n", "{weights}"], "cannot be created: File exists"),
