@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ape_sr.errors import UserError
 from ape_sr.files import atomic_path
+from ape_sr.fits import attach_fit, fit_of, to_metadata
 from ape_sr.models import ExitNetwork, build_model, model_name
 from ape_sr.models.convert import from_state_dict
 
@@ -20,29 +21,39 @@ NESTED = ("params_ema", "params", "state_dict", "model")  # where other projects
 
 
 def save_model(path: Path, model: ExitNetwork) -> None:
-    """Write `model` (one of `ape_sr.models`) with its configuration; whole or not at all."""
+    """Write `model` (one of `ape_sr.models`) with its configuration, and the fit of these weights if it carries one.
+
+    Whole or not at all.
+    """
     metadata = {"format": FORMAT, "network": model_name(model), "config": json.dumps(model.config)}
+    if (fit := fit_of(model)) is not None:
+        metadata |= to_metadata(fit)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
         # not save_file, which keeps others from reading the file whatever the umask
         temporary.write_bytes(save(tensors, metadata=metadata))
 
 
-def load_model(path: Path, *, exit_interval: int | None = None, res_scale: float | None = None) -> ExitNetwork:
-    """Build the network stored in `path`, in evaluation mode.
+def load_model(
+    path: Path, *, exit_interval: int | None = None, res_scale: float | None = None, with_fit: bool = True
+) -> ExitNetwork:
+    """Build the network stored in `path`, in evaluation mode, with its `exit_fit` if one is stored there or beside.
 
     path: a file written by `save_model`, or (``.pth``, ``.pt``) a state dict that `from_state_dict` knows,
     bare or under one of the keys in `NESTED`. exit_interval, res_scale: what a state dict does not hold, see
-    there; only for such a file. Raises UserError when the file is missing, corrupt, holds
-    something else or does not fit.
+    there; only for such a file. with_fit: whether to read the fit. Raises UserError when a file is missing, corrupt,
+    holds something else or does not fit.
     """
     if path.suffix.lower() in (".pth", ".pt"):
         state = _read_torch(path)
         _check_finite(path, state)
         try:
-            return from_state_dict(state, exit_interval=exit_interval, res_scale=res_scale)
+            model = from_state_dict(state, exit_interval=exit_interval, res_scale=res_scale)
         except ValueError as error:
             raise UserError(f"weights: {path}: {error}") from None
+        if with_fit:
+            attach_fit(model, path, {})
+        return model
     for name, value in (("exit_interval", exit_interval), ("res_scale", res_scale)):
         if value is not None:
             raise UserError(f"{name}: expected with a .pth file only, as {path} holds its own, got {value}")
@@ -54,6 +65,8 @@ def load_model(path: Path, *, exit_interval: int | None = None, res_scale: float
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).replace("\n", " ")
         raise UserError(f"weights: {path} does not fit its network: {reason}") from None
+    if with_fit:
+        attach_fit(model, path, metadata)
     return model.eval()
 
 
