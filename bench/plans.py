@@ -159,7 +159,7 @@ def _db(error: Tensor | float) -> float:
 def _jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="JPEG", quality=quality)
-    return np.asarray(Image.open(file).convert("RGB"))
+    return np.array(Image.open(file).convert("RGB"))
 
 
 if __name__ == "__main__":

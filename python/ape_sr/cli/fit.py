@@ -119,4 +119,4 @@ def _crop(picture: np.ndarray, size: tuple[int, int], rng: np.random.Generator) 
 def _as_jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="JPEG", quality=quality)
-    return np.asarray(Image.open(file).convert("RGB"))
+    return np.array(Image.open(file).convert("RGB"))
