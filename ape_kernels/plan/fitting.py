@@ -183,7 +183,7 @@ def _needed(cells: Cells, truth: Tensor, held_back: Tensor, kind: Tensor) -> Ten
         area, predicted, errors = cells.area[rows].double(), held_back[rows], reached[rows]
         total = errors.new_zeros(int(whole.max()) + 1).index_add_(0, whole, area)
         for level in range(LEVELS):
-            asked = FIRST + STEP * level
+            asked, shift = FIRST + STEP * level, 0.0
             for shift in SHIFTS.tolist():
                 serves = predicted >= asked + shift * error
                 chosen = torch.cat([serves, torch.ones_like(serves[:, :1])], 1).int().argmax(1)

@@ -94,7 +94,8 @@ class _Outlook:
         name = choose_for_patches(backend, image.device, image.dtype)
         statistics = torch.ops.ape_kernels.statistics(image, fit.cell, fit.value_range, name)
         work = Work.of(program, fit.tones is not None)
-        return cls(fit, work, fit.predict(statistics), *areas(*image.shape[2:], fit.cell, image.device))
+        heights, widths = areas(*image.shape[2:], fit.cell, image.device)
+        return cls(fit, work, fit.predict(statistics), heights, widths)
 
     def chosen(self, asked: Tensor) -> Tensor:
         """The first candidate of each cell that serves, int64 ``[B, R, K]``; the last, full depth, always does."""

@@ -26,8 +26,8 @@ REDUCED = (320, 512)  # pixels of a picture that was reduced by the scale, at mo
 CROP = (96, 96)  # of a picture as it is
 LEAST = 24  # pixels that a side must have
 QUALITY = (50, 95)  # of JPEG copies
-FLOPS = 4.5e12  # of full depth on all pictures; `fit_exits` does some eight times that
-PIXELS = (500_000, 8_000_000)  # of all pictures, at least and at most
+FLOPS = 3.3e12  # of full depth on all pictures; `fit_exits` does some eight times that
+PIXELS = (500_000, 6_000_000)  # of all pictures, at least and at most
 
 
 def add_parser(commands: Commands) -> None:
