@@ -79,7 +79,9 @@ class ExitFit:
         computed by itself in a fixed order: it depends on neither batch nor threads.
         """
         z = (statistics - self.mean) / self.deviation
-        fidelity = self._quadratic(z)
+        leverage = torch.nn.functional.pad(self.precision, (0, 1, 0, 1))[None]
+        forms = _quadratic(z, torch.cat([self.quadratic, leverage]))
+        fidelity, leverage = forms[..., :-1], forms[..., -1]
         # the curve of what is needed is looked up backwards: which level is just met by the prediction
         needed = self.needed[torch.bucketize(_pooled(kind_of(statistics), self.cell), self.kinds)]  # [B, R, K, C, L]
         below = (needed <= fidelity[..., None]).sum(-1, keepdim=True)
@@ -88,21 +90,8 @@ class ExitFit:
         level = FIRST + STEP * (left[..., 0] + (fidelity - low) / (high - low))
         level = torch.where(below[..., 0] == 0, FIRST + (fidelity - low), level)
         level = torch.where(below[..., 0] == LEVELS, FIRST + STEP * (LEVELS - 1) + (fidelity - high), level)
-        return Predictions(fidelity, torch.where(self._unlike(statistics, z)[..., None], level - UNLIKE, level))
-
-    def _quadratic(self, z: Tensor) -> Tensor:
-        z = torch.cat([z, torch.ones_like(z[..., :1])], -1)
-        rows = sum_in_order(z[..., None, i, None] * self.quadratic[:, i] for i in range(z.shape[-1]))  # [..., C, F + 1]
-        return sum_in_order(rows[..., i] * z[..., None, i] for i in range(z.shape[-1]))
-
-    def _unlike(self, statistics: Tensor, z: Tensor) -> Tensor:
-        """Cells ``[B, R, K]`` that no fitted one resembles."""
-        leverage = sum_in_order(
-            z[..., i] * sum_in_order(z[..., j] * self.precision[i, j] for j in range(z.shape[-1]))
-            for i in range(z.shape[-1])
-        )
-        outside = ((statistics < self.low) | (statistics > self.high)).any(-1)
-        return outside | (leverage > self.leverage)
+        unlike = ((statistics < self.low) | (statistics > self.high)).any(-1) | (leverage > self.leverage)
+        return Predictions(fidelity, torch.where(unlike[..., None], level - UNLIKE, level))
 
     def state(self) -> dict[str, Tensor]:
         """All of it as tensors, for a file; `from_state` makes the fit again."""
@@ -147,7 +136,14 @@ def _pooled(kind: Tensor, cell: int) -> Tensor:
     return whole[:, : kind.shape[1], : kind.shape[2]].contiguous()
 
 
-def sum_in_order(terms: Iterable[Tensor]) -> Tensor:
+def _quadratic(z: Tensor, forms: Tensor) -> Tensor:
+    """z' Q z with z ``[..., F]`` and a 1 behind it, for forms Q ``[C, F + 1, F + 1]``: ``[..., C]``."""
+    z = torch.cat([z, torch.ones_like(z[..., :1])], -1)
+    rows = _sum_in_order(z[..., None, i, None] * forms[:, i] for i in range(z.shape[-1]))  # [..., C, F + 1]
+    return _sum_in_order(rows[..., i] * z[..., None, i] for i in range(z.shape[-1]))
+
+
+def _sum_in_order(terms: Iterable[Tensor]) -> Tensor:
     """The sum of tensors, one after the other: each element is rounded as it would be alone."""
     total = None
     for term in terms:
