@@ -208,6 +208,19 @@ def test_backends_agree_but_for_cells_on_the_boundary(fit, program):
         assert ((native.exit_at == plain.exit_at) | boundary).all()
 
 
+def test_a_network_without_exits_is_interpolated_or_run_whole():
+    torch.manual_seed(0)
+    model = spread_network(SCALE, 1, 8, None)
+    with torch.no_grad():  # a picture that interpolation comes close to, but for what the layers add
+        for parameter in model.tail.parameters():
+            parameter.mul_(0.1)
+    fit = fit_exits(model, photos())
+    assert fit.stages == 1 and fit.quadratic.shape[0] == 1
+    plan = make_plan(fit, APEForward(model).program, other_photo(), 20.0)
+    assert set(plan.exit_at.unique().tolist()) <= {-1, 0}
+    assert (plan_within(fit, APEForward(model).program, other_photo(), 0.5).share <= 0.5).all()
+
+
 class TestRefusals:
     def test_of_a_fidelity(self, fit, program):
         for asked in (19.9, 80.1, math.nan, True, "45"):
