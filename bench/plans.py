@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 from tqdm import tqdm
 
-from ape_kernels import APEForward
+from ape_kernels import APEForward, Wish, pack
 from ape_kernels.backends.protocol import Depths
 from ape_kernels.images import Tones, run_image
 from ape_kernels.plan import ExitFit, make_plan
@@ -33,7 +33,7 @@ from ape_kernels.plan.work import Work, areas, ring_pixels
 from ape_sr.checkpoint import load_model
 from ape_sr.data.images import to_tensor
 from ape_sr.evaluate import find_pairs
-from ape_sr.fits import _read
+from ape_sr.fits import read_fit
 from ape_sr.weights import find_weights
 
 COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     model = load_model(find_weights(args.weights), with_fit=args.fit is None)
-    fit = model.exit_fit if args.fit is None else _read(args.fit.read_bytes(), args.fit)
+    fit = model.exit_fit if args.fit is None else read_fit(args.fit.read_bytes(), args.fit)
     copies = COPIES if args.copies else {"as it is": COPIES["as it is"]}
     outcomes: list[Outcome] = []
     for pair in tqdm(find_pairs(args.input), unit="picture", disable=None):
@@ -90,6 +90,7 @@ def measure(fast: APEForward, fit: ExitFit, image: Tensor, fidelities: list[floa
     """Of one image ``[1, C, H, W]``."""
     height, width = image.shape[2:]
     work = Work.of(fast.program, fit.tones is not None)
+    whole = pack(fast.model, Wish(images=True))
     full = fast.forward_patches(image)[0]
     measured = Measured(
         lambda patches, exits: fast.forward_patches(patches, exit_at=exits)[0],
@@ -109,7 +110,7 @@ def measure(fast: APEForward, fit: ExitFit, image: Tensor, fidelities: list[floa
         ring = ring_pixels(best > 0, *sides, fit.ring)
         spent = (torch.tensor(work.candidates)[best] * sides[0] * sides[1] + work.ring * ring).sum()
         depths = Depths(plan.exit_at, plan.cell, fit.ring)
-        picture = run_image(image, fast.packed, depths, Tones(fit.tones, fit.value_range))
+        picture = run_image(image, whole, depths, Tones(fit.tones, fit.value_range))
         squares = ((picture / fit.value_range).clamp(0, 1) - (full / fit.value_range).clamp(0, 1)).square()
         yield Outcome(
             "",

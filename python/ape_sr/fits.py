@@ -43,16 +43,17 @@ def attach_fit(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     beside = path.with_name(path.name + SUFFIX)
     fit = None
     if KEY in metadata:
-        fit = _read(base64.b64decode(metadata[KEY]), path)
+        fit = read_fit(base64.b64decode(metadata[KEY]), path)
     elif beside.is_file():
-        fit = _read(beside.read_bytes(), beside)
+        fit = read_fit(beside.read_bytes(), beside)
     if fit is not None and fit.fingerprint != fingerprint_of(model):
         name = path if KEY in metadata else beside
         raise UserError(f"fit: {name}: expected one of the weights in {path}, got one of others; run: ape-sr fit")
     model.exit_fit = fit  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue] - a plain attribute
 
 
-def _read(content: bytes, path: Path) -> ExitFit:
+def read_fit(content: bytes, path: Path) -> ExitFit:
+    """The fit that the content of a safetensors file holds; UserError, naming `path`, if it holds none."""
     try:
         return ExitFit.from_state(load(content))
     except (SafetensorError, ValueError, TypeError) as error:
