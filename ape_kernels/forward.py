@@ -142,7 +142,7 @@ class APEForward(nn.Module):
         return "patch" if by_patch else "model"
 
     def _checked_context(self, context: Context | None) -> Context | None:
-        if context != "model":
+        if context is None or context == "patch":
             return context
         if self._threshold or self._budget is not None:
             given = "a threshold" if self._threshold else "a budget"

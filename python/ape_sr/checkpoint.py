@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ape_sr.errors import UserError
 from ape_sr.files import atomic_path
+from ape_sr.fits import attach_fit, fit_of, to_metadata
 from ape_sr.models import ExitNetwork, build_model, model_name
 from ape_sr.models.convert import Unsaid, family_of, foreign_name, from_state_dict
 from ape_sr.weights import SUFFIXES
@@ -53,24 +54,34 @@ COUNTERS = ("total_ops", "total_params")  # buffers that a profiler leaves behin
 
 
 def save_model(path: Path, model: ExitNetwork) -> None:
-    """Write `model` (one of `ape_sr.models`) with its configuration; whole or not at all."""
+    """Write `model` (one of `ape_sr.models`) with its configuration, and the fit of these weights if it carries one.
+
+    Whole or not at all.
+    """
     metadata = {"format": FORMAT, "network": model_name(model), "config": json.dumps(model.config)}
+    if (fit := fit_of(model)) is not None:
+        metadata |= to_metadata(fit)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
         # not save_file, which keeps others from reading the file whatever the umask
         temporary.write_bytes(save(tensors, metadata=metadata))
 
 
-def load_model(path: Path, unsaid: Unsaid | None = None) -> ExitNetwork:
-    """Build the network stored in `path`, in evaluation mode.
+def load_model(path: Path, unsaid: Unsaid | None = None, *, with_fit: bool = True) -> ExitNetwork:
+    """Build the network stored in `path`, in evaluation mode, with its `exit_fit` if one is stored there or beside.
 
     path: a file written by `save_model`, or a state dict that `from_state_dict` knows (``.safetensors``, or with
     PyTorch's pickle, of which only tensors are read, ``.pth``, ``.pt``, ``.ckpt`` or ``.bin``), bare or under keys of
     `NESTED`, with or without `PREFIXES`. unsaid: what a state dict does not hold; only for such a file.
+    with_fit: whether to read the fit.
 
     Raises UserError when the file is missing, corrupt, holds something else or does not fit.
     """
-    return _built(path, *_read(path), unsaid or Unsaid())
+    metadata, content = _read(path)
+    model = _built(path, metadata, content, unsaid or Unsaid())
+    if with_fit:
+        attach_fit(model, path, metadata or {})
+    return model
 
 
 def load_network(path: Path, unsaid: Unsaid | None = None) -> nn.Module:
@@ -79,8 +90,14 @@ def load_network(path: Path, unsaid: Unsaid | None = None) -> nn.Module:
     Networks of spandrel read and write pixels from 0 to 1.
     """
     metadata, content = _read(path)
+    model = _network(path, metadata, content, unsaid or Unsaid())
+    attach_fit(model, path, metadata or {})
+    return model
+
+
+def _network(path: Path, metadata: dict[str, str] | None, content: object, unsaid: Unsaid) -> nn.Module:
     try:
-        return _built(path, metadata, content, unsaid or Unsaid())
+        return _built(path, metadata, content, unsaid)
     except UserError as error:
         if metadata is not None:
             raise

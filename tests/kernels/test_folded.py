@@ -47,7 +47,7 @@ def test_sides_below_the_square(scale, backend):
 
 def test_patches_of_an_image_start_on_squares(backend):
     model, image = BasicSR(scale=1), test_patches(1, 45, 41)
-    fast = APEForward(model, backend=backend, patch_size=18, overlap=3)  # in whole squares 16 and 4
+    fast = APEForward(model, backend=backend, context="patch", patch_size=18, overlap=3)  # in squares 16 and 4
     sr, report = fast(image, return_report=True)
     assert sr.shape == image.shape
     assert report.exit_index.shape == (1, 4, 4)

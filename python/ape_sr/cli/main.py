@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ape_kernels import __version__
-from ape_sr.cli import calibrate, evaluate, info, train, upscale
+from ape_sr.cli import calibrate, evaluate, fit, info, train, upscale
 from ape_sr.errors import UserError
 
-COMMANDS = (upscale, evaluate, calibrate, train, info)
+COMMANDS = (upscale, evaluate, fit, calibrate, train, info)
 
 
 class _Parser(argparse.ArgumentParser):
