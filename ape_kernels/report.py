@@ -35,7 +35,7 @@ class Report:
     flops_full: int
     body_flops: int
     body_flops_full: int
-    plan: Plan | None = None
+    plan: Plan | None
 
     @property
     def mean_exit(self) -> float:
@@ -81,6 +81,7 @@ def make_report(program: PatchProgram, exit_index: Tensor, capacity: Tensor, pix
         total * pixels * whole[-1],
         done(body),
         total * pixels * body[-1],
+        None,
     )
 
 
