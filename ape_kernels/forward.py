@@ -135,8 +135,8 @@ class APEForward(nn.Module):
     def fidelity(self) -> float | None:
         """PSNR in dB to full depth that is asked of each cell of an image.
 
-        None for full depth, and with a threshold or a budget. May be set between calls, which ends a threshold or budget: 20 to 80, "auto" for the fit's own, None for full
-        depth.
+        None for full depth, and with a threshold or a budget. May be set between calls, which ends a threshold or
+        budget: 20 to 80, "auto" for the fit's own, None for full depth.
         """
         if self._policy.fidelity != "auto":
             return self._policy.fidelity
