@@ -95,7 +95,8 @@ class _Outlook:
         name = choose_for_patches(backend, image.device, image.dtype)
         statistics = torch.ops.ape_kernels.statistics(image, fit.cell, fit.value_range, name)
         work = Work.of(program, fit.tones is not None)
-        heights, widths = areas(*image.shape[2:], fit.cell, image.device)
+        height, width = image.shape[2:]
+        heights, widths = areas(height, width, fit.cell, image.device)
         return cls(fit, work, fit.predict(statistics, name), heights, widths)
 
     def chosen(self, asked: Tensor) -> Tensor:
