@@ -12,6 +12,7 @@ from torch import Tensor
 from ape_kernels.backends.cuda.launch import DTYPES, run_patches, run_stage
 from ape_kernels.backends.cuda.layout import pack
 from ape_kernels.backends.native_calls import merge_call, split_call
+from ape_kernels.backends.torch.predict import predict
 from ape_kernels.backends.torch.statistics import statistics
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.native import core, missing
@@ -21,6 +22,7 @@ from ape_kernels.table import ELEMENT_TYPES
 __all__ = [
     "merge",
     "pack",
+    "predict",
     "run_patches",
     "run_stage",
     "split",
