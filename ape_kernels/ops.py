@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ape_kernels.backends import get_backend
+from ape_kernels.backends import choose_for_patches, get_backend
 from ape_kernels.backends.protocol import STATISTICS, Depths, Exits, FitTensors, PatchResults, Picture
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.table import PackedProgram
@@ -146,6 +146,7 @@ def statistics(image: Tensor, cell: int, value_range: float, backend: str) -> Te
     mean fourth power of each; log of the root mean square of the Laplacians of red and blue less green; the mean luma.
     A cell is filtered with the pixels around it, those around the image being as at its border. Mean squares count as
     at least 1e-8. Of images without three channels the luma is the mean of the channels, and there are no colours.
+    backend: the one that computes, if it can; else the first that can.
 
     Raises ValueError for a tensor of another dtype or shape.
     """
@@ -153,7 +154,8 @@ def statistics(image: Tensor, cell: int, value_range: float, backend: str) -> Te
         raise ValueError(f"image: expected float32 [B, C, H, W], got {image.dtype} {list(image.shape)}")
     if cell < 1:
         raise ValueError(f"cell: expected at least 1 pixel, got {cell}")
-    return _call(backend, "statistics", image.contiguous(), cell, value_range)
+    name = choose_for_patches(backend, image.device, image.dtype)  # here: what is traced cannot choose
+    return _call(name, "statistics", image.contiguous(), cell, value_range)
 
 
 def predict(statistics: Tensor, fit: list[Tensor], parts: int, backend: str) -> tuple[Tensor, Tensor]:
@@ -170,7 +172,8 @@ def predict(statistics: Tensor, fit: list[Tensor], parts: int, backend: str) -> 
     for name, tensor in tensors._asdict().items():
         if tensor.dtype != torch.float32 or tensor.device != statistics.device:
             raise ValueError(f"{name}: expected float32 on {statistics.device}, got {tensor.dtype} on {tensor.device}")
-    return _call(backend, "predict", statistics.contiguous(), tensors, parts)
+    name = choose_for_patches(backend, statistics.device, statistics.dtype)
+    return _call(name, "predict", statistics.contiguous(), tensors, parts)
 
 
 def _fake_predict(statistics: Tensor, fit: list[Tensor], parts: int, backend: str) -> tuple[Tensor, Tensor]:

@@ -52,6 +52,14 @@ def non_negative_float(text: str) -> float:
     return value
 
 
+def fidelity(text: str) -> float | None:
+    """A number of dB, or "full", which is None."""
+    value = _float(text)
+    if text != "full" and math.isnan(value):
+        raise argparse.ArgumentTypeError(f"expected a number of dB or full, got {text}")
+    return None if text == "full" else value
+
+
 def _float(text: str) -> float:
     try:
         return float(text)

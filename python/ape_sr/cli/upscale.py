@@ -12,12 +12,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ape_sr.cli.arguments import Commands, fraction, non_negative_float
+from ape_sr.cli.arguments import Commands, fidelity, fraction, non_negative_float
 from ape_sr.cli.network import add_network_arguments, open_network, weights_path
 from ape_sr.data.images import SUFFIXES, check_output_suffix, list_images, read_image, read_note, write_image
 from ape_sr.distributed import ranks_from_environment
 from ape_sr.errors import UserError
 from ape_sr.files import remove_leftovers
+from ape_sr.fits import digest_of
 from ape_sr.upscaler import Upscaler
 
 
@@ -35,9 +36,9 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "upscale",
         help="upscale an image or a folder of images",
-        description="Upscale an image or a folder of images. Every patch leaves the network as soon as more layers "
-        "are predicted to bring little. --threshold or --min-gain-db say how little; without them the weights say it. "
-        "--budget bounds the work on each image instead. If a folder was interrupted, give the same command again: it "
+        description="Upscale an image or a folder of images. With weights that carry a fit (ape-sr fit), each part "
+        "of an image takes as few layers as --fidelity or --budget allow; without a fit all of them. --threshold and "
+        "--min-gain-db are the paper's way instead: patches leave where more layers are predicted to bring little. If a folder was interrupted, give the same command again: it "
         "goes on where it stopped. Under torchrun the processes share the images of a folder.",
     )
     parser.set_defaults(run=run)
@@ -57,15 +58,17 @@ def add_parser(commands: Commands) -> None:
         help="file to write, or folder (made if needed), where the pictures are called NAME_xSCALE.png",
     )
     policy = parser.add_mutually_exclusive_group()
+    policy.add_argument(
+        "--fidelity",
+        type=fidelity,
+        default="auto",
+        help="dB from 20 to 80 that each part is to have to full depth, or full (of the fit, without one full)",
+    )
     policy.add_argument("--threshold", type=fraction, help="capacity below which a patch leaves, from 0 (never) to 1")
     policy.add_argument("--min-gain-db", type=non_negative_float, help="the same as dB that a stage must bring")
+    policy.add_argument("--budget", type=fraction, help="share of all work that each image may take at most")
     parser.add_argument(
-        "--budget",
-        type=fraction,
-        help="share of the body's FLOPs that each image may take at most, spent where the predicted gain is highest",
-    )
-    parser.add_argument(
-        "--exit-map", action="store_true", help="also write a picture of where patches left the network"
+        "--exit-map", action="store_true", help="also write a picture of how deep each part ran, brighter for more work"
     )
     add_network_arguments(parser)
 
@@ -74,7 +77,13 @@ def run(args: argparse.Namespace) -> None:
     """Upscale. An image of a folder that fails is reported, and the others are done."""
     if not args.input.exists():
         raise UserError(f"input: no such file or folder: {args.input}")
-    upscaler = open_network(args, threshold=args.threshold, min_gain_db=args.min_gain_db, budget=args.budget)
+    upscaler = open_network(
+        args,
+        threshold=args.threshold,
+        min_gain_db=args.min_gain_db,
+        fidelity=args.fidelity,
+        budget=args.budget,
+    )
     ranks = ranks_from_environment()
     folder = args.input.is_dir()
     jobs = plan(args.input, args.output, upscaler.scale)
@@ -106,6 +115,9 @@ def describe(upscaler: Upscaler, weights: Path) -> dict[str, object]:
     network = upscaler.network
     return {
         "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "context": network.context,
+        "fidelity": network.fidelity,
+        "fit": None if network.fit is None else digest_of(network.fit),
         "threshold": network.threshold,
         "budget": network.budget,
         "backend": upscaler.backend,
