@@ -46,6 +46,7 @@ struct WorkerArgs {
 constexpr int kWindow = 48;                 // most pixels of a window's side
 constexpr int kMostBuffers = 16;            // of a program that runs on images
 constexpr int32_t kZeros = -1, kKeep = -2;  // in the place of a map to carry: zeros; what is there
+constexpr int32_t kNever = -1;              // in the place of a stage
 
 // A launch for whole images (window.h). All pointers are device memory.
 struct ImageArgs {
@@ -64,8 +65,11 @@ struct ImageArgs {
   int32_t margin;         // pixels of a window that are spoilt
   int32_t across, down;   // windows
   int32_t border_blocks;  // blocks after the windows, for the border pixels of a RECONSTRUCT
-  int32_t stage, radius, ring, cell, cell_rows, cell_columns;
+  int32_t cell, cell_rows, cell_columns;
+  int32_t stage, radius, ring;  // what is computed: so far around cells that run to `stage`, and their ring
   int32_t target, carry;        // places of the map written and of what stands where nothing is computed
+  int32_t carry_stage,
+      carry_ring;               // only pixels that ran in this stage are carried: the maps agree elsewhere; or kNever
   int32_t place[kMostBuffers];  // of each buffer in the maps, in elements a low-resolution pixel
 };
 

@@ -87,6 +87,8 @@ struct Carrier : CarrierBase<E, WorkerArgs> {
   FN float* picture(int64_t number, int colors, int64_t pixels, int, int) const {
     return args.output + number * colors * pixels;
   }
+  // What a RECONSTRUCT adds; down, s: as in Outlet.
+  FN Feature<E> added(int number, int, int) const { return feature(number); }
   // Whether the warp takes number `turn` of what is dealt out.
   FN bool takes(int turn) const { return turn % kWarps == w.id; }
 };

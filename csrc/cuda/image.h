@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 
 #include "request.h"
 
@@ -26,6 +27,30 @@ struct ImageRequest {
 struct ImageLaunch {
   int64_t blocks;
   ImageArgs args;
+};
+
+// Which maps, by their places, hold the same outside what ran in some stage: what has been carried once need not be
+// again. What runs in a stage ran in those before it.
+class Agreement {
+ public:
+  // The stage; kNever for maps that agree nowhere.
+  int32_t stage(int32_t one, int32_t other) const {
+    const auto found = stages_.find(std::minmax(one, other));
+    return found == stages_.end() ? kNever : found->second;
+  }
+  // `target` has been written anywhere.
+  void forget(int32_t target) {
+    for (auto at = stages_.begin(); at != stages_.end();)
+      at = at->first.first == target || at->first.second == target ? stages_.erase(at) : std::next(at);
+  }
+  // `target` has been written where `stage` runs, and holds what `carry` does elsewhere.
+  void note(int32_t target, int32_t carry, int32_t stage) {
+    forget(target);
+    stages_[std::minmax(target, carry)] = stage;
+  }
+
+ private:
+  std::map<std::pair<int32_t, int32_t>, int32_t> stages_;
 };
 
 // fuses: whether pairs of so many channels, padded, run in one pass on the device.
@@ -61,23 +86,24 @@ inline std::vector<ImageLaunch> image_launches(const ImageRequest& request, cons
   for (int i = 0; i < plan.buffer_count; ++i) args.place[i] = plan.rows[i].arena_offset();
 
   std::vector<ImageLaunch> launches;
+  Agreement agreement;
   int stage = -1, sources = 0;
   for (int row = plan.buffer_count; row < int(plan.rows.size()); ++row) {
     const Instruction& in = plan.rows[row];
     if (in.opcode == kStage) ++stage;
     if (in.opcode == kSource) ++sources;
-    if (in.opcode == kUpsample || in.opcode == kAttention)
+    if (in.opcode == kAttention)
       throw std::invalid_argument("table: row " + std::to_string(row) + ": does not run on windows of an image");
-    if (in.opcode != kConv && in.opcode != kReconstruct) continue;
+    if (in.opcode != kConv && in.opcode != kReconstruct && in.opcode != kUpsample) continue;
     const bool in_stage = stage >= 0 && row < plan.tail_row, picture = in.opcode == kReconstruct;
     args.exit_at = stage < 0 ? nullptr : reinterpret_cast<const int64_t*>(request.exit_at);
     // the hidden features of a pair are computed wherever the second row reads them, or are what the first one carries
-    args.fused = in.fused && request.element == kFloat16 && fuses(int(ape::padded(in.out_channels))) &&
-                 (!args.exit_at || reach(row) > reach(row + 1));
+    args.fused = in.opcode == kConv && in.fused && request.element == kFloat16 &&
+                 fuses(int(ape::padded(in.out_channels))) && (!args.exit_at || reach(row) > reach(row + 1));
     args.first = row - sources;
     args.last = row + args.fused;
-    args.margin = args.fused ? 2 : in.kernel / 2;
-    args.resolution = plan.rows[in.src].resolution();
+    args.margin = args.fused ? 2 : in.opcode == kUpsample ? 0 : in.kernel / 2;
+    args.resolution = plan.rows[picture ? in.src : in.dst].resolution();
     args.map_height = args.height * args.resolution;
     args.map_width = args.width * args.resolution;
     const int side = kWindow - 2 * args.margin;
@@ -88,13 +114,22 @@ inline std::vector<ImageLaunch> image_launches(const ImageRequest& request, cons
     args.radius = reach(args.last);
     args.ring = in_stage && stage == 0 ? int32_t(request.ring) : 0;
     args.target = args.carry = kKeep;
+    args.carry_stage = kNever;
     const int32_t dst = plan.rows[args.last].dst;
     const bool moves = args.fused && dst == in.src;
     if (!picture) {
       args.target = args.place[moves ? in.dst : dst];
       const int32_t carry = shares[2 * args.last + 1];
-      const int32_t stands = !in_stage ? args.target : carry == kNoBuffer ? kZeros : args.place[carry];
+      const bool carries = in_stage && args.exit_at;
+      const int32_t stands = !carries ? args.target : carry == kNoBuffer ? kZeros : args.place[carry];
       args.carry = stands == args.target ? kKeep : stands;
+      if (args.carry >= 0) args.carry_stage = agreement.stage(args.carry, args.target);
+      if (args.carry >= 0 && args.carry_stage == stage) args.carry = kKeep;  // the same pixels
+      args.carry_ring = args.carry_stage == 0 ? int32_t(request.ring) : 0;
+      if (!carries || args.radius > 0 || stands == kZeros)
+        agreement.forget(args.target);
+      else if (stands != args.target)
+        agreement.note(args.target, stands, stage);
     }
     const int64_t blocks = int64_t(args.across) * args.down + args.border_blocks;
     if (blocks * request.images > std::numeric_limits<int32_t>::max())

@@ -33,7 +33,7 @@ struct Outlet {
     pixels = static_cast<int64_t>(s) * s * src.plane;
     picture = b.picture(patch, colors, pixels, down, s);
     adds = in.add != kNoBuffer;
-    if (adds) added = b.feature(in.add);
+    if (adds) added = b.added(in.add, down, s);
     paired = !adds && s % 2 == 0 && reinterpret_cast<uintptr_t>(picture) % sizeof(F2) == 0;
   }
   FN Place place(int channel) const {

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ape_kernels.backends.cuda.launch import launcher
+from ape_kernels.backends.cuda import launch
 from ape_kernels.backends.cuda.layout import UNIT
 from ape_kernels.backends.protocol import Depths, Picture
 from ape_kernels.backends.torch.image import interpolate_cells
-from ape_kernels.program import PatchProgram, Upsample
+from ape_kernels.program import PatchProgram
 from ape_kernels.table import ELEMENT_TYPES, Column, Opcode, PackedProgram
 
 MOST_BUFFERS = 16  # kMostBuffers in csrc/cuda/args.h
@@ -17,11 +17,7 @@ CELL = 8  # channels of a pixel that lie together
 
 
 def why_no_windows(program: PatchProgram) -> str | None:
-    """None if every step of a program that has shared maps has a kernel for windows of them, else which has not."""
-    if any(isinstance(step, Upsample) for step in program.steps()):
-        return "has no kernel for interpolation between feature maps of whole images"
-    if program.reconstruct.add is not None:
-        return "has no kernel for whole images whose reconstruction adds a feature map"
+    """None if a program that has shared maps runs on windows of them, else the reason."""
     if len(program.buffers) > MOST_BUFFERS:
         return f"runs images with up to {MOST_BUFFERS} feature maps, not {len(program.buffers)}"
     return None
@@ -36,7 +32,7 @@ def run_image(packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Dep
     with torch.cuda.device_of(image):
         maps = _empty_maps(packed, image)
         _load(image, maps)
-        launcher().cuda_run_image(
+        launch.launcher().cuda_run_image(
             table=packed.table.data_ptr(),
             table_rows=len(packed.table),
             weights=weights.data_ptr(),
