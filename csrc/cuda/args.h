@@ -62,9 +62,10 @@ struct ImageArgs {
   int32_t fused;                  // they are a pair
   int32_t map_height, map_width;  // of the map: of the image, times `resolution`
   int32_t resolution;
-  int32_t margin;         // pixels of a window that are spoilt
-  int32_t across, down;   // windows
-  int32_t border_blocks;  // blocks after the windows, for the border pixels of a RECONSTRUCT
+  int32_t margin;          // pixels of a window that are spoilt
+  int32_t side_y, side_x;  // pixels of a window that are stored, at most
+  int32_t across, down;    // windows
+  int32_t border_blocks;   // blocks after the windows, for the border pixels of a RECONSTRUCT
   int32_t cell, cell_rows, cell_columns;
   int32_t stage, radius, ring;  // what is computed: so far around cells that run to `stage`, and their ring
   int32_t target, carry;        // places of the map written and of what stands where nothing is computed

@@ -29,8 +29,9 @@ cudaError_t launch_images(const ImageRequest& request, cudaStream_t stream) {
   Prepared prepared{};
   cudaError_t error = prepare(reinterpret_cast<const void*>(kernel), half, image_shared_bytes_of, &prepared);
   if (error != cudaSuccess) return error;
-  const auto fuses = [&](int channels) { return image_fuses(channels, shared_kb_of(prepared.arch)); };
-  for (const ImageLaunch& launch : image_launches(request, fuses)) {
+  const ImageDevice device{[&](int channels) { return image_fuses(channels, shared_kb_of(prepared.arch)); },
+                           prepared.processors};  // one block each, by its shared memory
+  for (const ImageLaunch& launch : image_launches(request, device)) {
     void* parameters[] = {const_cast<ImageArgs*>(&launch.args)};
     error = reported(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(unsigned(launch.blocks)),
                                       dim3(kThreads), parameters, prepared.shared_bytes, stream));

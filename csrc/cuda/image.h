@@ -53,9 +53,32 @@ class Agreement {
   std::map<std::pair<int32_t, int32_t>, int32_t> stages_;
 };
 
-// fuses: whether pairs of so many channels, padded, run in one pass on the device.
+// What the launches depend on of the device: whether pairs of so many channels, padded, run in one pass, and how many
+// thread blocks run at once. Results do not depend on the latter.
+struct ImageDevice {
+  std::function<bool(int)> fuses;
+  int64_t blocks;
+};
+
+// How many rows of a map a window stores. Blocks run in rounds, of which each takes as long as a window: convolutions
+// compute eight rows a step, a pair needs one row more; what a window begins with is taken as half a step.
+inline int window_rows(const ImageArgs& args, int64_t images, const ImageDevice& device) {
+  int best = 0;
+  int64_t least = 0;
+  for (int rows = kWindow - 2 * args.margin; rows >= 8; --rows) {
+    const int64_t windows = images * args.across * ((args.map_height + rows - 1) / rows);
+    const int64_t steps = (rows + 2 * args.margin + args.fused + 7) / 8;
+    const int64_t cost = (windows + device.blocks - 1) / device.blocks * (2 * steps + 1);
+    if (best == 0 || cost < least) {
+      best = rows;
+      least = cost;
+    }
+  }
+  return best;
+}
+
 // Throws std::invalid_argument for a malformed table, and for rows that do not run on windows.
-inline std::vector<ImageLaunch> image_launches(const ImageRequest& request, const std::function<bool(int)>& fuses) {
+inline std::vector<ImageLaunch> image_launches(const ImageRequest& request, const ImageDevice& device) {
   const Plan plan = plan_of(request.table, request.table_rows, request.weight_count, int(request.element));
   Request sizes{};
   sizes.stage = kWhole;
@@ -99,16 +122,17 @@ inline std::vector<ImageLaunch> image_launches(const ImageRequest& request, cons
     args.exit_at = stage < 0 ? nullptr : reinterpret_cast<const int64_t*>(request.exit_at);
     // the hidden features of a pair are computed wherever the second row reads them, or are what the first one carries
     args.fused = in.opcode == kConv && in.fused && request.element == kFloat16 &&
-                 fuses(int(ape::padded(in.out_channels))) && (!args.exit_at || reach(row) > reach(row + 1));
+                 device.fuses(int(ape::padded(in.out_channels))) && (!args.exit_at || reach(row) > reach(row + 1));
     args.first = row - sources;
     args.last = row + args.fused;
     args.margin = args.fused ? 2 : in.opcode == kUpsample ? 0 : in.kernel / 2;
     args.resolution = plan.rows[picture ? in.src : in.dst].resolution();
     args.map_height = args.height * args.resolution;
     args.map_width = args.width * args.resolution;
-    const int side = kWindow - 2 * args.margin;
-    args.across = (args.map_width + side - 1) / side;
-    args.down = (args.map_height + side - 1) / side;
+    args.side_x = kWindow - 2 * args.margin;
+    args.across = (args.map_width + args.side_x - 1) / args.side_x;
+    args.side_y = window_rows(args, request.images, device);
+    args.down = (args.map_height + args.side_y - 1) / args.side_y;
     args.border_blocks = picture && in.mode ? 1 + (args.map_height + args.map_width) / 1024 : 0;
     args.stage = in_stage ? stage : 0;
     args.radius = reach(args.last);

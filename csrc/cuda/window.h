@@ -62,10 +62,10 @@ struct Window : CarrierBase<E, ImageArgs> {
   enum Work { kNothing, kToCarry, kToCompute };
   FN Work open() const {
     const bool whole = is_border();
-    const int side = kPairWidth - 2 * args.margin;
-    const int y = whole ? 0 : number() / args.across * side, x = whole ? 0 : number() % args.across * side;
-    const int end_y = whole ? args.map_height : least(y + side, args.map_height);
-    const int end_x = whole ? args.map_width : least(x + side, args.map_width);
+    const int y = whole ? 0 : number() / args.across * args.side_y,
+              x = whole ? 0 : number() % args.across * args.side_x;
+    const int end_y = whole ? args.map_height : least(y + args.side_y, args.map_height);
+    const int end_x = whole ? args.map_width : least(x + args.side_x, args.map_width);
     const int top = most(y - args.margin, 0), left = most(x - args.margin, 0);
     const int bottom = least(end_y + args.margin, args.map_height);
     const int right = least(end_x + args.margin, args.map_width);

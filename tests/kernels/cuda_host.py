@@ -75,18 +75,19 @@ class HostLauncher:
         return ctypes.CDLL(str(self.library)).ape_host_image_shared_bytes(half, arch)
 
     def cuda_run_worker(self, **arguments):
-        self._run("ape_host_run", Request, arguments)
+        self._run("ape_host_run", Request, arguments)  # its blocks are among them
 
     def cuda_run_image(self, **arguments):
-        self._run("ape_host_run_image", ImageRequest, arguments)
+        self._run("ape_host_run_image", ImageRequest, arguments, ctypes.c_int64(self.blocks))
 
-    def _run(self, function, kind, arguments):
+    def _run(self, function, kind, arguments, *more):
         assert arguments.pop("stream") == 0
         assert set(arguments) == {name for name, _ in kind._fields_}
         request = kind(**arguments)
         sites, message = ctypes.create_string_buffer(8192), ctypes.create_string_buffer(8192)
         errors = getattr(ctypes.CDLL(str(self.library)), function)(
             ctypes.byref(request),
+            *more,
             self.shared_kb,
             self.seed,
             self.chance,

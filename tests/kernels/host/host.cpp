@@ -136,13 +136,12 @@ extern "C" int ape_host_run(const Request* request, int shared_kb, unsigned seed
 }
 
 // The same for whole images, with as many errors as all launches have.
-extern "C" int ape_host_run_image(const ImageRequest* request, int shared_kb, unsigned seed, int chance,
+extern "C" int ape_host_run_image(const ImageRequest* request, int64_t blocks, int shared_kb, unsigned seed, int chance,
                                   const char* fault, char* sites, char* message, int64_t size) {
   Run run{seed, chance, fault, 0, {}, {}};
   try {
-    for (const ImageLaunch& launch :
-         image_launches(*request, [&](int channels) { return image_fuses(channels, shared_kb); }))
-      execute_on(shared_kb, *request, launch, run);
+    const ImageDevice device{[&](int channels) { return image_fuses(channels, shared_kb); }, blocks};
+    for (const ImageLaunch& launch : image_launches(*request, device)) execute_on(shared_kb, *request, launch, run);
   } catch (const std::invalid_argument& error) {
     put(message, size, error.what());
     return -1;
