@@ -183,12 +183,24 @@ void cuda_run_worker(uintptr_t table, int64_t table_rows, int64_t weight_count, 
   check(ape::cuda::launch_worker(ape::cuda::args_of(request, plan), element, blocks, pointer<CUstream_st>(stream)));
 }
 
+// cuda/image.h has the shapes of the pointers. Throws std::invalid_argument (ValueError) for a malformed table.
+void cuda_run_image(uintptr_t table, int64_t table_rows, uintptr_t weights, int64_t weight_count, int element,
+                    uintptr_t sharing, uintptr_t maps, uintptr_t exit_at, uintptr_t output, int64_t images, int height,
+                    int width, int cell, int cell_rows, int cell_columns, int ring, uintptr_t stream) {
+  check(ape::cuda::launch_images({table, table_rows, weights, weight_count, element, sharing, maps, exit_at, output,
+                                  images, height, width, cell, cell_rows, cell_columns, ring},
+                                 pointer<CUstream_st>(stream)));
+}
+
 void export_cuda(py::module_& m) {
   m.def("cuda_plan", &cuda_plan, py::kw_only(), "table"_a, "table_rows"_a, "weight_count"_a, "element"_a, "stage"_a);
   m.def("cuda_run_worker", &cuda_run_worker, py::kw_only(), "table"_a, "table_rows"_a, "weight_count"_a, "element"_a,
         "stage"_a, "weights"_a, "input"_a, "input_rows"_a, "active"_a, "exit_at"_a, "output"_a, "exit_index"_a,
         "capacity"_a, "leaves"_a, "scratch"_a, "queue"_a, "blocks"_a, "count"_a, "height"_a, "width"_a, "boundary"_a,
         "stream"_a, Unlocked());
+  m.def("cuda_run_image", &cuda_run_image, py::kw_only(), "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a,
+        "element"_a, "sharing"_a, "maps"_a, "exit_at"_a, "output"_a, "images"_a, "height"_a, "width"_a, "cell"_a,
+        "cell_rows"_a, "cell_columns"_a, "ring"_a, "stream"_a, Unlocked());
   def_split<int, uintptr_t>(
       m, "cuda_split",
       [](const ape::SplitArgs& args, int dtype, uintptr_t stream) {
