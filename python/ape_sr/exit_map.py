@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -19,17 +20,24 @@ TINT = 0.55  # share of the colour; the rest is the picture in grey
 DPI = 100
 LEGEND = 84  # pixels below the picture
 MIN_WIDTH = 520  # pixels the legend needs
+MAX_PIXELS = 4_000_000  # of the map; Matplotlib takes 70 bytes for each
 
 
 def draw_exit_map(picture: np.ndarray, exits: np.ndarray, grid: PatchGrid, stages: int, share: float) -> np.ndarray:
     """The picture in grey, every patch tinted by the exit it took, with a legend below.
 
-    picture: uint8 ``[H, W, 3]``, the upscaled one. exits: int ``[rows, columns]``, from 0.
+    picture: uint8 or uint16 ``[H, W, C]``, the upscaled one. exits: int ``[rows, columns]``, from 0.
     grid: the patches, with the scale of the picture. stages: number of exits there are.
     share: of the computation of all patches at full depth, in [0, 1].
-    Returns uint8 ``[H + legend, max(W, legend), 3]``. Where patches overlap the border is drawn halfway.
+    Returns uint8 ``[h + legend, max(w, legend), 3]``: h x w is the picture, reduced by a whole factor to at most 4
+    megapixels. Where patches overlap the border is drawn halfway.
     """
-    rows, columns = _edges(grid.row_starts, grid, 0), _edges(grid.column_starts, grid, 1)
+    factor = math.ceil(math.sqrt(picture.shape[0] * picture.shape[1] / MAX_PIXELS))
+    picture = _small_grey(picture, factor)
+    rows, columns = (
+        np.minimum(-(-_edges(starts, grid, axis) // factor), picture.shape[axis])
+        for axis, starts in enumerate((grid.row_starts, grid.column_starts))
+    )
     colours = colormaps[COLORMAP](np.linspace(0, 1, max(stages, 2)))[:, :3]
     owner = np.repeat(np.repeat(exits, np.diff(rows), axis=0), np.diff(columns), axis=1)
     tinted = _tint(picture, owner, colours)
@@ -51,8 +59,19 @@ def _edges(starts: Sequence[int], grid: PatchGrid, axis: int) -> np.ndarray:
     return np.array([0, *halfway, size * grid.scale])
 
 
-def _tint(picture: np.ndarray, owner: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    grey = picture.astype(np.float32).mean(axis=2, keepdims=True)
+def _small_grey(picture: np.ndarray, factor: int) -> np.ndarray:
+    """uint8 or uint16 ``[H, W, C]`` to float32 ``[H / factor, W / factor, 1]`` in [0, 255], without transparency."""
+    colours = picture[..., : 1 if picture.shape[2] < 3 else 3]
+    rows = [
+        colours[start : start + factor].mean(axis=(0, 2), dtype=np.float32) for start in range(0, len(colours), factor)
+    ]
+    starts = np.arange(0, colours.shape[1], factor)
+    counts = np.diff(starts, append=colours.shape[1]).astype(np.float32)
+    means = np.add.reduceat(np.stack(rows), starts, axis=1) / counts
+    return means[..., None] * np.float32(255 / np.iinfo(picture.dtype).max)
+
+
+def _tint(grey: np.ndarray, owner: np.ndarray, colours: np.ndarray) -> np.ndarray:
     tinted = (1 - TINT) * grey + TINT * 255 * colours[owner].astype(np.float32)
     # a line where neighbours took different exits
     line = np.zeros(owner.shape, dtype=bool)

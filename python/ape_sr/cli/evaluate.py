@@ -35,7 +35,6 @@ def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
         "evaluate",
-        help="measure quality against computation",
         description="Measure quality against computation on a folder of pairs <name>_HR and <name>_LR, or of HR images "
         "alone. Their LR versions are then made by bicubic downscaling. Prints means over the images: for bicubic, for "
         "the network on whole images ('plain'), and for every threshold and budget. FLOPs are shares of full depth, "

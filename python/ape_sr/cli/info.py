@@ -10,9 +10,7 @@ from ape_sr.cli.arguments import Commands
 
 def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
-    parser = commands.add_parser(
-        "info", help="show versions, devices and backends", description="Show versions, devices and backends."
-    )
+    parser = commands.add_parser("info", description="Show versions, devices and backends.")
     parser.set_defaults(run=run)
 
 
