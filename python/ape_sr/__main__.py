@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 
-from ape_sr.cli.process import finish, prepare
+from ape_sr.process import finish, prepare
 
 NEEDED = {  # module -> its distribution in the extra `sr` of pyproject.toml
     "PIL": "pillow",
@@ -25,6 +24,8 @@ def main() -> int:
     All of the extra is looked for first, so that a command does not stop in the middle at one that it imports late.
     """
     prepare()
+    from importlib.util import find_spec
+
     missing = [distribution for module, distribution in NEEDED.items() if find_spec(module) is None]
     if missing:
         print(f'ape-sr: error: needs {", ".join(missing)}; run: pip install "ape-kernels[sr]"', file=sys.stderr)

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from ape_sr.cli.process import begin_work
 from ape_sr.errors import UserError
+from ape_sr.process import begin_work
 
 COMMANDS = {  # subcommand and module -> its line in the help
     "upscale": "upscale images, or folders of images",

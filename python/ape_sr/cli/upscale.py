@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, TextIO
 
 from ape_sr.cli.arguments import Commands, fraction, non_negative_float, positive_float, positive_int
 from ape_sr.cli.network import DEFAULT_SCALE, add_network_arguments, open_network, weights_path
-from ape_sr.cli.process import silence
 from ape_sr.errors import UserError
 from ape_sr.folder.sizes import Size, scale_that_suffices
 from ape_sr.pictures.formats import BY_NAME, FOLDER_FORMATS, SUFFIXES
+from ape_sr.process import silence
 from ape_sr.weights import shipped_names, shipped_weights
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os.path import realpath
 from pathlib import Path
 
 from ape_sr.errors import UserError
@@ -71,12 +72,12 @@ def _in_folders(inputs: Inputs, output: Path | None, label: str, name: str | Non
 
 def _checked(jobs: list[Job]) -> list[Job]:
     """The same jobs; with a fault those that would overwrite an input or the result of one before them."""
-    sources = {job.source.resolve() for job in jobs}
-    taken: dict[Path, Path] = {}
+    sources = {realpath(job.source) for job in jobs}
+    taken: dict[str, Path] = {}
     checked: list[Job] = []
     for job in jobs:
         for target in (job.picture, job.exits):
-            place = target.resolve()
+            place = realpath(target)
             if place in sources:
                 fault = f"output: {target} is an input and would be overwritten; choose another folder or name"
                 job = replace(job, fault=fault)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from types import FrameType
-from typing import TextIO
+
+TYPE_CHECKING = False  # of typing, which would be one more import before Ctrl-C is caught
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import TextIO
 
 
 def prepare() -> None:
