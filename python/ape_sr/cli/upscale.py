@@ -6,6 +6,8 @@ import argparse
 import hashlib
 import sys
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -232,14 +234,31 @@ class Networks:
     def _open(self, scale: int | None) -> Upscaler:
         if scale not in self._opened:
             args = self._args
-            self._opened[scale] = open_network(
-                self._network_args(scale), threshold=args.threshold, min_gain_db=args.min_gain_db, budget=args.budget
-            )
+            with _one_torch_thread():
+                self._opened[scale] = open_network(
+                    self._network_args(scale),
+                    threshold=args.threshold,
+                    min_gain_db=args.min_gain_db,
+                    budget=args.budget,
+                )
         return self._opened[scale]
 
     def _network_args(self, scale: int | None) -> argparse.Namespace:
         """The arguments with the scale of the network, where weights are chosen by it."""
         return argparse.Namespace(**vars(self._args) | {"scale": None if self._args.weights else scale})
+
+
+@contextmanager
+def _one_torch_thread() -> Generator[None, None, None]:
+    """For small operations: threads of PyTorch wait in loops, which takes longer than the work if cores are shared."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _check(args: argparse.Namespace, given: list[Path]) -> None:

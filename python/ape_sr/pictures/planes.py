@@ -29,7 +29,7 @@ def from_planes(planes: np.ndarray, rgb_range: float, out: np.ndarray) -> None:
     """
     peak = np.float32(np.iinfo(out.dtype).max)
     factor = np.float32(peak / rgb_range)
-    for rows in bands(planes[0]):
+    for rows in bands(planes[0], 1 << 17):  # stays in the cache
         levels = planes[:, rows] * factor
         if out.shape[2] == 1:
             levels = np.tensordot(np.array(LUMA, np.float32), levels, 1)[None]
