@@ -1,10 +1,10 @@
-"""Builds ape_kernels._C with ninja: C++ always, CUDA where nvcc and a GPU are. All else is in pyproject.toml.
+"""Builds ape_kernels._C with ninja: always C++, and CUDA if nvcc and a GPU are there. pyproject.toml has all the rest.
 
-APE_BUILD_CUDA  0: no CUDA; 1: CUDA also without a GPU, and fail without nvcc
-APE_CUDA_ARCH   such as "90;120", instead of ARCHITECTURES
-CXX, MAX_JOBS   the compiler and how many run at once
-DEBUG=1         no optimisation, debug symbols on host and device
-APE_SANITIZE    such as "address,undefined": what the compiler is to check at run time (make asan)
+APE_BUILD_CUDA  0: no CUDA. 1: CUDA even without a GPU; without nvcc the build then fails
+APE_CUDA_ARCH   compute capabilities such as "90;120", instead of ARCHITECTURES
+CXX, MAX_JOBS   the compiler, and how many of it run at once
+DEBUG=1         no optimisation, debug symbols for CPU and GPU
+APE_SANITIZE    sanitizers to compile with, such as "address,undefined" (make asan)
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
-# Only files that hold one instruction set's kernels are compiled for it: the choice is made at run time.
+# Only the files with an instruction set's kernels are compiled for it. Which of them run is chosen at run time.
 AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma"
 ISA_FLAGS = {
     "_avx2": "-mavx2 -mfma",
@@ -32,19 +32,18 @@ ISA_FLAGS = {
 }
 DEBUG = os.environ.get("DEBUG") == "1"
 SANITIZE = os.environ.get("APE_SANITIZE", "")
-BUILD = Path(
-    "build/sanitized" if SANITIZE else "build/native"
-)  # kept between installs, so that only what changed is compiled again
+# The folder is kept between installs, so that only changed files are compiled again.
+BUILD = Path("build/sanitized" if SANITIZE else "build/native")
 
 
 def find_compiler() -> str:
-    """The C++ compiler's command line."""
+    """The command of the C++ compiler. Exits with a message when there is none."""
     found = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
     return found or sys.exit("no C++ compiler: looked for g++, clang++ and c++ in PATH; set CXX")
 
 
 def find_nvcc() -> str | None:
-    """nvcc's path, or None to build without CUDA."""
+    """The path of nvcc, or None to build without CUDA."""
     wish = os.environ.get("APE_BUILD_CUDA", "")
     if wish not in ("", "0", "1"):
         sys.exit(f"APE_BUILD_CUDA: expected 0, 1 or nothing, got {wish!r}")
@@ -56,13 +55,13 @@ def find_nvcc() -> str | None:
     if nvcc is None and wish == "1":
         sys.exit("APE_BUILD_CUDA=1: no nvcc in CUDA_HOME, CUDA_PATH, PATH or /usr/local/cuda")
     if nvcc and not wish and not has_gpu():
-        print(f"{nvcc} is there, but no GPU: built without CUDA, which takes minutes; APE_BUILD_CUDA=1 builds it")
+        print(f"{nvcc} is there, but no GPU: built without CUDA. APE_BUILD_CUDA=1 builds it, which takes minutes.")
         return None
     return nvcc
 
 
 def has_gpu() -> bool:
-    """Whether CUDA's driver finds a device on this machine."""
+    """Whether the CUDA driver finds a device on this machine."""
     count = ctypes.c_int()
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -87,8 +86,8 @@ def find_architectures(nvcc: str) -> list[str]:
 
 
 def ninja_file(compiler: str, nvcc: str | None, output: str) -> str:
-    """The text of build.ninja that makes `output`."""
-    import pybind11  # pyright: ignore[reportMissingImports] - in the environment of the build alone
+    """The text of a build.ninja that makes `output`."""
+    import pybind11  # pyright: ignore[reportMissingImports] - only the environment of the build has it
 
     includes = [f"-isystem {shlex.quote(path)}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
     optimise = "-O0 -g" if DEBUG else "-O3"
@@ -97,20 +96,20 @@ def ninja_file(compiler: str, nvcc: str | None, output: str) -> str:
         compiler = f"{compiler} -fsanitize={SANITIZE}"
     host = f"{optimise} -fPIC -fvisibility=hidden -ffp-contract=fast -pthread -Wall -Wextra"
     defines = "-DAPE_DEBUG=1" if DEBUG else ""
-    undefined = "-undefined dynamic_lookup " if sys.platform == "darwin" else ""  # Python's names, found when it loads
+    undefined = "-undefined dynamic_lookup " if sys.platform == "darwin" else ""  # finds Python's symbols on loading
     link = f"{compiler} -shared {undefined}-pthread $in -o $out"
     rules = {"cxx": f"{compiler} -std=c++17 {host} $flags -MMD -MF $out.d -c $in -o $out"}
     if nvcc:
         architectures = find_architectures(nvcc)
         codes = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in architectures]
         codes.append(f"-gencode arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
-        # nvcc, not its folder's name, knows where its headers and static runtime are: it may be a wrapper
+        # nvcc may be a wrapper: it knows where its headers and static runtime are, and its folder does not tell.
         driver = f"{shlex.quote(nvcc)} -ccbin {shlex.split(compiler)[-1]}"
         forwarded = " ".join(f"-Xcompiler={flag}" for flag in host.split())
         device = "-G -g" if DEBUG else "-lineinfo"
         common = f"{driver} -std=c++17 {forwarded} $flags -MD -MF $out.d -c $in -o $out"
-        quiet = "-Xcompiler=-Wno-unused-function"  # clang++ warns of hundreds in the toolkit's own headers
-        # what ptxas says of registers, shared memory and spills stays next to the object: a test reads it
+        quiet = "-Xcompiler=-Wno-unused-function"  # clang++ warns of hundreds of them in the toolkit's own headers
+        # The report of ptxas on registers, shared memory and spills is kept beside the object file. A test reads it.
         report = "-Xptxas -v 2> $out.ptxas || (cat $out.ptxas; exit 1)"
         rules |= {"nvcc": f"{common} {device} {quiet} {' '.join(codes)} {report}", "nvcc_host": common}
         listed = shlex.quote(f'"{";".join(architectures)}"')
@@ -145,9 +144,9 @@ module_from_spec(spec_from_loader("ape_kernels._C", ExtensionFileLoader("ape_ker
 
 
 def check_import(module: Path) -> None:
-    """Exit with the reason unless Python loads `module`: what is missing shows here, not as a slow backend later."""
+    """Exit with the reason unless Python loads `module`. Otherwise users would only notice a slow backend later."""
     if SANITIZE:
-        return  # loads only where the sanitizer's runtime was loaded before Python
+        return  # it loads only if the sanitizer's runtime was loaded before Python
     done = subprocess.run([sys.executable, "-c", LOAD, str(module)], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
@@ -155,10 +154,10 @@ def check_import(module: Path) -> None:
 
 
 class NinjaBuild(build_ext):
-    """build_ext for the one extension there is."""
+    """build_ext for the one extension of this project."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Compile and link in BUILD, then copy the module to where setuptools wants it."""
+        """Compile and link in BUILD, then copy the module to the place that setuptools expects."""
         output = BUILD / Path(self.get_ext_filename("_C"))
         BUILD.mkdir(parents=True, exist_ok=True)
         (BUILD / "build.ninja").write_text(ninja_file(find_compiler(), find_nvcc(), str(output)))

@@ -1,4 +1,4 @@
-"""Fused kernels for Adaptive-Patch-Exiting super-resolution.
+"""Fused kernels for Adaptive-Patch-Exiting super-resolution: run a trained network with one line more.
 
 >>> fast = APEForward(model, threshold=0.1)  # doctest: +SKIP
 >>> sr = fast(lr)                            # doctest: +SKIP

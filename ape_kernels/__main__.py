@@ -1,4 +1,4 @@
-"""``python -m ape_kernels``: show what this installation can run; with ``verify``, find out what is right here."""
+"""``python -m ape_kernels`` shows what this installation can run; ``verify`` after it tests the backends."""
 
 import sys
 

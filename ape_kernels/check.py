@@ -21,10 +21,13 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 @torch.no_grad()
 def check_program(model: nn.Module, program: PatchProgram) -> None:
-    """Run both on one small random patch, at full depth; NotRecognised if the pictures differ.
+    """Run `model` and `program` on one small random patch, at full depth, and compare the two pictures.
 
-    Structure alone does not show what a module's forward does with its layers. The network is called
-    in evaluation mode under no_grad and left as it was found.
+    Structure alone does not show what a module's forward does with its layers. The network is called in evaluation
+    mode under no_grad and is left as it was found.
+
+    Raises NotRecognised when the pictures differ by more than rounding in the dtype of the model's parameters, and when
+    the model returns something else than a picture.
     """
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
@@ -52,18 +55,19 @@ def check_program(model: nn.Module, program: PatchProgram) -> None:
 
 
 def _picture(output: object, last: int) -> tuple[Tensor, tuple[int, ...]]:
-    """The picture in what a network returns, and the stages after which it may have been taken; `last`: full depth.
+    """The picture in what a network returns, and the stages after which it may have been taken.
 
-    Known: a picture; (pictures of all exits, predictions); (picture, exit index or -1, predictions).
+    output: a picture; or (pictures of all exits, predictions); or (picture, exit index or -1, predictions).
+    last: the stage after which a patch of full depth leaves.
     """
     match output:
         case Tensor():
             return output, (last,)
         case ([*_, Tensor() as picture] as pictures, [*_]):
-            return picture, (len(pictures) - 1,)  # blocks after the last exit are not in it
+            return picture, (len(pictures) - 1,)  # this picture does not contain blocks after the last exit
         case (Tensor() as picture, Tensor() as exit_index, Tensor()):
-            # where the interval does not divide the blocks, the APE authors' RRDB calls the last exit by the number
-            # of the one before
+            # Where the interval does not divide the number of blocks, the APE authors' RRDB gives the last exit the
+            # number of the exit before it.
             index = int(exit_index.flatten()[0])
             return picture, (last,) if index < 0 else (index, last)
         case _:

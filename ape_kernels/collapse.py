@@ -1,21 +1,22 @@
 """Exact collapse of a linear tail into one convolution per border class.
 
-An EDSR-like tail (convolutions and pixel shuffles, no activation) is an affine map, so it equals
-one 5x5 convolution at low resolution followed by one pixel shuffle. The zero padding *inside* the
-tail only reaches the outermost ring of low-resolution pixels, so each axis knows four kinds of
-position and a pair of them picks the kernel:
+An EDSR-like tail (convolutions and pixel shuffles, no activation) is an affine map. It equals one 5x5 convolution at
+low resolution followed by one pixel shuffle. The zero padding *inside* the tail only affects the border pixels of the
+low-resolution patch. Each axis therefore has four border classes, and the class of the row together with the class of
+the column picks the kernel:
 
     INTERIOR  anything else          FIRST  row (column) 0
     LAST      row (column) n - 1     ONLY   n == 1, first and last at once
 
-A tail of scale 4 and 64 channels costs 1.53 MFLOP a low-resolution pixel as written and 0.15
-collapsed; the result differs by rounding only.
+A tail of scale 4 and 64 channels costs 1.53 MFLOP per low-resolution pixel as written and 0.15 MFLOP collapsed. The
+result differs by rounding only.
 
-How: the picture of one low-resolution pixel is O * s * s values. Each of them is followed back from the last
-convolution to the first, to the few pixels of every map that it depends on. A row of a matrix holds what one value
-takes from the channels of one such pixel, so a step back is a matrix product (1.7 GFLOP in all for 256 channels and
-scale 4). A border only removes what comes by way of pixels outside a map. So rows are kept apart by the sides on which
-they have left the map, and each border class adds up the rows it keeps: no product is made twice.
+The method: the picture of one low-resolution pixel is O * s * s values. The code follows each value back from the last
+convolution to the first, to the few pixels of every map that it depends on. One row of a matrix holds the factors with
+which one value depends on the channels of one such pixel. A step back is then a matrix product (1.7 GFLOP in all for
+256 channels and scale 4). A border only removes the terms that pass through pixels outside a map. Rows are therefore
+kept apart by the sides on which they have left the map, and each border class adds up the rows that it keeps. No
+product is computed twice.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-# as bits: the sides on which the map ends, 1 before the pixel, 2 after it
+# The bits say on which sides of the pixel the map ends: 1 before the pixel, 2 after it.
 INTERIOR, FIRST, LAST, ONLY = range(4)
-RADIUS = 2  # a chain of 3x3 convs with upsampling between them never reaches further
+RADIUS = 2  # a chain of 3x3 convolutions with upsampling between them never reaches further
 SIZE = 2 * RADIUS + 1
 
 
@@ -40,7 +41,7 @@ class CollapsedTail:
     """Kernels of a collapsed tail, indexed by the border class of the row, then of the column.
 
     kernel: ``[4, 4, O * s * s, C, 5, 5]``, output channels in ``F.pixel_shuffle`` order.
-    bias: ``[4, 4, O * s * s]``.
+    bias: ``[4, 4, O * s * s]``. `collapse_tail` gives both in float64 on the CPU.
     """
 
     kernel: Tensor
@@ -59,15 +60,17 @@ class LinearStep:
     shuffle: int = 1
 
     def exact(self) -> LinearStep:
-        """In float64 on the CPU, without gradients."""
+        """The same step in float64 on the CPU, without gradients."""
         return LinearStep(_exact(self.weight), None if self.bias is None else _exact(self.bias), self.shuffle)
 
 
 def linear_steps(modules: Iterable[nn.Module]) -> tuple[LinearStep, ...]:
-    """A linear tail as its steps, which share the modules' weights.
+    """The steps of a linear tail. They share the modules' weights.
 
-    modules: run one after the other; ``nn.Conv2d`` of stride 1, zero-padded to keep the size, each with an
-    ``nn.PixelShuffle`` after it or none, and ``nn.Sequential`` of these. Raises ValueError for anything else.
+    modules: in the order in which they run. Each is an ``nn.Conv2d`` of stride 1 that is zero-padded to keep the size,
+    an ``nn.PixelShuffle`` directly after such a convolution, or an ``nn.Sequential`` of these.
+
+    Raises ValueError for any other module.
     """
     steps: list[LinearStep] = []
     for layer in _layers(modules):
@@ -82,11 +85,11 @@ def linear_steps(modules: Iterable[nn.Module]) -> tuple[LinearStep, ...]:
 
 
 def collapse_tail(tail: Iterable[LinearStep]) -> CollapsedTail:
-    """Collapse `tail` exactly, border classes included, in float64 on the CPU, without gradients.
+    """Collapse `tail` exactly, with all border classes, in float64 on the CPU, without gradients.
 
     Raises ValueError for a tail that reaches further than 3x3 convolutions with upsampling between them do.
     """
-    with torch.inference_mode(False), torch.no_grad():  # whatever mode the caller is in
+    with torch.inference_mode(False), torch.no_grad():  # the caller may be in another mode
         rows = _Rows.of([step.exact() for step in tail])
         kernel, bias = rows.zeros(16)
         for i, classes in enumerate(product(range(4), range(4))):
@@ -98,8 +101,8 @@ def collapse_tail(tail: Iterable[LinearStep]) -> CollapsedTail:
 def collapse_interior(tail: Iterable[LinearStep]) -> tuple[Tensor, Tensor]:
     """Interior kernel ``[O * s * s, C, 5, 5]`` and bias ``[O * s * s]``, differentiable in the tail's weights.
 
-    Computed in their dtype, on their device. Right everywhere but in the outermost ring of low-resolution pixels;
-    training crops that ring. Raises ValueError as `collapse_tail` does.
+    Both have the dtype and the device of these weights. The kernel is right everywhere but at the border pixels of the
+    low-resolution patch; training crops these. Raises ValueError as `collapse_tail` does.
     """
     rows = _Rows.of(list(tail), borders=False)
     kernel, bias = rows.zeros(1)
@@ -127,11 +130,15 @@ def _exact(values: Tensor) -> Tensor:
 
 @dataclass
 class _Rows:
-    """What the values of one low-resolution pixel's picture take from pixels of one of the tail's maps.
+    """How the picture of one low-resolution pixel depends on the pixels of one of the tail's maps.
 
-    values: ``[R, C]``. where: int64 ``[R, 5]`` on the CPU: the value's number; the pixel's row and column, counted from
-    the first that belongs to the low-resolution pixel; for each axis the sides on which a map was left on the way, as
-    bits. constant: value, sides and what biases have added to it so far.
+    values: ``[R, C]``. Each row holds the factors with which one value of the picture depends on the channels of one
+    pixel of the map.
+    where: int64 ``[R, 5]`` on the CPU, which value and which pixel a row belongs to. The columns are: the number of the
+    value; the row and the column of the pixel, counted from the first pixel that belongs to the low-resolution pixel;
+    for each axis the sides on which a map was left on the way, as bits.
+    phases: how many values the picture of one low-resolution pixel has.
+    constant: rows of `where`, and what the biases have added to their values so far.
     """
 
     values: Tensor
@@ -141,7 +148,7 @@ class _Rows:
 
     @classmethod
     def of(cls, tail: list[LinearStep], borders: bool = True) -> _Rows:
-        """Rows over the tail's input; without `borders` no side is told from another."""
+        """The rows over the tail's input. Without `borders` they do not record the sides on which maps were left."""
         last = tail[-1]
         resolution = math.prod(step.shuffle for step in tail)
         color, row, column = torch.meshgrid(
@@ -158,24 +165,25 @@ class _Rows:
         return rows
 
     def _before(self, step: LinearStep, resolution: int, *, reach: int, borders: bool) -> _Rows:
-        """The rows over the map that `step` reads, which has `resolution` times the low resolution.
+        """The rows over the map that `step` reads; the map has `resolution` times the low resolution.
 
-        reach: how many low-resolution pixels away they may be.
+        reach: how many low-resolution pixels away from the first one the map's pixels may lie. A pixel that lies
+        further away raises ValueError.
         """
         factor, device = step.shuffle, self.values.device
         value, position, side = self.where[:, :1], self.where[:, 1:3], self.where[:, 3:]
         inner, position = position % factor, position // factor
-        subpixel = inner[:, 0] * factor + inner[:, 1]  # of the shuffle
+        subpixel = inner[:, 0] * factor + inner[:, 1]  # which of the shuffle's factor * factor values
         channels, size = step.weight.shape[1], step.weight.shape[2]
         weight = step.weight.unflatten(0, (-1, factor**2)).permute(1, 0, 3, 4, 2).flatten(2)
         tap = torch.cartesian_prod(*[torch.arange(size) - size // 2] * 2)
         position = position[:, None] + tap
-        cell = position // resolution
-        if cell.abs().max() > reach:
-            raise ValueError(f"tail: expected to reach at most {reach} low-resolution pixels, got {cell.abs().max()}")
+        away = position // resolution  # in low-resolution pixels
+        if away.abs().max() > reach:
+            raise ValueError(f"tail: expected to reach at most {reach} low-resolution pixels, got {away.abs().max()}")
         side = side[:, None].expand(position.shape)
         if borders:
-            side = side | (cell < 0) * FIRST | (cell > 0) * LAST
+            side = side | (away < 0) * FIRST | (away > 0) * LAST
         where = torch.cat([value[:, None].expand(-1, len(tap), 1), position, side], dim=2)
         where, target = _unique(where.flatten(0, 1))
         target = target.view(-1, len(tap))
@@ -190,12 +198,12 @@ class _Rows:
         return _Rows(values, where, self.phases, constant)
 
     def zeros(self, count: int) -> tuple[Tensor, Tensor]:
-        """For `count` pairs of classes: kernels ``[count, phases * 5 * 5, C]`` and biases ``[count, phases]``."""
+        """Zero kernels ``[count, phases * 5 * 5, C]`` and biases ``[count, phases]``, to be filled by `add_to`."""
         channels = self.values.shape[1]
         return self.values.new_zeros(count, self.phases * SIZE**2, channels), self.values.new_zeros(count, self.phases)
 
     def add_to(self, kernel: Tensor, bias: Tensor, classes: tuple[int, int]) -> None:
-        """Add to `kernel` and `bias` what holds at a pixel of these border classes."""
+        """Add to `kernel` and `bias` the rows that count at a pixel of these border classes (of row and column)."""
         value, row, column = self.where[:, :3].unbind(1)
         _add(kernel, (value * SIZE + row + RADIUS) * SIZE + column + RADIUS, self.values, self.where, classes)
         for where, amounts in self.constant:
@@ -203,7 +211,10 @@ class _Rows:
 
 
 def _unique(where: Tensor) -> tuple[Tensor, Tensor]:
-    """The different rows of an int64 matrix, and which of them each row is; faster than ``where.unique(dim=0)``."""
+    """The distinct rows of an int64 matrix, and for each row the number of its distinct row.
+
+    This is faster than ``where.unique(dim=0)``.
+    """
     lowest = where.amin(dim=0)
     key = torch.zeros(len(where), dtype=torch.int64)
     for column, low, high in zip(where.unbind(1), lowest.tolist(), where.amax(dim=0).tolist(), strict=True):
@@ -215,13 +226,16 @@ def _unique(where: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _add(total: Tensor, at: Tensor, amounts: Tensor, where: Tensor, classes: tuple[int, int]) -> None:
-    """Add to `total` those of `amounts` that have not left a map on a side where it ends."""
+    """Add to `total` those of `amounts` that have not left a map on a side where the map ends."""
     kept = ((where[:, 3:] & torch.tensor(classes)) == 0).all(dim=1).nonzero()[:, 0]
     total.index_add_(0, _on(total.device, at[kept]), amounts[_on(total.device, kept)])
 
 
 def _on(device: torch.device, index: Tensor) -> Tensor:
-    """`index`, int64 on the CPU, on `device`; kept there, as a training step that is recorded must copy nothing."""
+    """`index`, int64 on the CPU, copied to `device`.
+
+    The copy is kept for later calls, because a training step that is recorded as a CUDA graph must not copy.
+    """
     return index if device.type == "cpu" else _kept_on(device, index.numpy().tobytes())
 
 

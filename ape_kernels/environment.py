@@ -16,7 +16,7 @@ from ape_kernels.native import core, missing
 
 
 def describe_environment() -> str:
-    """Versions, CPU, devices, backends (with the reason why one cannot run) and the native build, as lines."""
+    """Versions, CPU, devices, backends (with the reason why one cannot run) and the native build, one per line."""
     rows = [
         ("ape_kernels", __version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
@@ -52,7 +52,7 @@ def _package_version(name: str) -> str:
 
 
 def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")  # platform.processor() is empty or just the architecture on Linux
+    cpuinfo = Path("/proc/cpuinfo")  # on Linux platform.processor() is empty or only the architecture
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):

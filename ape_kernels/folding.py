@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def reflect_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """``[N, C, H, W]`` reflected past its bottom and right until both sides are multiples; any size of at least 1."""
+    """``[N, C, H, W]`` extended by reflection at the bottom and the right until `multiple` divides both sides.
+
+    H and W may be any size from 1 on.
+    """
     if image.shape[2] % multiple == image.shape[3] % multiple == 0:
         return image
 
@@ -20,10 +23,10 @@ def reflect_to_multiple(image: Tensor, multiple: int) -> Tensor:
 
 
 def fold_pixels(image: Tensor, factor: int) -> Tensor:
-    """``[N, C, H, W]`` to ``[N, C * factor**2, H / factor, W / factor]``: squares of pixels into channels.
+    """``[N, C, H, W]`` to ``[N, C * factor**2, H / factor, W / factor]``: each square of pixels becomes one pixel.
 
-    Channels in ``F.pixel_unshuffle`` order. Sides that the factor does not divide are reflected first: H / factor
-    and W / factor round up.
+    The channels are in ``F.pixel_unshuffle`` order. An image whose sides the factor does not divide is extended by
+    reflection first; H / factor and W / factor are then rounded up.
     """
     if factor == 1:
         return image

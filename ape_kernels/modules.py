@@ -1,7 +1,7 @@
 """Numbers for the modules of `Module` steps, so that an operation's arguments stay tensors and numbers.
 
-A module keeps its number as long as it lives, in this process. Numbers begin anywhere, so that a table from
-another process, such as an exported program's, finds no module instead of a wrong one.
+In one process a module keeps its number as long as it lives. The first number is random. A table from another process,
+such as the table of an exported program, therefore finds no module instead of a wrong one.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import nn
 
 _modules: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
 _numbers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-_next = itertools.count(int.from_bytes(os.urandom(3), "little") << 6)  # int32
+_next = itertools.count(int.from_bytes(os.urandom(3), "little") << 6)  # stays within int32
 
 
 def register(module: nn.Module) -> int:
-    """The number of `module`."""
+    """The number of `module`, which gets one if it has none yet."""
     if module not in _numbers:
         _numbers[module] = next(_next)
         _modules[_numbers[module]] = module
@@ -26,7 +26,7 @@ def register(module: nn.Module) -> int:
 
 
 def module(number: int) -> nn.Module:
-    """The module behind a number; ValueError once it is gone, or where it never was."""
+    """The module with this number. Raises ValueError when there is no such module in this process (any longer)."""
     found = _modules.get(number)
     if found is None:
         raise ValueError(

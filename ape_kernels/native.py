@@ -1,4 +1,4 @@
-"""The native core `ape_kernels._C`: importing this module never fails, using a missing core says why."""
+"""The native core `ape_kernels._C`. Importing this module never fails; using a missing core says why it is missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _reason: str | None
 
 
 def _explain(error: ImportError) -> str:
-    """Why there is no native core and what to do; a source folder that hides an installed package is warned of."""
+    """Why there is no native core, and what to do. Warns when a source folder hides an installed package."""
     here = Path(__file__).resolve().parent
     folders = (Path(entry).resolve() / here.name for entry in sys.path)
     hidden = next((folder for folder in folders if folder != here and any(folder.glob("_C*.so"))), None)
@@ -36,12 +36,12 @@ else:
 
 
 def missing() -> str | None:
-    """None if the native core is there, else the reason and the command that builds it."""
+    """None if the native core is there, else the reason why not and what to do."""
     return _reason
 
 
 def core() -> ModuleType:
-    """The native core; RuntimeError with the reason when it is missing."""
+    """The native core. Raises RuntimeError with the reason when it is missing."""
     if _core is None:
         raise RuntimeError(_reason)
     return _core

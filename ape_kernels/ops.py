@@ -1,8 +1,9 @@
-"""The operations on patches, as torch sees them: each is checked here, logged here, and run by the backend named.
+"""The operations on patches, as torch sees them. Each call is checked and logged here, then run by the named backend.
 
-torch, triton and cuda backends share the device type CUDA, so PyTorch's dispatcher alone could not tell them apart:
-each operation exists once and takes the backend by name. Arguments are tensors and numbers. `table` and `weights` come
-from that backend's `pack`. The operation on whole images is in `ape_kernels.images`, which calls these.
+The torch, triton and cuda backends share the device type CUDA, and PyTorch's dispatcher alone cannot tell them apart.
+Therefore each operation exists once and takes the backend by name. Arguments are tensors and numbers. `table` and
+`weights` come from that backend's `pack`. `ape_kernels.run` and `ape_kernels.images` have the operations on whole
+images, which call these.
 
     P  patches            [C, h, w]  channels, height, width of a patch
     s  upscale factor     R, K       patch rows and columns of an image
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ape_kernels.backends import get_backend
-from ape_kernels.backends.protocol import Exits, PatchResults
+from ape_kernels.backends.protocol import Depths, Exits, PatchResults, Picture
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.table import PackedProgram
 
@@ -30,9 +31,9 @@ _LOG = logging.getLogger("ape_kernels")
 
 
 def register(name: str, operation: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Make `operation` known to torch as ``torch.ops.ape_kernels.<name>``, its schema taken from its annotations.
+    """Make `operation` known to torch as ``torch.ops.ape_kernels.<name>``. Its annotations give the schema.
 
-    fake: takes the same arguments and gives empty tensors of the shapes and dtypes that are promised.
+    fake: takes the same arguments and gives empty tensors of the promised shapes and dtypes.
     """
     _LIBRARY.define(name + torch.library.infer_schema(operation, mutates_args=()))
     _LIBRARY.impl(name, operation, "CompositeExplicitAutograd")
@@ -49,9 +50,10 @@ def run_patches(
     out_channels: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Whole forward of every patch.
+    """The whole forward of every patch.
 
-    patches: float32 ``[P, C, h, w]``. boundary, exit_at: see `Exits`. upscale, out_channels: of the program.
+    patches: float32 ``[P, C, h, w]``. table: int32 ``[rows, 16]`` on the CPU. weights: 1-D, on the patches' device.
+    boundary, exit_at: see `Exits`. upscale, out_channels: of the program. backend: the one that packed.
     Returns sr, exit_index and capacity as in `PatchResults`.
 
     Raises ValueError for tensors of another dtype, shape or device, and for a malformed table.
@@ -62,7 +64,7 @@ def run_patches(
 
 
 def fill_patches(out: PatchResults, patches: Tensor, packed: PackedProgram, exits: Exits, backend: str) -> None:
-    """`run_patches` into tensors that are there already, contiguous and as `PatchResults` describes them."""
+    """`run_patches` that writes into existing tensors. They are contiguous and as `PatchResults` describes them."""
     _check_patches(patches, "patches", packed.weights)
     if exits.exit_at is not None:
         exits = exits._replace(exit_at=_checked_ids(exits.exit_at, "exit_at", len(patches), patches.device))
@@ -82,7 +84,8 @@ def run_stage(
     """One stage and its exit for the patches `active`.
 
     features: float32 ``[P, C, h, w]``, the stage's source buffer. active: int64 ``[A]``, rows of `features`.
-    boundary, exit_at: see `Exits`. Returns features, ids, capacity and n_left as in `StageResults`.
+    stage: counted from 0. The other arguments are as for `run_patches`.
+    Returns features, ids, capacity and n_left as in `StageResults`.
 
     Raises ValueError as `run_patches` does, and for an unknown stage.
     """
@@ -96,7 +99,10 @@ def run_stage(
 def split(
     image: Tensor, row_start: Tensor, column_start: Tensor, patch_height: int, patch_width: int, backend: str
 ) -> Tensor:
-    """``[B, C, H, W]`` to ``[B * R * K, C, patch_height, patch_width]``; starts int32 ``[R]`` and ``[K]``."""
+    """Cut images ``[B, C, H, W]`` into patches ``[B * R * K, C, patch_height, patch_width]`` of the same dtype.
+
+    row_start, column_start: int32 ``[R]`` and ``[K]``, the first image row and column of the patches.
+    """
     return _call(backend, "split", image.contiguous(), row_start, column_start, (patch_height, patch_width))
 
 
@@ -110,13 +116,25 @@ def merge(
     rows: int,
     backend: str,
 ) -> Tensor:
-    """``[B * R * K, C, ph, pw]`` to ``[B, C, H, W]``, weighted sums in float32 in a fixed order.
+    """Blend patches ``[B * R * K, C, ph, pw]`` to images ``[B, C, H, W]`` of the same dtype.
 
-    row_index int32 ``[NY, 2, H]``, row_weight float32 ``[NY, H]`` and the same for columns, as in `AxisBlend`.
-    batch, rows: B and R.
+    The weighted sums are float32 in a fixed order. row_index: int32 ``[NY, 2, H]``, row_weight: float32 ``[NY, H]``,
+    and the same for columns, as in `AxisBlend`. batch, rows: B and R.
     """
     blends = AxisBlend(row_index, row_weight), AxisBlend(column_index, column_weight)
     return _call(backend, "merge", patches.contiguous(), *blends, batch, rows)
+
+
+def run_image(
+    packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Depths, picture: Picture, backend: str
+) -> None:
+    """Whole images on shared feature maps, into `picture`. Tensors as in `Depths` and `Picture`, checked."""
+    _call(backend, "run_image", packed, sharing, image, depths, picture)
+
+
+def image_bytes(packed: PackedProgram, backend: str) -> int:
+    """Memory that `run_image` takes for each pixel of its image; 0 where the backend bounds its memory itself."""
+    return get_backend(backend).image_bytes(packed)
 
 
 def _fake_run_patches(patches: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,7 +158,7 @@ def _fake_merge(
 
 
 def _call(backend: str, operation: str, *args: Any) -> Any:
-    """Log, run on the named backend without gradient, and with APE_SYNC=1 wait for the device."""
+    """Log the call and run it on the named backend without gradient. With APE_SYNC=1 wait for the device."""
     if os.environ.get("APE_LOG"):
         _LOG.warning("%s on %s: %s", operation, backend, ", ".join(map(_describe, args)))
     with torch.no_grad():
@@ -166,7 +184,7 @@ def _check_patches(patches: Tensor, name: str, weights: Tensor) -> None:
 
 
 def _checked_ids(ids: Tensor, name: str, count: int | None, device: torch.device) -> Tensor:
-    """`ids`, contiguous: a kernel that reads them elsewhere, or strided, would read what is not theirs."""
+    """`ids`, contiguous. A kernel would read outside of strided ids, or of ids on another device."""
     if ids.dtype != torch.int64 or ids.ndim != 1 or count not in (None, len(ids)) or ids.device != device:
         size = "A" if count is None else count
         got = f"{ids.dtype} {list(ids.shape)} on {ids.device}"

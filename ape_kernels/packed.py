@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from ape_kernels.adapters import to_program
 from ape_kernels.backends import choose, get_backend
 from ape_kernels.geometry import PATCH_SIZE
 from ape_kernels.program import PatchProgram
+from ape_kernels.sharing import sharing_of, why_not_shared
 from ape_kernels.table import PackedProgram
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -54,6 +56,16 @@ class Packed:
     def weights(self) -> Tensor:
         """1-D, on the device of the model."""
         return self.tensors.weights
+
+    @cached_property
+    def not_shared(self) -> str | None:
+        """None if images can run on shared feature maps, else what step prevents it."""
+        return why_not_shared(self.table)
+
+    @cached_property
+    def sharing(self) -> Tensor:
+        """See `sharing_of`."""
+        return sharing_of(self.table)
 
     @property
     def upscale(self) -> int:

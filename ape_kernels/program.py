@@ -1,7 +1,7 @@
 """Patch programs: the short list of steps that every backend runs over a few patch-sized buffers.
 
-Adapters turn a network into a `PatchProgram`; backends `pack` it into an int32 instruction table and
-one weight buffer, and interpret the table. The table is described in docs/program.md.
+Adapters turn a network into a `PatchProgram`. Backends `pack` it into an int32 instruction table and one weight buffer,
+and interpret the table. docs/program.md describes the table.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ape_kernels.collapse import CollapsedTail
 
-INPUT = 0  # buffer that holds the low-resolution patch
+INPUT = 0  # the buffer that holds the low-resolution patch
 
 
 class Activation(IntEnum):
@@ -44,10 +44,12 @@ class Buffer:
 class Conv:
     """``dst = scale * act(conv(src) + bias) + add``, zero-padded, stride 1.
 
-    src: buffer number, or several whose channels are concatenated (dense blocks). dst: not among them.
-    add: buffer number or None; may be `dst` or a source. All at one resolution.
-    weight: ``[C_out, C_in, k, k]``, k odd, C_in over all sources. bias: ``[C_out]`` or None.
-    activation: PRELU takes `slope` ``[C_out]``, what negative values are multiplied with.
+    src: a buffer number, or several; then their channels are concatenated (dense blocks). dst: not one of them.
+    add: a buffer number or None; it may be `dst` or a source. All these buffers have one resolution.
+    weight: ``[C_out, C_in, k, k]``, k odd, C_in of all sources together. bias: ``[C_out]`` or None.
+    activation: PRELU multiplies negative values by `slope` ``[C_out]``.
+
+    Raises ValueError when `dst` is a source, and when PRELU has no slope or another activation has one.
     """
 
     src: int | tuple[int, ...]
@@ -67,12 +69,12 @@ class Conv:
 
     @property
     def sources(self) -> tuple[int, ...]:
-        """The buffers read."""
+        """The buffers that the convolution reads."""
         return self.src if isinstance(self.src, tuple) else (self.src,)
 
     @property
     def flops_per_pixel(self) -> int:
-        """FLOPs a pixel of `dst`, multiplications and additions of the direct convolution."""
+        """FLOPs per pixel of `dst`: multiplications and additions of the direct convolution."""
         return 2 * self.weight.numel()
 
 
@@ -80,7 +82,8 @@ class Conv:
 class ChannelAttention:
     """``dst = scale * src * sigmoid(expand(relu(squeeze(mean(src))))) + add`` (RCAN, Zhang et al. 2018).
 
-    src, dst: buffer numbers, may be equal. squeeze: ``[H, C]`` and bias ``[H]``; expand: ``[C, H]`` and ``[C]``.
+    src, dst: buffer numbers; they may be equal. squeeze: ``[H, C]``, squeeze_bias: ``[H]``, expand: ``[C, H]``,
+    expand_bias: ``[C]``.
     """
 
     src: int
@@ -94,15 +97,15 @@ class ChannelAttention:
 
     @property
     def flops_per_pixel(self) -> int:
-        """FLOPs a pixel: the mean and the product; the two small layers run once a patch."""
+        """FLOPs per pixel: the mean and the product. The two small layers run once per patch and do not count."""
         return 2 * len(self.expand)
 
 
 @dataclass(frozen=True)
 class Upsample:
-    """``dst = interpolate(src)``; the ratio of the buffers' resolutions is the factor.
+    """``dst = interpolate(src)``. The factor is the ratio of the two buffers' resolutions.
 
-    BICUBIC is PyTorch's: a = -0.75, half-pixel centres, indices clamped at the borders.
+    BICUBIC is PyTorch's: a = -0.75, half-pixel centres, indices clamped at the borders. It counts no FLOPs.
     """
 
     src: int
@@ -114,9 +117,9 @@ class Upsample:
 
 @dataclass(frozen=True)
 class Module:
-    """``dst = module(src)``: anything else, run by PyTorch on the patches still active.
+    """``dst = module(src)``: a step of any other kind. PyTorch runs it on the patches that have not left.
 
-    module: maps ``[N, C_src, h, w]`` to ``[N, C_dst, h', w']``, patches independent of each other.
+    module: maps ``[N, C_src, h, w]`` to ``[N, C_dst, h', w']``. Each patch's result depends on this patch alone.
     """
 
     src: int
@@ -127,9 +130,9 @@ class Module:
 
 @dataclass(frozen=True)
 class Exit:
-    """Predict how little the stage brought: ``tanh(weight . mean(src) + bias)``; leave where it reaches the boundary.
+    """Predict how little the stage brought: ``tanh(weight . mean(src) + bias)``.
 
-    weight: ``[C]``. bias: ``[1]``.
+    A patch leaves where the prediction reaches the boundary. weight: ``[C]``. bias: ``[1]``.
     """
 
     src: int
@@ -138,7 +141,7 @@ class Exit:
 
     @property
     def flops_per_pixel(self) -> int:
-        """FLOPs a pixel of `src`: the additions of the mean."""
+        """FLOPs per pixel of `src`: the additions of the mean."""
         return self.weight.numel()
 
 
@@ -146,8 +149,8 @@ class Exit:
 class Reconstruct:
     """``pixels = pixel_shuffle(conv(src) + bias, upscale) + add``: the last step of every program.
 
-    tail: the kernels by border class (a collapsed tail), or one kernel for all pixels ``[O * s * s, C, k, k]``
-    with its bias. add: a buffer at the picture's resolution, or None.
+    tail: one kernel per pair of border classes (a collapsed tail); or one kernel for all pixels, whose shape is
+    ``[1, 1, O * s * s, C, k, k]``, with its bias. add: a buffer at the picture's resolution, or None.
     """
 
     src: int
@@ -157,7 +160,7 @@ class Reconstruct:
 
     @property
     def flops_per_pixel(self) -> int:
-        """FLOPs a pixel of `src`."""
+        """FLOPs per pixel of `src`."""
         return 2 * self.tail.kernel[0, 0].numel()
 
 
@@ -169,7 +172,7 @@ Step = Weighted | Upsample | Module
 class Stage:
     """The steps between two exits. Features enter in buffer `src` and leave in buffer `dst`.
 
-    The last step may be an `Exit`; without one no patch leaves here unless it is the last stage.
+    The last step may be an `Exit`. Without one no patch leaves after this stage, unless it is the last stage.
     """
 
     src: int
@@ -186,12 +189,13 @@ class Stage:
 class PatchProgram:
     """A network as steps over patch-sized buffers.
 
-    buffers: each buffer's channels and resolution; buffer 0 is the low-resolution patch, folded.
-    head, stages, tail: run in this order; the tail ends in a `Reconstruct`.
-    exit_threshold: the wrapped model's own prediction from which a patch leaves, or None.
-    fold: buffer 0 holds squares of fold x fold pixels as one pixel of fold**2 times the channels; whoever runs the
-    program has folded them (`patches.fold_pixels`). 1 for most.
-    multiple_of: what the wrapped model may need height and width divided by, in pixels; the program takes any size.
+    buffers: the channels and the resolution of each buffer. Buffer 0 is the low-resolution patch, folded.
+    head, stages, tail: run in this order. The tail ends in a `Reconstruct`.
+    exit_threshold: the prediction from which on a patch leaves in the wrapped model itself, or None.
+    fold: one pixel of buffer 0 holds a square of fold x fold pixels of the image, with fold**2 times the channels.
+    The caller folds them (`folding.fold_pixels`). Most networks have 1.
+    multiple_of: the wrapped model may need a height and a width that this number of pixels divides. The program itself
+    takes any size.
     """
 
     buffers: tuple[Buffer, ...]
@@ -231,7 +235,7 @@ class PatchProgram:
 
     @property
     def opaque(self) -> str:
-        """The classes of its `Module` steps, comma-separated: what only PyTorch can run. Empty for most."""
+        """The class names of its `Module` steps, comma-separated. Only PyTorch can run these. Empty without any."""
         return ", ".join(sorted({type(step.module).__name__ for step in self.steps() if isinstance(step, Module)}))
 
     def steps(self) -> Iterator[Step]:
@@ -242,24 +246,24 @@ class PatchProgram:
         yield from self.tail
 
     def flops_to_stage(self, stage: int) -> int:
-        """FLOPs a low-resolution pixel costs a patch that leaves after `stage`: head, stages 0..stage, tail."""
+        """FLOPs per low-resolution pixel of a patch that leaves after `stage`: head, stages 0 to `stage`, tail."""
         done = [step for part in self.stages[: stage + 1] for step in part.steps]
         return self._flops((*self.head, *done, *self.tail))
 
     def body_flops_to_stage(self, stage: int) -> int:
-        """The stages' share of `flops_to_stage`: what an exit can save."""
+        """The part of `flops_to_stage` that the stages take. An exit can save FLOPs of the stages only."""
         return self._flops(step for part in self.stages[: stage + 1] for step in part.steps)
 
     @property
     def stage_flops(self) -> list[int]:
-        """FLOPs a low-resolution pixel of each stage."""
+        """FLOPs per low-resolution pixel of each stage."""
         return [self._flops(stage.steps) for stage in self.stages]
 
     def _flops(self, steps: Iterable[Step]) -> int:
-        """FLOPs a low-resolution pixel."""
+        """FLOPs per low-resolution pixel."""
         return sum(step.flops_per_pixel * self.buffers[_at(step)].resolution ** 2 for step in steps)
 
 
 def _at(step: Step) -> int:
-    """The buffer whose pixels a step is counted by."""
+    """The buffer to whose pixels the `flops_per_pixel` of a step refer."""
     return step.src if isinstance(step, Exit | Reconstruct) else step.dst

@@ -13,12 +13,14 @@ from ape_kernels.program import PatchProgram
 
 @dataclass(frozen=True)
 class Report:
-    """Exits of one image batch on its patch grid.
+    """Exits and FLOPs of one image batch on its patch grid.
 
-    exit_index: int64 ``[B, rows, columns]``, the stage after which each patch left, from 0.
-    capacity: float32 ``[B, rows, columns]``, the incremental capacity predicted there; NaN where the
-    network has no exits. patches_per_exit: int64 ``[stages]``.
-    flops, flops_full: whole network, done and at full depth. body_flops, body_flops_full: its stages alone.
+    exit_index: int64 ``[B, rows, columns]``, the stage after which each patch left, counted from 0.
+    capacity: float32 ``[B, rows, columns]``, the incremental capacity that was predicted there; NaN where the network
+    has no exits.
+    patches_per_exit: int64 ``[stages]`` on the CPU.
+    flops, flops_full: FLOPs of the whole network, as run and at full depth.
+    body_flops, body_flops_full: the same for its stages alone.
     """
 
     exit_index: Tensor
@@ -36,17 +38,20 @@ class Report:
 
     @property
     def share(self) -> float:
-        """FLOPs done as a share of the full network's; NaN, as `mean_exit`, of a batch of no images."""
+        """The FLOPs run as a share of the FLOPs at full depth, 0 to 1. NaN for an empty batch, as is `mean_exit`."""
         return self.flops / self.flops_full if self.flops_full else math.nan
 
     @property
     def body_share(self) -> float:
-        """FLOPs done in the body as a share of the full body's; NaN of a batch of no images."""
+        """The FLOPs run in the body as a share of the body's FLOPs at full depth, 0 to 1. NaN for an empty batch."""
         return self.body_flops / self.body_flops_full if self.body_flops_full else math.nan
 
 
 def make_report(program: PatchProgram, exit_index: Tensor, capacity: Tensor, pixels: int) -> Report:
-    """Count FLOPs on the program. `pixels`: low-resolution pixels of one patch."""
+    """The report of patches that left as `exit_index` says.
+
+    exit_index, capacity: as in `Report`. pixels: low-resolution pixels of one patch.
+    """
     stages = len(program.stages)
     counts = torch.bincount(exit_index.flatten(), minlength=stages).cpu()
     total = int(counts.sum())

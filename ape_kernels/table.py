@@ -60,13 +60,13 @@ class Column(IntEnum):
     MODE = 14
     FUSED = 15
 
-    # what a column holds in the rows of one opcode
+    # Other names for columns, in the rows of one opcode.
     RESOLUTION = UPSCALE  # BUFFER
     ARENA_OFFSET = WEIGHT  # BUFFER, cuda
     INTERPOLATION = MODE  # UPSAMPLE
 
 
-# csrc/program.h has these numbers and names as well: tests/kernels/test_table.py compares them.
+# csrc/program.h has the same numbers and names; tests/kernels/test_table.py compares them.
 ELEMENT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 NO_BUFFER = -1
 WEIGHT_ALIGNMENT = 16  # elements: a cache line of float32
@@ -84,7 +84,10 @@ class PackedProgram(NamedTuple):
 
 @dataclass(frozen=True)
 class Fill:
-    """Weights that are made where they will stand: `size` elements, by ``write(out)``. They carry no gradient."""
+    """Weights that are written directly into the weight buffer: ``write(out)`` fills `size` elements.
+
+    They carry no gradient.
+    """
 
     size: int
     write: Callable[[Tensor], None]
@@ -94,21 +97,22 @@ WeightLayout = Callable[[Weighted], tuple[Tensor | Fill, Tensor]]
 
 
 def bias_of(step: Conv) -> Tensor:
-    """The bias ``[C_out]`` of a convolution, zeros where it has none."""
+    """The bias ``[C_out]`` of a convolution; zeros if it has none."""
     return step.weight.new_zeros(len(step.weight)) if step.bias is None else step.bias
 
 
 def matrices_and_biases(step: ChannelAttention) -> tuple[Tensor, Tensor]:
-    """Both 1x1 convolutions of a gate, squeeze before expand, each flat."""
+    """The weights and the biases of both 1x1 convolutions, flat: squeeze first, then expand."""
     matrices = torch.cat([step.squeeze.flatten(), step.expand.flatten()])
     return matrices, torch.cat([step.squeeze_bias, step.expand_bias])
 
 
 def pack(program: PatchProgram, layout: WeightLayout, *, dtype: torch.dtype, device: torch.device) -> PackedProgram:
-    """Assemble instruction table (on the host) and weight buffer (on `device`).
+    """Write the instruction table (on the CPU) and the weight buffer (`dtype`, on `device`) of a program.
 
-    layout: gives a step's weights and bias as 1-D tensors in the order the backend reads them.
-    The weight buffer carries gradients back to the network's parameters where they are recorded, without a `Fill`.
+    layout: gives a step's weights and bias as 1-D tensors in the order in which the backend reads them.
+    The weight buffer carries gradients back to the network's parameters if gradients are recorded and there is no
+    `Fill`.
     """
     table = _Table(layout, dtype, device)
     for i, buffer in enumerate(program.buffers):
@@ -128,7 +132,7 @@ class _Table:
     def __init__(self, layout: WeightLayout, dtype: torch.dtype, device: torch.device) -> None:
         self.layout, self.dtype, self.device = layout, dtype, device
         self.rows: list[list[int]] = []
-        self.chunks: list[Tensor | Fill] = []
+        self.parts: list[Tensor | Fill] = []
         self.position = 0
 
     def row(self, opcode: Opcode, **columns: int) -> None:
@@ -139,29 +143,29 @@ class _Table:
         self.rows.append(row)
 
     def place(self, values: Tensor | Fill) -> int:
-        """Append to the weight buffer; returns the offset."""
+        """Append to the weight buffer. Returns the offset in elements."""
         offset = self.position
         size = values.size if isinstance(values, Fill) else len(values)
         padding = -size % WEIGHT_ALIGNMENT
-        self.chunks.append(values if isinstance(values, Fill) else values.to(device=self.device, dtype=self.dtype))
+        self.parts.append(values if isinstance(values, Fill) else values.to(device=self.device, dtype=self.dtype))
         if padding:
-            self.chunks.append(torch.zeros(padding, device=self.device, dtype=self.dtype))
+            self.parts.append(torch.zeros(padding, device=self.device, dtype=self.dtype))
         self.position += size + padding
         return offset
 
     def weights(self) -> Tensor:
         """The weight buffer."""
-        tensors = [chunk for chunk in self.chunks if isinstance(chunk, Tensor)]
-        if len(tensors) == len(self.chunks):
+        tensors = [part for part in self.parts if isinstance(part, Tensor)]
+        if len(tensors) == len(self.parts):
             return torch.cat(tensors)
         weights, position = torch.empty(self.position, device=self.device, dtype=self.dtype), 0
-        for chunk in self.chunks:
-            if isinstance(chunk, Fill):
-                chunk.write(weights[position : position + chunk.size])
-                position += chunk.size
+        for part in self.parts:
+            if isinstance(part, Fill):
+                part.write(weights[position : position + part.size])
+                position += part.size
             else:
-                weights[position : position + len(chunk)] = chunk
-                position += len(chunk)
+                weights[position : position + len(part)] = part
+                position += len(part)
         return weights
 
     def add(self, steps: tuple[Step, ...], program: PatchProgram) -> None:
@@ -195,7 +199,7 @@ class _Table:
             Opcode.CONV,
             src=src,
             dst=step.dst,
-            add=NO_BUFFER if step.add is None else step.add,
+            add=_number(step.add),
             in_channels=in_channels,
             out_channels=out_channels,
             kernel=kernel,
@@ -210,7 +214,7 @@ class _Table:
             Opcode.ATTENTION,
             src=step.src,
             dst=step.dst,
-            add=NO_BUFFER if step.add is None else step.add,
+            add=_number(step.add),
             in_channels=len(step.expand),
             hidden=len(step.squeeze),
             scale_bits=_float_bits(step.scale),
@@ -222,7 +226,7 @@ class _Table:
         self.row(
             Opcode.RECONSTRUCT,
             src=step.src,
-            add=NO_BUFFER if step.add is None else step.add,
+            add=_number(step.add),
             in_channels=in_channels,
             out_channels=phases,
             kernel=kernel,
@@ -232,10 +236,14 @@ class _Table:
         )
 
 
+def _number(buffer: int | None) -> int:
+    return NO_BUFFER if buffer is None else buffer
+
+
 def _float_bits(value: float) -> int:
     return struct.unpack("<i", struct.pack("<f", value))[0]
 
 
 def float_from_bits(bits: int) -> float:
-    """The float32 stored bit by bit in an int32 column."""
+    """The float32 whose bits an int32 column holds."""
     return struct.unpack("<f", struct.pack("<i", bits))[0]

@@ -1,4 +1,4 @@
-"""Options of `pytest bench`, and the clock that hands interleaved samples to pytest-benchmark."""
+"""Options of `pytest bench`, and what its results say about the machine."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))  # reference.py
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("ape-kernels")
-    group.addoption("--patches", type=int, default=64, help="patches of 48x48 pixels a call")
-    group.addoption("--rounds", type=int, default=5, help="samples of every row")
-    group.addoption("--threads", type=int, default=os.cpu_count() or 1, help="threads of every row")
+    group.addoption("--patches", type=int, default=64, help="patches of 48x48 pixels per call")
+    group.addoption("--rounds", type=int, default=5, help="samples per row")
+    group.addoption("--threads", type=int, default=os.cpu_count() or 1, help="threads per row")
 
 
 def pytest_configure(config: pytest.Config) -> None:

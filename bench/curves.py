@@ -1,8 +1,8 @@
-"""Curves of quality against computation: rules by which patches leave, beside an oracle that knows the truth.
+"""Curves of quality against computation, for rules by which patches leave and for an oracle that knows the truth.
 
     python bench/curves.py -i Set5 Urban10 -n weights.safetensors --paper regressor.json -o docs/results
 
-Every picture of every folder runs once through all exits; a rule only chooses among what was recorded. Writes
+Every picture of every folder runs once through all exits. The rules then choose among the recorded results. Writes
 `curves.json` and one PNG, and prints a table.
 """
 
@@ -28,7 +28,7 @@ from ape_sr.evaluate import find_pairs
 from ape_sr.flops import uncollapsed_flops
 from ape_sr.metrics import LUMA, psnr_y
 
-LOSS = 0.02  # dB that may be lost for nothing
+LOSS = 0.02  # dB of PSNR; a rule may lose this much when its saving is measured
 STYLES = {"oracle": "k-", "look-ahead": "C0-", "paper": "C3-", "budget": "C2--", "uniform": "C7o:"}
 
 
@@ -36,8 +36,8 @@ STYLES = {"oracle": "k-", "look-ahead": "C0-", "paper": "C3-", "budget": "C2--",
 class Recorded:
     """One picture at every exit. E exits, P patches.
 
-    pictures: float ``[E, P, 3, h, w]`` in [0, 1]. psnr: ``[P, E]`` of each patch (Y). pooled: ``[P, E, C]``, the
-    averages that regressors see. hr: uint8 ``[H, W, 3]``.
+    pictures: float ``[E, P, 3, h, w]`` in [0, 1]. psnr: ``[P, E]``, PSNR (Y) of each patch. pooled: ``[P, E, C]``, the
+    averages that regressors read. hr: uint8 ``[H, W, 3]``.
     """
 
     grid: PatchGrid
@@ -53,7 +53,7 @@ class Recorded:
 
 
 def record(network: APEForward, folder: Path) -> Iterator[Recorded]:
-    """Every picture of a folder."""
+    """Run every picture of a folder."""
     scale, exits = network.scale, len(network.program.stages)
     for pair in find_pairs(folder):
         lr, hr = pair.read(scale)
@@ -74,17 +74,17 @@ def record(network: APEForward, folder: Path) -> Iterator[Recorded]:
         yield Recorded(grid, pictures, psnr.numpy(), pooled.numpy(), hr)
 
 
-Rule = Callable[[Recorded, float], np.ndarray]  # (picture, parameter) to the exit of every patch
+Rule = Callable[[Recorded, float], np.ndarray]  # maps (picture, parameter) to the exit of every patch
 
 
 def first(leaves: np.ndarray) -> np.ndarray:
-    """The first exit where ``leaves [P, E]`` holds, else the last."""
+    """The first exit where ``leaves [P, E]`` is true, else the last exit."""
     leaves[:, -1] = True
     return leaves.argmax(axis=1)
 
 
 def oracle(picture: Recorded, tolerance: float) -> np.ndarray:
-    """The first exit at most `tolerance` dB below the best that the patch reaches at any exit."""
+    """The first exit at which the patch is at most `tolerance` dB below the best PSNR that it has at any exit."""
     return first(picture.psnr >= picture.psnr.max(axis=1, keepdims=True) - tolerance)
 
 
@@ -99,7 +99,7 @@ def thresholded(weight: np.ndarray, bias: float) -> Rule:
 
 
 def budgeted(weight: np.ndarray, bias: float, stage_flops: list[int]) -> Rule:
-    """A share of the body a picture, spent as `ape_kernels.policy.Budget` does."""
+    """A share of the body's FLOPs per picture, spent as `ape_kernels.policy.Budget` does."""
 
     def rule(picture: Recorded, share: float) -> np.ndarray:
         gains = 1 - np.tanh(picture.pooled @ weight + bias)
@@ -119,7 +119,11 @@ def budgeted(weight: np.ndarray, bias: float, stage_flops: list[int]) -> Rule:
 
 @dataclass
 class Curve:
-    """Mean over pictures a parameter: PSNR (Y), and shares of full depth: body, whole network, uncollapsed."""
+    """Means over the pictures, one entry per parameter.
+
+    psnr: PSNR (Y). body, flops, paper: FLOPs as shares of full depth, of the body, of the whole network, and of the
+    whole network with its tail not collapsed.
+    """
 
     parameter: list[float]
     psnr: list[float]
@@ -128,7 +132,7 @@ class Curve:
     paper: list[float]
 
     def saving(self, full: float, field: str = "body") -> float:
-        """The largest share saved where at most `LOSS` dB of `full` is lost, between measured points linearly."""
+        """The largest share that is saved with a loss of at most `LOSS` dB against `full`, interpolated linearly."""
         order = np.argsort(getattr(self, field))[::-1]
         share, loss = np.array(getattr(self, field))[order], full - np.array(self.psnr)[order]
         best = 0.0
@@ -141,13 +145,13 @@ class Curve:
         return float(best)
 
     def at(self, share: float) -> float:
-        """PSNR at a share of the body, between measured points linearly."""
+        """PSNR at a share of the body's FLOPs, interpolated linearly."""
         order = np.argsort(self.body)
         return float(np.interp(share, np.array(self.body)[order], np.array(self.psnr)[order]))
 
 
 def trace(pictures: list[Recorded], rule: Rule, parameters: np.ndarray, costs: dict[str, np.ndarray]) -> Curve:
-    """The curve of a rule; `costs`: FLOPs to each exit by way of counting."""
+    """The curve of a rule. costs: FLOPs up to each exit, for each way of counting."""
     curve, known = Curve([], [], [], [], []), [{} for _ in pictures]
     for parameter in parameters:
         all_exits = [rule(picture, float(parameter)) for picture in pictures]
@@ -166,7 +170,7 @@ def trace(pictures: list[Recorded], rule: Rule, parameters: np.ndarray, costs: d
 
 
 def levels(pictures: list[Recorded], rule_values: np.ndarray, points: int) -> np.ndarray:
-    """Parameters at even quantiles of what they are compared with, and both ends."""
+    """Parameters 0, 1, and even quantiles of the values that they are compared with."""
     inner = np.quantile(rule_values, np.linspace(0, 1, points)).clip(0, 1)
     return np.unique(np.concatenate([[0.0], inner, [1.0]]))
 
@@ -194,7 +198,7 @@ def measure(network: APEForward, folder: Path, regressors: dict[str, tuple[np.nd
 
 
 def summary(curves: dict[str, Curve]) -> dict[str, float]:
-    """What the curves come to: savings at a loss of at most `LOSS`, and how the look-ahead rule compares."""
+    """Savings at a loss of at most `LOSS`, and the look-ahead rule compared with the others."""
     full = curves["uniform"].psnr[-1]
     savings = {name: curve.saving(full) for name, curve in curves.items()}
     shares = np.linspace(max(min(curves[n].body) for n in ("look-ahead", "paper")), 1, 50)
@@ -210,7 +214,7 @@ def summary(curves: dict[str, Curve]) -> dict[str, float]:
 
 
 def draw(path: Path, all_curves: dict[str, dict[str, Curve]]) -> None:
-    """PSNR against the share of the body, a panel a folder."""
+    """PSNR against the share of the body's FLOPs, one panel per folder."""
     figure = Figure(figsize=(6 * len(all_curves), 4.2), dpi=75, layout="constrained")
     for axes, (folder, curves) in zip(
         np.atleast_1d(figure.subplots(1, len(all_curves))), all_curves.items(), strict=True
@@ -227,13 +231,13 @@ def draw(path: Path, all_curves: dict[str, dict[str, Curve]]) -> None:
 
 
 def regressor_of(model: torch.nn.Module) -> tuple[np.ndarray, float]:
-    """Weight ``[C]`` and bias."""
+    """Weight ``[C]`` and bias of a network's regressor."""
     linear = model.regressor[2]
     return linear.weight[0].detach().numpy(), linear.bias.item()
 
 
 def read_regressor(path: Path) -> tuple[np.ndarray, float]:
-    """Another regressor for the same backbone: weights of a network, or a JSON with weight and bias."""
+    """Another regressor for the same backbone, from the weights of a network or from JSON with weight and bias."""
     if path.suffix != ".json":
         return regressor_of(load_model(path))
     stored = json.loads(path.read_text())
@@ -246,7 +250,7 @@ def main() -> None:
     parser.add_argument("-n", "--weights", type=Path, required=True, help="network whose regressor looks ahead")
     parser.add_argument("--paper", type=Path, required=True, help="regressor of the paper's target on that backbone")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--points", type=int, default=24, help="of each curve (%(default)s)")
+    parser.add_argument("--points", type=int, default=24, help="points per curve (%(default)s)")
     args = parser.parse_args()
     network = APEForward(load_model(args.weights), 0.0)
     regressors = {"look-ahead": regressor_of(network.model), "paper": read_regressor(args.paper)}

@@ -1,14 +1,14 @@
 """Everything that needs a GPU, in one command and nine minutes: build, tests, sanitizers, profile, timings.
 
     python3 bench/gpu.py OUT                       all steps, in the order below
-    python3 bench/gpu.py OUT --only cuda-time      some of them
-    python3 bench/gpu.py OUT --seconds 240         what can be done in that time
-    python3 bench/gpu.py OUT --dry-run             the same on the CPU with small stand-ins, to try the script itself
-    python3 bench/gpu.py OUT --table               only print the table of what OUT holds
+    python3 bench/gpu.py OUT --only cuda-time      only the named steps
+    python3 bench/gpu.py OUT --seconds 240         the first steps, as many as this time allows
+    python3 bench/gpu.py OUT --dry-run             the same on the CPU with small networks, to test the script itself
+    python3 bench/gpu.py OUT --table               only print the table of the results in OUT
 
-Each step is a process of its own with a limit of its own: a crash, a hang or an illegal access ends that step alone.
-What is measured is appended to OUT/results.jsonl at once, so an interruption loses only the row at hand. OUT then holds
-at most six files: results.jsonl, log.txt (all output), table.txt, and from the profiler ncu.ncu-rep and ncu.csv.
+Each step is a process with a time limit of its own. A crash, a hang or an illegal access ends this step only. Each row
+is appended to OUT/results.jsonl as soon as it is measured, so an interruption loses only the current row. OUT then
+holds results.jsonl, log.txt (all output), table.txt, and from the profiler ncu.ncu-rep and ncu.csv.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TAIL = 12  # lines of a step's output that its record keeps
 
 @dataclass(frozen=True)
 class Step:
-    """A command with a limit in seconds; `tool` is what must be installed for it."""
+    """A command. limit: seconds that it may take. tool: a program that must be installed for it, or None."""
 
     name: str
     limit: float
@@ -45,13 +45,13 @@ class Step:
 
 
 def pytest_command(*arguments: str, processes: int) -> list[str]:
-    """pytest without plugins that a bare machine may lack; in several processes where pytest-xdist is there."""
+    """pytest without plugins that a bare machine may lack. It runs in several processes if pytest-xdist is there."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *arguments]
     return [*command, "-n", str(processes)] if importlib.util.find_spec("xdist") else command
 
 
 def steps(out: Path, dry: bool) -> list[Step]:
-    """All steps: what is most wanted first."""
+    """All steps, the most important ones first."""
     me = [sys.executable, str(ROOT / "bench" / "gpu_steps.py")]
     measure = lambda name: [*me, name, str(out), *(["--dry-run"] if dry else [])]  # noqa: E731
     kernels = "tests/kernels/"
@@ -64,7 +64,7 @@ def steps(out: Path, dry: bool) -> list[Step]:
         cuda_tests = triton_tests = oracle_tests = [f"{kernels}test_policy.py"]
     sanitized = pytest_command(f"{kernels}test_gpu.py", "-k", "sanitizer and cuda", processes=0)
     sanitizer = ["compute-sanitizer", "--kernel-name", "kns=worker_kernel", "--error-exitcode", "1"]
-    few = {"OMP_NUM_THREADS": "2"}  # threads of each of several processes
+    few = {"OMP_NUM_THREADS": "2"}  # threads per process, as several run at once
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     profile = ["ncu", "--clock-control", "none", "-k", "regex:worker_kernel", "-s", "1", "-c", "1"]
     profile += ["--set", "full", "-f", "-o", str(out / "ncu")]
@@ -90,7 +90,7 @@ def steps(out: Path, dry: bool) -> list[Step]:
 
 
 def _architecture(dry: bool) -> str:
-    """Such as 90, asked of the driver: CUDA is left to the steps."""
+    """The compute capability, such as "90". The driver is asked, so that this process does not use CUDA itself."""
     if dry:
         return ""
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
@@ -111,7 +111,7 @@ class Runner:
         self.child: subprocess.Popen[str] | None = None
 
     def run(self, step: Step) -> None:
-        """One step, to its end or to its limit."""
+        """Run one step to its end or to its time limit."""
         limit = min(step.limit, self.ends - time.monotonic())
         if limit <= GRACE:
             self.records.step(step.name, "skipped: the time for all steps is up")
@@ -144,7 +144,7 @@ class Runner:
         print(f"{step.name:<14} {time.monotonic() - begin:6.1f} s  {ended}", flush=True)
 
     def stop(self) -> None:
-        """End the step and whatever it started."""
+        """End the step and everything that it started."""
         if self.child is None:
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -160,11 +160,11 @@ class Runner:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder for results; what is there is added to")
+    parser.add_argument("out", type=Path, help="folder for results; new results are added to those in it")
     parser.add_argument("--only", default="", help="names of steps, separated by commas")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all steps together, default %(default)s")
-    parser.add_argument("--dry-run", action="store_true", help="small, on the CPU")
-    parser.add_argument("--table", action="store_true", help="print the table of what is there")
+    parser.add_argument("--dry-run", action="store_true", help="run small networks on the CPU, to test the script")
+    parser.add_argument("--table", action="store_true", help="only print the table of the results that are there")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     wanted = [name for name in options.only.split(",") if name]

@@ -1,4 +1,4 @@
-"""Timing and graphs on the device at hand: a GPU, or for dry runs the CPU in its place."""
+"""Timing and CUDA graphs on a GPU, or for dry runs on the CPU in its place."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LEAST_SAMPLES, MOST_SAMPLES = 5, 30
 
 
 class Gpu:
-    """A CUDA device. Times are between events on its stream."""
+    """A CUDA device. Times are measured between events on its stream."""
 
     kind = "cuda"
-    seconds = 1.0  # of samples for one row
+    seconds = 1.0  # how long one row is sampled
 
     def milliseconds(self, run: Run) -> float:
-        """Of one call, from start to end on the device."""
+        """The time of one call, from start to end on the device."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         begin.record()
@@ -29,7 +29,7 @@ class Gpu:
         return begin.elapsed_time(end)
 
     def graph(self, run: Run) -> Run:
-        """A replay of `run`, captured once; what it returned then is overwritten by every replay."""
+        """Capture `run` once and return its replay. Every replay overwrites the same result."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -47,25 +47,25 @@ class Gpu:
 
 
 class StandIn:
-    """The CPU in the place of a GPU: the same calls, so that a dry run takes the same way."""
+    """The CPU in the place of a GPU. It has the same methods, so that a dry run executes the same code."""
 
     kind = "cpu"
     seconds = 0.01
 
     def milliseconds(self, run: Run) -> float:
-        """Of one call."""
+        """The time of one call."""
         begin = time.perf_counter()
         run()
         return (time.perf_counter() - begin) * 1e3
 
     def graph(self, run: Run) -> Run:
-        """`run` itself."""
+        """`run` itself, called once."""
         run()
         return run
 
 
 def samples(device: Gpu | StandIn, run: Run) -> list[float]:
-    """Milliseconds of several calls after two to warm up."""
+    """Milliseconds of several calls, after two calls to warm up."""
     run()
     run()
     taken: list[float] = []
@@ -75,7 +75,7 @@ def samples(device: Gpu | StandIn, run: Run) -> list[float]:
 
 
 def ceilings(device: Gpu | StandIn) -> tuple[float, float]:
-    """TFLOP/s of a float16 matrix product on random data, and TB/s of a copy (bytes read and written)."""
+    """TFLOP/s of a float16 matrix product of random data, and TB/s of a copy (bytes read plus bytes written)."""
     side, elements = (8192, 1 << 29) if device.kind == "cuda" else (64, 1 << 12)
     dtype = torch.float16 if device.kind == "cuda" else torch.float32
     a = torch.randn(side, side, device=device.kind, dtype=dtype)

@@ -1,6 +1,6 @@
-"""What a user would run on a GPU instead: the network in float16 and channels_last, by PyTorch's own means.
+"""What a user would run on a GPU instead: the network in PyTorch itself, in float16 and channels_last.
 
-Peers take and give float16, so that they pay for no conversion.
+Peers read and write float16, so that their times contain no conversion.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 
 def half(model: nn.Module, device: Gpu | StandIn) -> nn.Module:
-    """A copy of the network as a user would prepare it; float32 in the dry run."""
+    """A copy of the network as a user would prepare it, in float16; in float32 for the dry run."""
     torch.backends.cudnn.benchmark = True
     dtype = torch.float16 if device.kind == "cuda" else torch.float32
     return copy.deepcopy(model).to(dtype).to(memory_format=torch.channels_last)
 
 
 def prepared(patches: Tensor, network: nn.Module) -> Tensor:
-    """The patches as `network` takes them."""
+    """The patches in the dtype of `network`, channels_last."""
     return patches.to(next(network.parameters()).dtype).to(memory_format=torch.channels_last)
 
 
 def in_batches(forward: Callable[[Tensor], Tensor], patches: Tensor, batch: int, device: Gpu | StandIn) -> Run:
-    """All patches, `batch` at a time by replays of one graph: small batches stay in the cache."""
+    """Runs all patches by replays of one graph of `batch` patches. Small batches stay in the cache."""
     static = patches[:batch].clone(memory_format=torch.channels_last)
     replay = device.graph(lambda: forward(static))
     out: list[Tensor] = []
@@ -45,5 +45,5 @@ def in_batches(forward: Callable[[Tensor], Tensor], patches: Tensor, batch: int,
 
 
 def authors(model: nn.Module, patches: Tensor) -> Run:
-    """The paper's test loop in float32, as its authors ran it, at full depth."""
+    """The test loop of the paper's authors in float32, at full depth."""
     return lambda: literal_forward(model, patches, 2.0)[0]

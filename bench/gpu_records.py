@@ -1,4 +1,4 @@
-"""What bench/gpu.py has measured: JSON lines, one per row or step, and the table made of them."""
+"""The results of bench/gpu.py: JSON lines, one per row or step, and the table that is made from them."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ OURS = ("cuda", "triton")
 
 
 class Records:
-    """Appends to OUT/results.jsonl; each line is on disk before the next is measured."""
+    """Appends to OUT/results.jsonl. Each line is on disk before the next one is measured."""
 
     def __init__(self, out: Path) -> None:
         self.path = out / FILE
         self.failed = False
 
     def add(self, kind: str, **fields: Any) -> None:
-        """One line."""
+        """Append one line."""
         line = json.dumps({"kind": kind, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **fields})
-        line = line.replace(f"{ROOT}{os.sep}", "")  # results are read elsewhere
+        line = line.replace(f"{ROOT}{os.sep}", "")  # results are read on other machines too
         with open(self.path, "a") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def step(self, name: str, ended: str, **fields: Any) -> None:
-        """How a step ended."""
+        """Record how a step ended."""
         self.failed |= ended.startswith("failed")
         self.add("step", step=name, ended=ended, **fields)
 
 
 def read(out: Path) -> list[dict[str, Any]]:
-    """All lines; one that was cut off by an interruption is left out."""
+    """All lines, except a line that an interruption has cut off."""
     found = []
     path = out / FILE
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -49,7 +49,7 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 
 def table(out: Path) -> str:
-    """The latest row of each kind: milliseconds, share of the matrix product's speed, and against torch's best."""
+    """The latest row of each kind: milliseconds, share of the matrix product's speed, and factor to torch's best."""
     records = read(out)
     lines = []
     for record in records:

@@ -1,4 +1,4 @@
-"""The measuring steps of bench/gpu.py, which starts each in a process of its own and sets PYTHONPATH."""
+"""The measuring steps of bench/gpu.py, which starts each of them in a process of its own and sets PYTHONPATH."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ ROOT = Path(__file__).parents[1]
 EDSR, WIDE, RCAN = "EDSR 16x64 x4", "EDSR 32x256 x4", "RCAN 2x20x64 x4"
 FULL = "full depth"
 COUNTS = (2000, 500, 100)
-BATCHES = (50, 100, 250)  # of what is run a part at a time
-CHECKED = 16  # patches that are compared with the oracle
-TOLERANCE = 2e-2  # of the oracle's standard deviation, root mean square, in float16
+BATCHES = (50, 100, 250)  # patches per call where patches run batch by batch
+CHECKED = 16  # patches that are compared with the reference
+TOLERANCE = 2e-2  # root mean square error in float16, as a share of the reference's standard deviation
 
 
 class Bench:
-    """What the steps share: device, records, networks and how a row is checked, timed and written."""
+    """What the steps share: the device, the records, the networks, and how a row is checked, timed and written."""
 
     def __init__(self, out: Path, dry: bool) -> None:
         self.dry = dry
@@ -43,11 +43,11 @@ class Bench:
 
     @cached_property
     def product_tflops(self) -> float:
-        """Of a large matrix product now."""
+        """TFLOP/s of a large matrix product, measured when it is first needed."""
         return ceilings(self.device)[0]
 
     def model(self, name: str) -> nn.Module:
-        """The network on the device, with random weights; a small one in the dry run."""
+        """The network on the device, with random weights. In the dry run it is a small one."""
         if self.dry:
             from ape_sr.models import EDSR
 
@@ -61,16 +61,16 @@ class Bench:
         return torch.rand(count, 3, self.side, self.side, device=self.device.kind)
 
     def backend(self, name: str) -> str:
-        """The backend called `name`; in the dry run one that the CPU has."""
+        """The name of the backend to run. In the dry run it is one that the CPU has."""
         stand_in = {"cuda": "cpu", "triton": "torch"}
         return stand_in.get(name, name) if self.dry else name
 
     def wrapped(self, model: nn.Module, name: str) -> APEForward:
-        """`model` on a backend in half precision."""
+        """`model` on a backend in float16; in float32 for the dry run."""
         return APEForward(model, 0.0, backend=self.backend(name), dtype=self.dtype)
 
     def row(self, row: str, network: str, patches: int, exits: str, tflop: float, prepare: Callable[[], Run]) -> None:
-        """Time one row and write it down; what it raises is written down instead, and the next row goes on."""
+        """Time one row and record it. If it raises an error, the error is recorded and the next row can run."""
         where = dict(row=row, network=network, patches=patches, exits=exits)
         try:
             with torch.inference_mode():
@@ -79,7 +79,7 @@ class Bench:
             why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             self.records.add("refused", **where, why=why[:300])
             print(f"{row}, {network}, {patches}, {exits}: {why}", flush=True)
-            if "illegal" in why or "misaligned" in why:  # nothing runs in this process any more
+            if "illegal" in why or "misaligned" in why:  # after this nothing can run on the device in this process
                 raise
             return
         self.records.add("row", **where, ms=taken, tflop=tflop, product_tflops=self.product_tflops)
@@ -87,7 +87,10 @@ class Bench:
 
 
 def schedule(fast: APEForward, count: int, share: float) -> tuple[Tensor, float]:
-    """Exits that leave `share` of the body's FLOPs, int64 ``[count]``, spread around that depth; and all FLOPs."""
+    """Exits with which the patches take `share` of the body's FLOPs, and all FLOPs per pixel that they take.
+
+    The exits are int64 ``[count]``, spread around the depth that takes this share.
+    """
     stages = len(fast.program.stages)
     body = [fast.program.body_flops_to_stage(i) / fast.program.body_flops_to_stage(stages - 1) for i in range(stages)]
     nearest = min(range(stages), key=lambda i: abs(body[i] - share))
@@ -98,25 +101,29 @@ def schedule(fast: APEForward, count: int, share: float) -> tuple[Tensor, float]
     return torch.tensor(exits)[order], flops
 
 
-def checked(bench: Bench, run: Callable[[Tensor], Tensor], oracle: Tensor, patches: Tensor) -> None:
-    """ValueError unless the first pictures are the oracle's, but for what half precision brings."""
-    got = run(patches[: len(oracle)]).float()
-    error = float((got - oracle).square().mean().sqrt() / oracle.std())
+def checked(bench: Bench, run: Callable[[Tensor], Tensor], reference: Tensor, patches: Tensor) -> None:
+    """Raise ValueError unless the first pictures equal the reference, within the rounding of float16."""
+    got = run(patches[: len(reference)]).float()
+    error = float((got - reference).square().mean().sqrt() / reference.std())
     if not error <= TOLERANCE:
-        raise ValueError(f"another picture: {error:.1e} of the oracle's standard deviation off")
+        raise ValueError(f"another picture: the error is {error:.1e} of the reference's standard deviation")
 
 
 def ours(bench: Bench, backend: str, cases: list[tuple[str, int, float | int]]) -> None:
-    """Rows of one backend. A case's last entry: share of the body's FLOPs, or the stage after which all leave."""
+    """Rows of one backend.
+
+    cases: network, number of patches, and the share of the body's FLOPs (float) or the stage after which all patches
+    leave (int).
+    """
     known: dict[str, tuple[nn.Module, APEForward, Tensor]] = {}
     for network, count, wish in cases:
         if network not in known:
             model = bench.model(network)
             first = bench.patches(CHECKED)
-            oracle = APEForward(model, 0.0, backend="torch", dtype=torch.float32).forward_patches(first)[0]
+            reference = APEForward(model, 0.0, backend="torch", dtype=torch.float32).forward_patches(first)[0]
             fast = bench.wrapped(model, backend)
-            known[network] = model, fast, oracle
-        model, fast, oracle = known[network]
+            known[network] = model, fast, reference
+        model, fast, reference = known[network]
         patches = bench.patches(count)
         if isinstance(wish, int):
             stage = min(wish, len(fast.program.stages) - 1)
@@ -128,8 +135,8 @@ def ours(bench: Bench, backend: str, cases: list[tuple[str, int, float | int]]) 
         exit_at = exit_at.to(patches.device)
         tflop = flops * bench.side**2 / 1e12
 
-        def eager(fast=fast, patches=patches, exit_at=exit_at, oracle=oracle) -> Run:
-            checked(bench, lambda part: fast.forward_patches(part)[0], oracle, bench.patches(CHECKED))
+        def eager(fast=fast, patches=patches, exit_at=exit_at, reference=reference) -> Run:
+            checked(bench, lambda part: fast.forward_patches(part)[0], reference, bench.patches(CHECKED))
             return lambda: fast.forward_patches(patches, exit_at)
 
         bench.row(backend, network, count, exits, tflop, eager)
@@ -141,7 +148,7 @@ def ours(bench: Bench, backend: str, cases: list[tuple[str, int, float | int]]) 
 
 
 def cases(bench: Bench) -> Iterator[tuple[str, int, float | int]]:
-    """What our backends run: the wanted rows first."""
+    """The cases that our backends run, the most important ones first."""
     for count in bench.counts:
         yield from ((EDSR, count, share) for share in (1.0, 0.5))
     yield from ((EDSR, count, share) for count in bench.counts[:1] for share in (0.75, 0.25, 0, 1, 3))
@@ -169,18 +176,19 @@ def triton_time(bench: Bench) -> None:
 
 
 def torch_rows(bench: Bench, network: str, counts: tuple[int, ...], label: str, forward_of: Callable) -> None:
-    """PyTorch's rows of one network: at once, in a graph, and part by part."""
+    """PyTorch's rows of one network: all patches at once, in a CUDA graph, and batch by batch."""
     model = bench.model(network)
     network_half = peers.half(model, bench.device)
     program = APEForward(model, 0.0, backend="torch").program
     forward = forward_of(network_half)
-    oracle = APEForward(model, 0.0, backend="torch", dtype=torch.float32).forward_patches(bench.patches(CHECKED))[0]
+    fast = APEForward(model, 0.0, backend="torch", dtype=torch.float32)
+    reference = fast.forward_patches(bench.patches(CHECKED))[0]
     for count in counts:
         patches = peers.prepared(bench.patches(count), network_half)
         tflop = count * program.flops_to_stage(len(program.stages) - 1) * bench.side**2 / 1e12
 
         def eager(patches=patches) -> Run:
-            checked(bench, forward, oracle, patches=peers.prepared(bench.patches(CHECKED), network_half))
+            checked(bench, forward, reference, patches=peers.prepared(bench.patches(CHECKED), network_half))
             return lambda: forward(patches)
 
         bench.row(label, network, count, FULL, tflop, eager)
@@ -203,7 +211,10 @@ def torch_time(bench: Bench) -> None:
 
 
 def compile_time(bench: Bench) -> None:
-    """torch.compile, last: it takes up to minutes. Compiled for one batch, larger counts by repeating it."""
+    """Rows of torch.compile. They come last, because compiling takes up to minutes.
+
+    The network is compiled for one size of batch; more patches run as several batches.
+    """
     modes = ("default", "max-autotune-no-cudagraphs") if not bench.dry else ("default",)
     for mode in modes:
         model = bench.model(EDSR)
@@ -220,7 +231,7 @@ def compile_time(bench: Bench) -> None:
 
 
 def image_time(bench: Bench) -> None:
-    """A 960x540 picture to 3840x2160: split, network and merge, against the network on the whole picture."""
+    """An image of 960x540 to 3840x2160: split, network and merge, compared with the network on the whole image."""
     model = bench.model(EDSR)
     height, width = (20, 30) if bench.dry else (540, 960)
     image = torch.rand(1, 3, height, width, device=bench.device.kind)
@@ -244,7 +255,7 @@ def image_time(bench: Bench) -> None:
 
 
 def profile(bench: Bench) -> None:
-    """Two launches of the cuda kernel, of which the profiler watches the second."""
+    """Two launches of the cuda kernel. The profiler records the second one."""
     fast, patches = bench.wrapped(bench.model(EDSR), "cuda"), bench.patches(2 if bench.dry else 132)
     for _ in range(2):
         fast.forward_patches(patches)
@@ -274,7 +285,7 @@ def environment(bench: Bench) -> None:
 
 
 def source_hash() -> str:
-    """Of everything that is measured, since a copied tree has no commit: csrc and ape_kernels, file by file."""
+    """A hash of csrc and ape_kernels. It identifies the measured code where a copied tree has no commit."""
     digest = hashlib.sha256()
     for folder in ("csrc", "ape_kernels"):
         for path in sorted((ROOT / folder).rglob("*")):

@@ -1,9 +1,9 @@
 """Rows measured in turns, in one process, with a raw loop beside every sample.
 
 The machine's speed changes from second to second, so only ratios of samples that were taken side by side mean
-anything. Code with AMX tile loads may run several times slower for seconds to minutes, whatever it computes, and other
-processes, or the host of a virtual machine, take cores away for milliseconds: the raw loop and the kernel's
-accounts of the cores show it, and samples taken then are dropped.
+anything. Code with AMX tile loads may run several times slower for seconds to minutes, whatever it computes. Other
+processes, or the host of a virtual machine, may take cores away for milliseconds. The raw loop and the operating
+system's count of the cores' time show such disturbances, and samples taken then are dropped.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from ape_kernels.native import core
 
-FAST_ENOUGH = 0.7  # of the best raw loop seen: slower samples are dropped
-DISTURBED = 0.03  # of a sample's time on all cores was spent elsewhere, 0.03 s at least: the sample is dropped
-SETTLE = 0.03  # seconds before a sample: threads of the row before may wait actively for work, PyTorch's for 15 ms
-LOOPS = 5  # their best shows a slow phase, and no core that was away for a moment
+FAST_ENOUGH = 0.7  # samples whose raw loop ran at less than this share of the best raw loop's speed are dropped
+DISTURBED = 0.03  # samples with more than this share of all cores' time (and 0.03 s) spent elsewhere are dropped
+SETTLE = 0.03  # seconds of pause before a sample: PyTorch's threads wait actively for work for 15 ms
+LOOPS = 5  # The best of so many raw loops counts: a slow phase shows in all of them, a short interruption does not.
 FLAGS = {
     "amx": "-mavx512f -mamx-tile -mamx-bf16",
     "avx512": "-mavx512f",
@@ -40,17 +40,22 @@ FLAGS = {
 
 @dataclass
 class Samples:
-    """Samples of one row: seconds a call, beside each the raw loop's FLOP/s a core (0 without one) and its turn."""
+    """Samples of one row, one entry of each list per sample.
+
+    seconds: of one call. raw: FLOP/s per core of the raw loop, 0 without one. cpu: seconds of all cores that this
+    process used. elsewhere: seconds of all cores that others used. turns: the turn in which the sample was taken.
+    dropped: how many samples were dropped.
+    """
 
     seconds: list[float] = field(default_factory=list)
     raw: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)  # seconds of all cores that were ours
-    elsewhere: list[float] = field(default_factory=list)  # seconds of all cores that were not ours
+    cpu: list[float] = field(default_factory=list)
+    elsewhere: list[float] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
     dropped: int = 0
 
     def keep(self, wanted: list[int]) -> None:
-        """Drop all samples but those of these positions."""
+        """Drop all samples except those at these positions."""
         self.dropped = len(self.seconds) - len(wanted)
         for name in ("seconds", "raw", "cpu", "elsewhere", "turns"):
             values = getattr(self, name)
@@ -58,7 +63,7 @@ class Samples:
 
 
 class ReplayClock:
-    """A clock that moves by recorded samples: hands pytest-benchmark what was measured in turns."""
+    """A clock that advances by recorded samples. With it pytest-benchmark records what was measured in turns."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -76,9 +81,9 @@ CLOCK = ReplayClock()
 
 @cache
 def raw_loop(isa: str) -> tuple[Callable[[int], float] | None, str]:
-    """A function that gives the FLOP/s a core of `isa`'s raw loop now, or None and why not.
+    """A function that measures the FLOP/s per core of the raw loop of `isa`; or None, and why there is none.
 
-    It takes the number of cores that run the loop at once; the slowest one counts.
+    The function takes the number of cores that run the loop at once. It returns the speed of the slowest core.
     """
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if isa not in FLAGS:
@@ -111,14 +116,14 @@ def raw_loop(isa: str) -> tuple[Callable[[int], float] | None, str]:
 
 
 def loop_of(dtype: torch.dtype) -> str | None:
-    """The raw loop of the instructions that the cpu backend runs this precision with; None where there is none."""
+    """The raw loop of the instructions that the cpu backend uses for this dtype, or None if there is none."""
     isa = core().cpu_isa()
     loop = "amx" if isa == "amx" and dtype == torch.bfloat16 else "avx512" if isa.startswith(("avx512", "amx")) else isa
     return loop if raw_loop(loop)[0] else None
 
 
 def elsewhere() -> float:
-    """Seconds of all cores since the start that were spent on other processes or taken by a virtual machine's host."""
+    """Seconds of all cores, since the start, that other processes used or that a virtual machine's host took away."""
     try:
         fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
     except (OSError, ValueError):
@@ -131,9 +136,9 @@ def elsewhere() -> float:
 def measure(rows: dict[str, Callable[[], object]], rounds: int, isa: str | None) -> dict[str, Samples]:
     """`rounds` samples of every row, taken in turns after one call to warm up.
 
-    isa: the raw loop's, None for none; it runs on as many cores as torch has threads. Samples in a slow phase are
-    dropped and taken again, at most `rounds` more times; a row without a good sample keeps all of them, and counts
-    them as dropped.
+    isa: names the raw loop, None for none. The loop runs on as many cores as torch has threads. Samples in a slow phase
+    are dropped and taken again, in at most `rounds` more turns. A row without a good sample keeps all its samples and
+    counts them as dropped.
     """
     threads, speed = torch.get_num_threads(), raw_loop(isa)[0] if isa else None
     taken: dict[str, Samples] = {name: Samples() for name in rows}
@@ -163,7 +168,7 @@ def measure(rows: dict[str, Callable[[], object]], rounds: int, isa: str | None)
 
 
 def _good(samples: Samples, taken: dict[str, Samples]) -> list[int]:
-    """Positions of the samples that nothing disturbed."""
+    """Positions of the samples that were not disturbed."""
     best = max(max(other.raw) for other in taken.values())
     cores = os.cpu_count() or 1
     return [
@@ -175,21 +180,21 @@ def _good(samples: Samples, taken: dict[str, Samples]) -> list[int]:
 
 
 def selected(request: pytest.FixtureRequest, **group: str) -> tuple[str, ...]:
-    """The rows of this test that `-k` and the like have left, of those with these parameters."""
+    """The rows of this test, with these parameters, that pytest's options (such as `-k`) have selected."""
     items = [item for item in request.session.items if item.originalname == request.node.originalname]
     chosen = [item.callspec.params for item in items if item.path == request.node.path]
     return tuple(params["row"] for params in chosen if group.items() <= params.items())
 
 
 def side_by_side(taken: dict[str, Samples]) -> list[dict[str, float]]:
-    """Seconds by row of every turn in which no row's sample was dropped."""
+    """Seconds by row, for every turn in which no sample was dropped."""
     by_turn = {name: dict(zip(samples.turns, samples.seconds, strict=True)) for name, samples in taken.items()}
     shared = set.intersection(*map(set, by_turn.values()))
     return [{name: seconds[turn] for name, seconds in by_turn.items()} for turn in sorted(shared)]
 
 
 def spread(values: list[float]) -> str:
-    """Median and range, for people."""
+    """Median and range as text."""
     if not values:
         return "unknown: every turn was disturbed"
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f} in {len(values)} turns)"
@@ -198,7 +203,7 @@ def spread(values: list[float]) -> str:
 def replay(
     benchmark: BenchmarkFixture, group: str, row: str, samples: Samples, units: int, facts: dict[str, object]
 ) -> None:
-    """Hand samples of calls over `units` to pytest-benchmark, which was told `CLOCK`, as seconds a unit."""
+    """Pass samples to pytest-benchmark, as seconds per unit. A call handles `units` units. The timer is `CLOCK`."""
     benchmark.group = group
     threads = torch.get_num_threads()
     benchmark.extra_info |= {"row": row, "threads": threads, "dropped": samples.dropped, **facts}

@@ -1,4 +1,4 @@
-"""The networks that are benchmarked."""
+"""The networks that the benchmarks run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Compact(nn.Module):
         return self.upsampler(out) + nn.functional.interpolate(x, scale_factor=self.upscale, mode="nearest")
 
 
-# name: network, and for how many of the `--patches` a call has time
+# name: the network, and the share of `--patches` that one call runs, so that no call takes too long
 NETWORKS = {
     "EDSR 16x64 x4": (lambda: EDSR(scale=4, n_resblocks=16, n_feats=64, exit_interval=2), 1),
     "RCAN 2x20x64 x4": (lambda: RCAN(scale=4, n_resgroups=2, n_resblocks=20, n_feats=64), 1 / 4),

@@ -1,6 +1,6 @@
-"""What a user would run instead: engines for the same network on the same patches, or on a whole picture.
+"""What a user would run instead: engines for the same network, on the same patches or on a whole image.
 
-A peer takes the model, the precision and pictures ``[N, 3, h, w]`` such as its calls will get; it gives what to call.
+A peer takes the model, the precision and an example of its input ``[N, 3, h, w]``. It returns the function to call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from reference import literal_forward, literal_merge, literal_split
 from torch import Tensor, nn
 
-NEVER = 2.0  # tanh does not reach it
+NEVER = 2.0  # a boundary that no prediction reaches, because tanh stays below 1
 PATCH, STEP = 48, 46
 Run = Callable[[Tensor], Tensor]
 
@@ -24,7 +24,7 @@ class Unavailable(Exception):
 
 
 class Whole(nn.Module):
-    """The network at full depth, one picture: what an engine without exits is given."""
+    """The network at full depth, for engines that have no exits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -36,14 +36,17 @@ class Whole(nn.Module):
 
 
 def authors(model: nn.Module, dtype: torch.dtype, pictures: Tensor) -> Run:
-    """The paper's test loop, float32 whatever `dtype`: its authors ran it so."""
+    """The test loop of the paper's authors. It is always float32, as they ran it."""
     if not hasattr(model, "exit_interval") or not hasattr(model, "tail"):
         raise Unavailable("the literal test loop is written for EDSR's frame")
     return lambda patches: literal_forward(model, patches, NEVER)[0]
 
 
 def authors_on_a_picture(model: nn.Module, scale: int, boundary: float = NEVER) -> Run:
-    """The paper's way with whole images: patches of 48 every 46 pixels, cut and averaged; what is left over is lost."""
+    """The paper's way to upscale whole images: patches of 48x48 pixels every 46 pixels, averaged where they overlap.
+
+    Pixels beyond the last whole patch are lost.
+    """
 
     def run(image: Tensor) -> Tensor:
         rows, columns = ((side - PATCH) // STEP + 1 for side in image.shape[2:])
@@ -60,13 +63,13 @@ def torch_eager(model: nn.Module, dtype: torch.dtype, pictures: Tensor) -> Run:
 
 
 def torch_compile(model: nn.Module, dtype: torch.dtype, pictures: Tensor) -> Run:
-    """torch.compile of the same."""
+    """torch.compile of the network, channels_last."""
     network = torch.compile(copy.deepcopy(model).to(dtype).to(memory_format=torch.channels_last))
     return lambda patches: network(patches.to(dtype, memory_format=torch.channels_last)).float()
 
 
 def onnxruntime(model: nn.Module, dtype: torch.dtype, pictures: Tensor) -> Run:
-    """ONNX Runtime's CPU provider, all graph optimisations."""
+    """ONNX Runtime's CPU provider with all graph optimisations."""
     _require("onnxruntime", "onnx", "onnxscript")
     if dtype != torch.float32:
         raise Unavailable(f"its CPU provider has no convolutions in {dtype}")
@@ -83,7 +86,7 @@ def onnxruntime(model: nn.Module, dtype: torch.dtype, pictures: Tensor) -> Run:
 
 
 def openvino(model: nn.Module, dtype: torch.dtype, pictures: Tensor) -> Run:
-    """OpenVINO's CPU plugin at the given precision, a picture a request, as many at once as there are threads."""
+    """OpenVINO's CPU plugin at the given precision: one picture per request, one request at a time per thread."""
     _require("openvino")
     import openvino as ov
 

@@ -1,5 +1,5 @@
-// What the arithmetic units alone reach: loops of the instructions that the convolutions are made of, on data in L1.
-// Compiled by interleave.py for the instruction set it is asked for.
+// The speed of the arithmetic units alone: loops of the instructions that the convolutions use, on data in L1.
+// interleave.py compiles this file for each instruction set that it needs.
 #include <immintrin.h>
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 #ifdef __AMX_BF16__
 alignas(4096) static char tiles[8192];
 
-// 2x2 tile products with all their tile loads. Returns the FLOPs done.
+// 2x2 tile products with all their tile loads. Returns the number of FLOPs.
 extern "C" double raw_loop(long rounds) {
   static const long allowed = syscall(SYS_arch_prctl, 0x1023, 18);  // ARCH_REQ_XCOMP_PERM, XTILEDATA
   if (allowed != 0) return 0;
@@ -40,7 +40,7 @@ constexpr int WIDTH = 8;
 #endif
 typedef float Vector __attribute__((vector_size(WIDTH * sizeof(float))));
 
-// Twelve multiply-add chains in registers. Returns the FLOPs done.
+// Twelve chains of multiply-adds in registers. Returns the number of FLOPs.
 extern "C" double raw_loop(long rounds) {
   Vector sum[12];
 #pragma GCC unroll 12

@@ -1,6 +1,8 @@
-"""python bench/report.py out.json ...: our fastest row against each of its rivals; a table, JSON and a plot.
+"""Our fastest row compared with each of its rivals: a table, JSON and a plot.
 
-Takes files that `pytest bench --benchmark-json` made and writes <out>.ratios.json and <out>.png beside the first.
+    python bench/report.py out.json ...
+
+Takes files that `pytest bench --benchmark-json` has made. Writes <out>.ratios.json and <out>.png beside the first file.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ FACTS = ("raw_gflops", "body_over_raw", "floor_ms", "body_off", "cores_busy", "s
 
 
 def ours(rows: dict[str, dict[str, float]]) -> str | None:
-    """Our row that the others are compared with: the fastest backend, None without one."""
+    """Our row that the others are compared with: the fastest one; None without any."""
     return min((name for name in rows if name.startswith(PREFIX)), key=lambda name: rows[name]["ms"], default=None)
 
 
 def ratios(benchmarks: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
-    """By group and row: median milliseconds, its samples, `FACTS`, and `times`: over those of our fastest row."""
+    """By group and row: median milliseconds, number of samples, `FACTS`, and `times`, the ratio to our fastest row."""
     groups: dict[str, dict[str, dict[str, float]]] = {}
     for entry in benchmarks:
         info, median = entry["extra_info"], entry["stats"]["median"]
@@ -34,7 +36,7 @@ def ratios(benchmarks: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def source_of(run: dict) -> dict[str, str]:
-    """Where and how one file of pytest-benchmark was measured."""
+    """Where and how the results in one file of pytest-benchmark were measured."""
     machine, commit = run["machine_info"], run["commit_info"]
     return {
         "date": run["datetime"][:10],
@@ -47,12 +49,12 @@ def source_of(run: dict) -> dict[str, str]:
 
 
 def unit(group: str) -> str:
-    """What the times of a group are."""
-    return "ms" if group.startswith("gpu") else "ms a picture" if "picture" in group else "ms a patch"
+    """The unit of a group's times."""
+    return "ms" if group.startswith("gpu") else "ms per picture" if "picture" in group else "ms per patch"
 
 
 def table(groups: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Markdown, a section a group."""
+    """A Markdown table per group, each in a section of its own."""
     lines = []
     for group, rows in groups.items():
         best = ours(rows)
@@ -67,35 +69,36 @@ def table(groups: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def notes(rows: dict[str, dict[str, float]]) -> list[str]:
-    """What else was measured in a group, a sentence each."""
+    """Sentences about what else was measured in a group."""
     facts, said = rows.get(ours(rows), {}), []
     if "body_over_raw" in facts:
         said.append(
-            f"Body's FLOP/s over the raw loop's ({facts['raw_gflops']:.0f} GFLOP/s a core): "
-            f"{facts['body_over_raw']:.2f}, direct-convolution count."
+            f"The body's FLOP/s divided by those of the raw loop ({facts['raw_gflops']:.0f} GFLOP/s per core): "
+            f"{facts['body_over_raw']:.2f}, counted as direct convolutions."
         )
     if "floor_ms" in facts:
-        said.append(f"Floor by the ceilings measured in the same run: {facts['floor_ms']:.2f} ms.")
+        said.append(f"Shortest time by the ceilings measured in the same run: {facts['floor_ms']:.2f} ms.")
     for name, row in rows.items():
         if "body_off" in row:
             said.append(
-                f"{name}: the body's time is {row['body_off']:+.1%} off its share of the FLOPs, "
-                f"cores busy {row['cores_busy']:.1%}."
+                f"{name}: the body's time differs by {row['body_off']:+.1%} from its share of the FLOPs; "
+                f"cores are busy {row['cores_busy']:.1%} of the time."
             )
     one = next(iter(rows.values()))
     if "speedup" in one:
-        said.append(f"Threads bring {one['speedup']:.2f}x, the raw loop {one.get('raw_speedup', float('nan')):.2f}x.")
+        raw = one.get("raw_speedup", float("nan"))
+        said.append(f"All threads are {one['speedup']:.2f} times as fast as one; the raw loop: {raw:.2f} times.")
     return said
 
 
 def plot(groups: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """Bars of times, a panel a group; at each bar the time and how many times ours it is."""
+    """Bars of times, one panel per group. Each bar shows its time and the ratio to ours."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    heights = [0.8 + 0.28 * len(rows) for rows in groups.values()]  # inches: title and axis, then a bar each
+    heights = [0.8 + 0.28 * len(rows) for rows in groups.values()]  # inches: title and axis, then one bar per row
     figure, axes = plt.subplots(
         len(groups), 1, figsize=(8, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
     )
@@ -120,7 +123,7 @@ def plot(groups: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     sources = [Path(name) for name in sys.argv[1:]]
     if not sources:
         sys.exit("usage: python bench/report.py out.json ...")

@@ -1,10 +1,11 @@
-"""Seams: do neighbours that left at different exits show their border?
+"""Seams: are borders visible between patches that left at different exits?
 
     python bench/seams.py -i Urban10 -n weights.safetensors -o docs/results
 
-For overlaps of 0 to 8 low-resolution pixels and both blends: the mean gradient across patch borders (Y, grey levels a
-pixel) less that of the same pixels in the picture of the whole image; of all lines of pixels where the covering patches
-or their weights begin or end to change, the worst. Beside it PSNR and FLOPs. Writes `seams.json`, a plot and a picture.
+The measure is the mean gradient across patch borders (Y, grey levels per pixel), minus that of the same pixels in the
+picture of the whole image. It is taken on the lines of pixels where the covering patches, or their weights, begin or
+cease to change; the worst line counts. It is measured for overlaps of 0 to 8 low-resolution pixels and both blends,
+together with PSNR and FLOPs. Writes `seams.json`, a plot and a picture.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from ape_sr.evaluate import find_pairs
 from ape_sr.metrics import LUMA, psnr_y
 
 OVERLAPS = range(9)
-SHOWN = 90  # pixels of the picture's cut-outs
-SHOWN_PATCH = 24  # smaller than usual, so that a small photo has borders enough
-BRIGHTEST = 24  # grey levels of a difference shown white
+SHOWN = 90  # sides of the details that are shown, in pixels
+SHOWN_PATCH = 24  # smaller than usual, so that a small photo has enough borders
+BRIGHTEST = 24  # the difference in grey levels that is shown as white
 
 
 def lines(starts: Sequence[int], patch: int, scale: int, offset: int) -> list[int]:
-    """Pixels of the merged picture `offset` after those where a patch begins or has ended."""
+    """Lines of the merged picture that lie `offset` pixels after the line where a patch begins or has just ended."""
     begins = {start * scale + offset for start in starts[1:]}
     return sorted(begins | {(start + patch) * scale + offset for start in starts[:-1]})
 
 
 def excess(picture: np.ndarray, whole: np.ndarray, grid: PatchGrid) -> float:
-    """Of the lines within a pixel of where overlaps begin and end, the largest mean excess of the gradient."""
+    """The largest mean excess of the gradient, over the lines within a pixel of where overlaps begin and end."""
     luma, reference = (image.astype(np.float64) @ LUMA for image in (picture, whole))
     worst = []
     for offset in (-1, 0, 1):
@@ -57,7 +58,7 @@ def excess(picture: np.ndarray, whole: np.ndarray, grid: PatchGrid) -> float:
 
 
 def measure(network: APEForward, folder: Path, thresholds: Sequence[float]) -> list[dict[str, float | str]]:
-    """A row for every threshold, overlap and blend: means over the pictures."""
+    """One row per threshold, overlap and blend, with means over the pictures."""
     found: dict[tuple[float, int, str], list[tuple[float, float, float]]] = {}
     for pair in find_pairs(folder):
         lr, hr = pair.read(network.scale)
@@ -86,7 +87,10 @@ def measure(network: APEForward, folder: Path, thresholds: Sequence[float]) -> l
 
 
 def show(network: APEForward, folder: Path, threshold: float, path: Path) -> None:
-    """The cut-out where most exits meet, for several overlaps, and below its difference from the whole image's; PNG."""
+    """Write a PNG of the detail where the most different exits meet, for several overlaps.
+
+    Below each stands its difference from the picture of the whole image.
+    """
     network.threshold, network.patch_size = threshold, SHOWN_PATCH
     best, shown = -1.0, None
     for pair in find_pairs(folder):
@@ -98,7 +102,7 @@ def show(network: APEForward, folder: Path, threshold: float, path: Path) -> Non
             for column in range(grid.shape[1] - 1):
                 spread = float(np.ptp(exits[row : row + 2, column : column + 2]))
                 corner = (grid.row_starts[row + 1], grid.column_starts[column + 1])
-                regular = corner == ((row + 1) * SHOWN_PATCH, (column + 1) * SHOWN_PATCH)  # not moved back: no overlap
+                regular = corner == ((row + 1) * SHOWN_PATCH, (column + 1) * SHOWN_PATCH)  # no patch was moved back
                 if regular and spread > best:
                     best, shown = spread, (lr, hr, [c * network.scale for c in corner])
     lr, hr, (y, x) = shown
@@ -123,7 +127,7 @@ def show(network: APEForward, folder: Path, threshold: float, path: Path) -> Non
 
 
 def draw(path: Path, rows: list[dict[str, float | str]]) -> None:
-    """Excess and PSNR against the overlap; PNG."""
+    """Write a PNG of the excess against the overlap and of PSNR against FLOPs."""
     figure = Figure(figsize=(10, 3.4), dpi=75, layout="constrained")
     seams, quality = figure.subplots(1, 2)
     for threshold in dict.fromkeys(row["threshold"] for row in rows):
@@ -145,9 +149,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-i", "--input", type=Path, required=True, help="folder of pictures")
     parser.add_argument("-n", "--weights", type=Path, required=True, help="weights with exits")
-    parser.add_argument("--show", type=Path, help="folder of the picture that is shown (the input)")
+    parser.add_argument("--show", type=Path, help="folder of the picture that is shown (by default the input)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--threshold", type=float, default=0.14, help="at which patches leave early (%(default)s)")
+    parser.add_argument("--threshold", type=float, default=0.14, help="with it patches leave early (%(default)s)")
     args = parser.parse_args()
     network = APEForward(load_model(args.weights), 0.0)
     rows = measure(network, args.input, (0.0, args.threshold))

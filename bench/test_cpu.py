@@ -1,10 +1,9 @@
-"""CPU backend against its peers, full depth: no patch leaves early.
+"""The cpu backend and its peers at full depth: no patch leaves early.
 
     pytest bench --benchmark-json=out.json && python bench/report.py out.json
-    APE_CPU_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 pytest bench ...      everything held to AVX2
+    APE_CPU_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 pytest bench ...      all rows limited to AVX2
 
-The rows of a group that `-k` selects are measured in turns (interleave.py); what pytest-benchmark times is the replay
-of those samples.
+The rows of a group that `-k` selects are measured in turns (interleave.py). pytest-benchmark then replays the samples.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def _expected(model: nn.Module, patches: Tensor) -> Tensor:
 def group(
     network: str, dtype_name: str, rows: tuple[str, ...], count: int, rounds: int
 ) -> tuple[dict[str, Samples], dict[str, str], int]:
-    """Samples of those `rows` that can run, the reasons of those that cannot, and the patches a call."""
+    """Samples of those `rows` that can run, the reasons why the others cannot, and the patches per call."""
     model, share = make(network)
     dtype = DTYPES[dtype_name]
     patches = torch.rand(max(2, int(count * share)), 3, 48, 48, generator=torch.Generator().manual_seed(1))
@@ -59,7 +58,7 @@ def group(
             except Unavailable as reason:
                 reasons[row] = f"{row}: {reason}"
                 continue
-            # the same picture: float32 within the contract, bf16 within what rounding all operands gives
+            # It must be the same picture: float32 within the contract, bf16 within the rounding of all operands.
             error = float((run(patches[:2]) - expected).abs().max())
             exact = dtype == torch.float32 or row.startswith("authors")
             assert error <= (1e-4 if exact else 0.05) * max(1.0, span), f"{row} computes another picture: {error:.1e}"
@@ -73,7 +72,7 @@ def group(
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.benchmark(timer=CLOCK)
 def test_full_depth(benchmark, request, network, dtype, row):
-    """Seconds a patch."""
+    """Seconds per patch."""
     option = request.config.getoption
     rows = selected(request, network=network, dtype=dtype)
     samples, reasons, count = group(network, dtype, rows, option("--patches"), option("--rounds"))

@@ -1,10 +1,11 @@
-"""A picture of 510x339 pixels, four times enlarged on the CPU, end to end: image in, image out, full depth.
+"""An image of 510x339 pixels, upscaled by 4 on the CPU at full depth, from the image to the picture.
 
-The paper's forward and ours work in patches of 48x48 every 46 pixels, cut and merged within the time; every other
-engine gets the whole picture, as its user would. The two kinds compute different pictures, as the body sees no further
-than its patch: each row is checked against a rendering of its own kind, and ours against the paper's where both put the
-patches in the same places. The paper's drops what its step does not divide (77 patches, 508x324 pixels); ours covers
-every pixel, with the last row and column of patches moved back (96 patches): it does a quarter more work.
+The paper's forward and ours work on patches of 48x48 pixels every 46 pixels; their times include splitting and merging.
+Every other engine gets the whole image, as its user would do it. The two kinds compute different pictures, because the
+body does not see beyond its patch. Each row is compared with a picture of its own kind, and ours also with the paper's
+where both have the same patches. The paper's way drops the pixels beyond the last whole patch (77 patches, 508x324
+pixels). Ours covers every pixel, with the last row and column of patches moved back (96 patches): it does a quarter
+more work.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def _image() -> Tensor:
 
 
 def _patchwise(model: nn.Module, image: Tensor) -> Tensor:
-    """What ours has to compute: the network's literal forward on every patch, blended by the torch backend."""
+    """The picture that ours has to give: the network's literal forward on every patch, blended by the torch backend."""
     grid = patch_grid(HEIGHT, WIDTH, PATCH, PATCH - STEP, SCALE, "linear")
     return merge(grid, literal_forward(model, split(grid, image, "torch"), NEVER)[0], 1, "torch")
 
@@ -50,13 +51,13 @@ def _assert_same(row: str, got: Tensor, expected: Tensor, tolerance: float) -> N
 
 @cache
 def group(dtype_name: str, rows: tuple[str, ...], rounds: int) -> tuple[dict[str, Samples], dict[str, str]]:
-    """Samples of those `rows` that can run, and the reasons of those that cannot."""
+    """Samples of those `rows` that can run, and the reasons why the others cannot."""
     model, dtype, image = make(NETWORK)[0], DTYPES[dtype_name], _image()
     runs, reasons = {}, {}
     with torch.inference_mode():
         whole, patchwise, authors = model(image), _patchwise(model, image), authors_on_a_picture(model, SCALE)(image)
         tolerance = 1e-4 if dtype == torch.float32 else 0.05
-        # there the paper's patches and ours stand in the same places, and none that was moved back reaches
+        # Here the paper's patches and ours have the same places, and no patch that was moved back reaches here.
         same = (..., slice((HEIGHT - PATCH) * SCALE), slice((WIDTH - PATCH) * SCALE))
         for row in rows:
             try:
@@ -82,7 +83,7 @@ def group(dtype_name: str, rows: tuple[str, ...], rounds: int) -> tuple[dict[str
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.benchmark(timer=CLOCK)
 def test_picture(benchmark, request, dtype, row):
-    """Seconds a picture."""
+    """Seconds per picture."""
     samples, reasons = group(dtype, selected(request, dtype=dtype), request.config.getoption("--rounds"))
     if row in reasons:
         pytest.skip(reasons[row])

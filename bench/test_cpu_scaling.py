@@ -1,8 +1,8 @@
-"""What exits save and threads bring, in turns within one process: `pytest bench/test_cpu_scaling.py -s`.
+"""How much time exits and threads save: `pytest bench/test_cpu_scaling.py -s`.
 
-EDSR 16x64 x4 with 8 exits. A patch that leaves after stage i must cost its share of the FLOPs, and a mix of them the
-sum, whatever the order they come in: no core idles while patches wait. Figures are medians of samples
-taken in turns; disturbed ones are dropped.
+EDSR 16x64 x4 with 8 exits. The time of a patch that leaves after stage i must be its share of the FLOPs. The time of a
+mix of such patches must be the sum, in any order, because no core is idle while patches wait. Figures are medians of
+samples that were taken in turns within one process. Disturbed samples are dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ape_kernels import APEForward
 
 NETWORK = "EDSR 16x64 x4"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-TURNS = 4  # times --rounds: these samples are short
+TURNS = 4  # so many times --rounds, because these samples are short
 Group = tuple[dict[str, Samples], dict[str, Any]]
 
 
@@ -29,7 +29,7 @@ def _network(dtype: str) -> APEForward:
 
 
 def _schedules(count: int, last: int) -> dict[str, torch.Tensor]:
-    """By name the stages after which `count` patches leave: all after the same one, and a mix in several orders."""
+    """By name, the stages after which `count` patches leave: all after the same stage, and a mix in several orders."""
     uniform = {f"all after stage {i + 1}": torch.full((count,), i) for i in range(last + 1)}
     shallow_first = torch.arange(count) * (last + 1) // count
     shuffled = shallow_first[torch.randperm(count, generator=torch.Generator().manual_seed(2))]
@@ -38,13 +38,13 @@ def _schedules(count: int, last: int) -> dict[str, torch.Tensor]:
 
 @cache
 def exits(dtype: str, count: int, rounds: int) -> Group:
-    """Samples by schedule of `count` patches, and by how much the mixed ones' body is off its share of the FLOPs."""
+    """Samples by schedule of `count` patches, and how far the body's time is from its share of the FLOPs."""
     fast, patches = _network(dtype), torch.rand(count, 3, 48, 48)
     last = len(fast.program.stages) - 1
     schedules = _schedules(count, last)
     rows = {name: lambda at=at: fast.forward_patches(patches, at) for name, at in schedules.items()}
     samples = measure(rows, TURNS * rounds, loop_of(DTYPES[dtype]))
-    # head and tail cost the same for all; what a stage costs is the slope over those that leave together
+    # Head and tail take the same time in all schedules. The slope over the uniform schedules is the time of a stage.
     median = {name: statistics.median(taken.seconds) for name, taken in samples.items()}
     stages = {name: float(at.float().mean()) + 1 for name, at in schedules.items()}
     uniform = [name for name in rows if name.startswith("all")]
@@ -57,14 +57,14 @@ def exits(dtype: str, count: int, rounds: int) -> Group:
             cpu / (torch.get_num_threads() * seconds) for cpu, seconds in zip(taken.cpu, taken.seconds, strict=True)
         )
         facts[name] = {"body_off": off, "cores_busy": busy}
-        print(f"\n{dtype}, {name}: {median[name]:.4f} s, body {off:+.1%} off its share of the FLOPs", end="")
+        print(f"\n{dtype}, {name}: {median[name]:.4f} s, body {off:+.1%} from its share of the FLOPs", end="")
         print(f", cores busy {busy:.1%}, {taken.dropped} samples dropped", end="")
     return samples, facts
 
 
 @cache
 def threads(dtype: str, count: int, rounds: int, most: int) -> Group:
-    """Samples by number of threads, and the speed-up of the many over one; the raw loop's beside it."""
+    """Samples by number of threads, and the speed-up of `most` threads over one, also that of the raw loop."""
     fast, patches = _network(dtype), torch.rand(count, 3, 48, 48)
     loop, raw = loop_of(DTYPES[dtype]), []
     speed = raw_loop(loop)[0] if loop else None
@@ -92,7 +92,7 @@ def threads(dtype: str, count: int, rounds: int, most: int) -> Group:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.benchmark(timer=CLOCK)
 def test_scaling_with_exits(benchmark, request, dtype, row):
-    """Seconds a patch."""
+    """Seconds per patch."""
     count, rounds = request.config.getoption("--patches"), request.config.getoption("--rounds")
     samples, facts = exits(dtype, count, rounds)
     replay(benchmark, f"cpu {NETWORK} {dtype}, exits", row, samples[row], count, facts[row])
@@ -102,7 +102,7 @@ def test_scaling_with_exits(benchmark, request, dtype, row):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.benchmark(timer=CLOCK)
 def test_scaling_with_threads(benchmark, request, dtype, one):
-    """Seconds a patch."""
+    """Seconds per patch."""
     count, rounds = request.config.getoption("--patches"), request.config.getoption("--rounds")
     most = request.config.getoption("--threads")
     if most < 2:

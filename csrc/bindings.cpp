@@ -1,6 +1,6 @@
-// The module ape_kernels._C: nothing but exports. Pointers come as integers; shapes, types and devices were checked in
-// Python, which owns all memory. Calls run without the interpreter lock. Arguments are taken by keyword alone: two
-// addresses in each other's place would go unnoticed.
+// The module ape_kernels._C, which only exports functions. Pointers are passed as integers. Python owns all memory and
+// has checked shapes, types and devices. Calls run without the interpreter lock. Arguments are passed by keyword only,
+// because nothing would notice two addresses that are swapped.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/image.h"
 #include "cpu/isa.h"
 #include "cpu/patches.h"
 #include "cpu/worker.h"
@@ -29,7 +30,7 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Exports f(SplitArgs, extra...): the struct's members in order, then what `names` calls the extra arguments.
+// Exports f(SplitArgs, extra...). Its arguments are the members of SplitArgs, then the extra ones, named by `names`.
 template <class... Extra, class F, class... Names>
 void def_split(py::module_& m, const char* name, F f, Names... names) {
   const auto call = [f](uintptr_t image, uintptr_t patches, uintptr_t row_start, uintptr_t column_start, int64_t batch,
@@ -63,7 +64,7 @@ void def_merge(py::module_& m, const char* name, F f, Names... names) {
         "patch_height"_a, "patch_width"_a, "rows_covering"_a, "columns_covering"_a, names..., Unlocked());
 }
 
-// Shapes of the pointers: cpu/worker.h. Throws ValueError (std::invalid_argument) for a malformed table.
+// cpu/worker.h has the shapes of the pointers. Throws std::invalid_argument (ValueError) for a malformed table.
 void cpu_run_patches(uintptr_t table, int64_t table_rows, uintptr_t weights, int64_t weight_count, uintptr_t patches,
                      uintptr_t exit_at, uintptr_t sr, uintptr_t exit_index, uintptr_t capacity, int64_t count,
                      int height, int width, float boundary, int threads) {
@@ -83,6 +84,17 @@ void cpu_run_stage(uintptr_t table, int64_t table_rows, uintptr_t weights, int64
                        pointer<bool>(leaves), count, height, width, boundary, threads});
 }
 
+void cpu_run_image(uintptr_t table, int64_t table_rows, uintptr_t weights, int64_t weight_count, uintptr_t sharing,
+                   uintptr_t folded, uintptr_t exit_at, uintptr_t sr, int64_t count, int height, int width, int cell,
+                   int ring, uintptr_t image, int image_channels, int scale, uintptr_t tones, int tone_count,
+                   float value_range, int threads) {
+  const ape::cpu::Program program(pointer<const int32_t>(table), table_rows, weight_count);
+  ape::cpu::run_image(program, {pointer<const float>(weights), pointer<const int32_t>(sharing),
+                                pointer<const float>(folded), pointer<const int64_t>(exit_at), pointer<float>(sr),
+                                count, height, width, cell, ring, pointer<const float>(image), image_channels, scale,
+                                pointer<const float>(tones), tone_count, value_range, threads});
+}
+
 void export_cpu(py::module_& m) {
   def_split<int>(m, "cpu_split", ape::cpu_split, "threads"_a);
   def_merge<int>(m, "cpu_merge", ape::cpu_merge, "threads"_a);
@@ -94,6 +106,9 @@ void export_cpu(py::module_& m) {
   m.def("cpu_run_stage", &cpu_run_stage, py::kw_only(), "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a,
         "stage"_a, "features"_a, "active"_a, "exit_at"_a, "out"_a, "capacity"_a, "leaves"_a, "count"_a, "height"_a,
         "width"_a, "boundary"_a, "threads"_a, Unlocked());
+  m.def("cpu_run_image", &cpu_run_image, py::kw_only(), "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a,
+        "sharing"_a, "folded"_a, "exit_at"_a, "sr"_a, "count"_a, "height"_a, "width"_a, "cell"_a, "ring"_a, "image"_a,
+        "image_channels"_a, "scale"_a, "tones"_a, "tone_count"_a, "value_range"_a, "threads"_a, Unlocked());
 }
 
 #ifdef APE_WITH_CUDA
@@ -101,7 +116,8 @@ void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 
-// Scratch elements per low-resolution pixel, resolution of the input's buffer, and blocks that run at once.
+// Returns the arena's elements per low-resolution pixel, the resolution of the input's buffer, and the number of thread
+// blocks that run at once.
 py::tuple cuda_plan(uintptr_t table, int64_t table_rows, int64_t weight_count, int element, int stage) {
   const ape::cuda::Plan plan = ape::cuda::plan_of(table, table_rows, weight_count, element);
   int blocks = 0;
@@ -109,7 +125,7 @@ py::tuple cuda_plan(uintptr_t table, int64_t table_rows, int64_t weight_count, i
   return py::make_tuple(plan.scratch_elements, plan.input_buffer(stage).resolution(), blocks);
 }
 
-// Shapes of the pointers: cuda/args.h. Throws ValueError (std::invalid_argument) for a malformed table.
+// cuda/args.h has the shapes of the pointers. Throws std::invalid_argument (ValueError) for a malformed table.
 void cuda_run_worker(uintptr_t table, int64_t table_rows, int64_t weight_count, int element, int stage,
                      uintptr_t weights, uintptr_t input, int64_t input_rows, uintptr_t active, uintptr_t exit_at,
                      uintptr_t output, uintptr_t exit_index, uintptr_t capacity, uintptr_t leaves, uintptr_t scratch,
@@ -146,7 +162,7 @@ void export_cuda(py::module_& m) {
 py::dict build_info() {
   py::dict info;
 #ifdef __clang__
-  info["compiler"] = __VERSION__;  // names clang itself
+  info["compiler"] = __VERSION__;  // contains the name of clang
 #else
   info["compiler"] = "g++ " __VERSION__;
 #endif

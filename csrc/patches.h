@@ -1,5 +1,5 @@
-// How an image is cut into overlapping patches and blended back. One source for CPU and CUDA: the arguments and where
-// each element comes from.
+// How an image is cut into overlapping patches and blended back: the arguments, and where each element comes from. CPU
+// and CUDA share this header.
 #pragma once
 
 #include "program.h"
@@ -36,7 +36,7 @@ APE_HD inline int64_t split_row_count(const SplitArgs& args) {
   return args.batch * args.patch_rows * args.patch_columns * args.channels * args.patch_height;
 }
 
-// Offset into the image of the first pixel of one row of `patches`, rows counted through [N, C, patch_height].
+// Offset into the image of the first pixel of one row of `patches`. Rows are counted through [N, C, patch_height].
 APE_HD inline int64_t split_source(const SplitArgs& args, int64_t row) {
   const int64_t y = row % args.patch_height;
   const int64_t plane = row / args.patch_height;
@@ -50,7 +50,7 @@ APE_HD inline int64_t split_source(const SplitArgs& args, int64_t row) {
 
 APE_HD inline int64_t merge_row_count(const MergeArgs& args) { return args.batch * args.channels * args.height; }
 
-// From one patch of a patch row to the next, in elements.
+// Elements from one patch of a patch row to the next.
 APE_HD inline int64_t patch_stride(const MergeArgs& args) {
   return args.channels * args.patch_height * args.patch_width;
 }
@@ -60,8 +60,8 @@ struct MergeSource {
   int64_t start;  // offset into `patches` of the pixel row, in the first patch of the patch row
 };
 
-// Term `i` of one row of `image`, rows counted through [B, C, H]. Terms of weight 0, here and along the columns, must
-// be skipped, not multiplied: what an unused slot points at, even NaN, never counts.
+// Term `i` of one row of `image`. Rows are counted through [B, C, H]. Terms of weight 0, here and along the columns,
+// must be skipped and not multiplied, because an unused slot may point at a NaN.
 APE_HD inline MergeSource merge_source(const MergeArgs& args, int64_t row, int64_t i) {
   const int64_t y = row % args.height;
   const int64_t c = row / args.height % args.channels;
@@ -72,7 +72,7 @@ APE_HD inline MergeSource merge_source(const MergeArgs& args, int64_t row, int64
   return {args.row_weight[i * args.height + y], ((n * args.channels + c) * args.patch_height + py) * args.patch_width};
 }
 
-// Offset from MergeSource::start of what column slot `j` gives to image column `x`.
+// Offset, from MergeSource::start, of the pixel that column slot `j` adds to image column `x`.
 APE_HD inline int64_t merge_offset(const MergeArgs& args, int64_t j, int64_t x) {
   const int64_t k = args.column_index[2 * j * args.width + x];
   const int64_t px = args.column_index[(2 * j + 1) * args.width + x];

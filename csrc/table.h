@@ -1,4 +1,4 @@
-// The instruction table as a backend receives it: checked, so that kernels can trust it.
+// The instruction table as a backend receives it. It is checked here, so that kernels can trust it.
 #pragma once
 
 #include <stdexcept>
@@ -10,19 +10,20 @@
 
 namespace ape {
 
-// Channels, padded to whole groups of 16 as the weights of native backends are.
+// Channels, rounded up to a multiple of 16. The native backends pad their weights like this.
 inline int64_t padded(int64_t channels) { return (channels + 15) / 16 * 16; }
 
-// The checks that all backends share. What would make a kernel read or write outside its memory throws
-// std::invalid_argument. A backend derives from this: its constructor calls `check`, and `add` says what else it asks.
+// The checks that all native backends share. A table with which a kernel would read or write outside its memory throws
+// std::invalid_argument. A backend derives from this class. Its constructor calls `check`, and its `add` may check
+// more.
 class Table {
  public:
   std::vector<Instruction> rows;
-  int buffer_count = 0;         // the BUFFER rows come first
-  std::vector<int> stage_rows;  // row of each STAGE
+  int buffer_count = 0;         // BUFFER rows; they come first
+  std::vector<int> stage_rows;  // the row number of each STAGE
   int tail_row = -1;
 
-  // The STAGE row of a stage. Throws std::invalid_argument for a stage that does not exist.
+  // The STAGE row of stage `number`, counted from 0. Throws std::invalid_argument for a stage that does not exist.
   const Instruction& stage(int number) const {
     const int count = static_cast<int>(stage_rows.size());
     if (number < 0 || number >= count)
@@ -33,9 +34,9 @@ class Table {
   const Instruction& reconstruct() const { return rows.back(); }
 
  protected:
-  using Sources = std::vector<int32_t>;  // buffers that a convolution reads, in the order of its input channels
+  using Sources = std::vector<int32_t>;  // the buffers that a convolution reads, in the order of its input channels
 
-  // table: [row_count][16]. weight_count: elements in the weight buffer, of which a float32 value takes float_elements.
+  // table: [row_count][16]. weight_count: elements of the weight buffer. float_elements: elements per float32 value.
   Table(const int32_t* table, int64_t row_count, int64_t weight_count, int float_elements)
       : rows(row_count), weight_count_(weight_count), float_elements_(float_elements) {
     if (row_count) std::memcpy(rows.data(), table, row_count * sizeof(Instruction));
@@ -49,12 +50,12 @@ class Table {
     require(tail_row >= 0 && reconstruct().opcode == kReconstruct, "the reconstruction ends the tail");
   }
 
-  // Elements that the kernels of a CONV or RECONSTRUCT take in the weight buffer.
+  // Elements that the weights of a CONV or RECONSTRUCT take in the weight buffer.
   virtual int64_t kernel_elements(const Instruction& in, const Sources& sources) const = 0;
-  // What the backend makes of a row that has passed; SOURCE rows come with their CONV.
+  // Called for each row after its checks. SOURCE rows have no call of their own: they come as `sources` of their CONV.
   virtual void add(const Instruction& in, Sources sources) = 0;
 
-  // The row that is being checked, and whether the next one has this opcode.
+  // The number of the row that is being checked, and whether the next row has this opcode.
   int64_t at() const { return at_; }
   bool follows(int32_t opcode) const {
     return at_ + 1 < static_cast<int64_t>(rows.size()) && rows[at_ + 1].opcode == opcode;
@@ -66,17 +67,17 @@ class Table {
     require(number >= 0 && number < buffer_count, "no such buffer");
     return rows[number];
   }
-  // Kernels of a RECONSTRUCT, one for each pair of border classes, or of a CONV.
+  // The number of kernels of a CONV or RECONSTRUCT: one, or one per pair of border classes.
   static int64_t variants(const Instruction& in) {
     return in.has_border_classes() ? kBorderClasses * kBorderClasses : 1;
   }
 
  private:
-  static constexpr int kMostChannels = 65536;  // of a buffer: products of sizes stay within 64 bits
-  static constexpr int kMostUpscale = 64;      // and its square within 32
+  static constexpr int kMostChannels = 65536;  // of a buffer: then products of sizes stay within 64 bits
+  static constexpr int kMostUpscale = 64;      // then its square stays within 32 bits
   int64_t weight_count_, float_elements_;
   int64_t at_ = 0;
-  Sources sources_;  // of the convolution that is being read
+  Sources sources_;  // of the convolution whose rows are being checked
 
   void fits(int32_t number, int64_t channels, int resolution) const {
     require(buffer(number).in_channels == channels, "channels differ from the buffer's");
@@ -88,7 +89,7 @@ class Table {
   void elements(int32_t offset, int64_t count, const char* what) const {
     require(offset >= 0 && offset % kWeightAlignment == 0 && offset + count <= weight_count_, what);
   }
-  // What is float32 whatever the type of the elements.
+  // The same for values that are float32 whatever the type of the elements.
   void floats(int32_t offset, int64_t count, const char* what) const {
     elements(offset, count * float_elements_, what);
   }

@@ -1,4 +1,4 @@
-"""The picture of the README: a detail of assets/photo.png, the same detail upscaled, and where patches left.
+"""Makes the picture of the README: a detail of assets/photo.png, the same detail upscaled, and the exit map.
 
 python docs/figures.py
 """
@@ -17,7 +17,7 @@ from ape_sr.exit_map import LEGEND, draw_exit_map
 ROOT = Path(__file__).parents[1]
 THRESHOLD = 0.14
 DETAIL = (105, 62, 205, 162)  # left, top, right, bottom, in pixels of the photo
-SHRUNK = 2  # the map is drawn on a picture of half the size, so that its text stays legible
+SHRUNK = 2  # the map is drawn on a picture of half the size, so that its text is large enough
 GAP = 8  # pixels between the panels
 
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def _captioned(panel: Image.Image, text: str) -> Image.Image:
-    """The panel with two lines of text below, in the room that the map's legend takes."""
+    """The panel with two lines of text below, in as much room as the map's legend takes."""
     sheet = Image.new("RGB", (panel.width, panel.height + LEGEND), "white")
     sheet.paste(panel)
     font = ImageFont.load_default(size=18)

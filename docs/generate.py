@@ -1,9 +1,9 @@
-"""Makes what pages of this project take from results and from docstrings, or checks that it is up to date.
+"""Makes the parts of pages that come from results and docstrings, or checks that they are up to date.
 
     python docs/generate.py            # rewrites README.md and docs/*.md
-    python docs/generate.py --check    # changes nothing; status 1 if a page is not up to date
+    python docs/generate.py --check    # changes nothing; the status is 1 if a page is not up to date
 
-A page marks what is made by ``<!-- made: NAME -->`` and ``<!-- end -->``; NAME is a function of `BLOCKS`.
+In a page such a part stands between ``<!-- made: NAME -->`` and ``<!-- end -->``. NAME is a function of `BLOCKS`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +27,7 @@ from gpu_records import OURS, milliseconds, read  # noqa: E402
 
 XEON = ROOT / "bench" / "results" / "xeon-amx-2-cores"
 GPU = ROOT / "bench" / "results" / "h200"
-RIVALS = {  # names of rows in the results, and as shown
+RIVALS = {  # names of rows in the results, and the names that the tables show
     "authors' eager forward": "the paper's eager forward, literally (fp32)",
     "torch.compile": "torch.compile",
     "torch eager channels_last": "PyTorch, channels_last",
@@ -42,18 +43,18 @@ MARK = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def groups(name: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Group to row to what was measured, from a file that bench/report.py wrote."""
+    """The measurements in a file that bench/report.py wrote, by group and row."""
     return json.loads((XEON / f"{name}.json").read_text())["groups"]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; numbers to the right."""
+    """A Markdown table. All columns but the first are aligned to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)) + "\n"
 
 
 def numbers() -> str:
-    """Three figures for the first screen."""
+    """Three figures for the first screen of the README."""
     bf16 = groups("edsr-16x64-bf16")["cpu EDSR 16x64 x4 bf16"]
     whole = groups("edsr-16x64-picture")["cpu EDSR 16x64 x4 fp32, picture 510x339"]
     with open(ROOT / "docs" / "results" / "x4" / "Set5.csv", newline="") as file:
@@ -76,7 +77,7 @@ def numbers() -> str:
 
 
 def gpu_line() -> str:
-    """The state of the GPU backends, in a line."""
+    """The speed of the GPU backends, in one sentence."""
     cases = dict(gpu_rows())
     device = next(record["device"] for record in read(GPU) if record["kind"] == "environment")
 
@@ -85,21 +86,23 @@ def gpu_line() -> str:
         return " and ".join(dict.fromkeys(f"{ratio:.2f}" for ratio in ratios))
 
     small, large = times("EDSR 16x64 x4", 500, 2000), times("EDSR 32x256 x4", 100)
-    return (
-        f"GPU: measured on an {device}, in fp16. The `cuda` backend is {small} times as fast as PyTorch's best row for "
-        f"EDSR 16x64 x4, and {large} times as fast for EDSR 32x256 x4 ([all rows](docs/performance.md#gpu)).\n"
+    line = (
+        f"GPU: measured on an {device}, in fp16. For 500 and 2000 patches of EDSR 16x64 x4, the `cuda` backend is "
+        f"{small} times as fast as PyTorch's best row; for EDSR 32x256 x4 it is {large} times as fast "
+        "([all rows](docs/performance.md#gpu))."
     )
+    return textwrap.fill(line, 130, break_on_hyphens=False) + "\n"
 
 
 def cpu_machine() -> str:
-    """Where the CPU's figures come from."""
+    """The machine and the packages of the CPU's figures."""
     runs = [json.loads(path.read_text())["measured"][0] for path in sorted(XEON.glob("*.json"))]
     facts = {f"{run['date']}: {run['cpu']}, shared with other work; {run['packages']}." for run in runs}
     return "\n".join(sorted(facts)) + "\n"
 
 
 def cpu_patches() -> str:
-    """EDSR 16x64, per patch, three instruction sets."""
+    """Times per patch of EDSR 16x64, for three instruction sets."""
     runs = [groups(f"edsr-16x64-{name}") for name in ("fp32", "bf16", "avx2")]
     columns = [next(iter(run.values())) for run in runs]
     rows = []
@@ -119,7 +122,7 @@ def cpu_patches() -> str:
 
 
 def cpu_picture() -> str:
-    """EDSR 16x64, a whole picture."""
+    """Times of EDSR 16x64 for a whole image."""
     fp32, bf16 = groups("edsr-16x64-picture").values()
     rows = []
     for name, shown in RIVALS.items():
@@ -130,7 +133,7 @@ def cpu_picture() -> str:
 
 
 def cpu_networks() -> str:
-    """Other networks beside the best of their peers."""
+    """Times of other networks, compared with the best of their peers."""
     rows = []
     for group, found in groups("other-networks").items():
         network, _, dtype = group.removeprefix("cpu ").rpartition(" ")
@@ -144,7 +147,7 @@ def cpu_networks() -> str:
 
 
 def cpu_exits() -> str:
-    """Time of the body against its share of the FLOPs, and what threads bring."""
+    """How far the body's time is from its share of the FLOPs, and the gain of a second thread."""
     found = groups("edsr-16x64-scaling")
     rows = []
     for dtype in ("fp32", "bf16"):
@@ -153,11 +156,11 @@ def cpu_exits() -> str:
         mixed = [row["body_off"] for name, row in exits.items() if name.startswith("mixed")]
         spread = [f"{min(values):+.1%} to {max(values):+.1%}" for values in (mixed, single)]
         rows.append([dtype, *spread, f"{threads['2 threads']['speedup']:.2f}x"])
-    return table(["dtype", "mixed exits: time off the share of FLOPs", "one exit for all", "two threads"], rows)
+    return table(["dtype", "mixed exits: time against share of FLOPs", "one exit for all", "two threads"], rows)
 
 
 def gpu_rows() -> Iterator[tuple[tuple[str, int, str], tuple[dict[str, float], float | None]]]:
-    """(network, patches, exits) to milliseconds of our backends, the faster of their rows, and of PyTorch's best."""
+    """Per (network, patches, exits): milliseconds of the fastest row of each of our backends, and of PyTorch's best."""
     cases: dict[tuple[str, int, str], dict[str, float]] = {}
     for record in read(GPU):
         if record["kind"] == "row":
@@ -175,7 +178,7 @@ def gpu() -> str:
     """One line per case: our backends against PyTorch's best row at full depth."""
     rows = []
     for (network, patches, exits), (own, best) in gpu_rows():
-        if best is None:  # nothing to compare with in this run
+        if best is None:  # PyTorch has no row for this case
             continue
         cells = [network, "1 image" if "picture" in network else str(patches), exits, f"{best:.2f}"]
         for name in OURS:
@@ -195,7 +198,7 @@ def gpu() -> str:
 
 
 def api() -> str:
-    """Everything public, from signatures and docstrings."""
+    """The public interface, from signatures and docstrings."""
     parts = []
     for package in ("ape_sr", "ape_kernels"):
         module = importlib.import_module(package)
@@ -224,7 +227,7 @@ def _documented(module: ModuleType, name: str) -> Iterator[str]:
             or not (inspect.isfunction(function) or hasattr(function, "func"))
         ):
             continue
-        function = getattr(function, "func", function)  # of a cached property
+        function = getattr(function, "func", function)  # the function of a cached property
         if not inspect.getdoc(function):
             continue
         if inspect.isfunction(value):
@@ -234,7 +237,7 @@ def _documented(module: ModuleType, name: str) -> Iterator[str]:
 
 
 def _signature(name: str, item: Any) -> str:
-    """As code, one argument per line where it is long."""
+    """A signature as code. A long one has one argument per line."""
     signature = inspect.signature(item)
     if inspect.isclass(item):
         signature = signature.replace(return_annotation=inspect.Signature.empty)
@@ -251,7 +254,7 @@ def _signature(name: str, item: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """Annotations as they are written, without the quotes that postponed evaluation puts around them."""
+    """Annotations as they are written: without the quotes that postponed evaluation adds."""
     text = re.sub(r"ForwardRef\('([^']*)'\)", r"\1", text)
     return re.sub(r"""(: |-> )(['"])(.*?)\2(?=[,)=\s]|$)""", r"\1\3", text)
 
@@ -261,7 +264,7 @@ def _annotation(function: Callable[..., Any]) -> str:
 
 
 def _prose(item: Any) -> str:
-    """A docstring as Markdown; "name: meaning" becomes an item of a list, with the lines that go on with it."""
+    """A docstring as Markdown. A line "name: meaning" becomes an item of a list, with the lines that follow it."""
     lines: list[str] = []
     fenced = False
     for line in (inspect.getdoc(item) or "").splitlines():
@@ -293,7 +296,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 
 def main() -> int:
-    """The command; returns its status."""
+    """Run the command and return its status."""
     check = sys.argv[1:] == ["--check"]
     if sys.argv[1:] and not check:
         print(f"usage: python docs/generate.py [--check], got {' '.join(sys.argv[1:])}", file=sys.stderr)

@@ -7,35 +7,36 @@ import os
 from dataclasses import replace
 
 if os.environ.get("APE_TEST_DEVICE", "cpu") == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined; for test_triton.py
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the interpreter's products are tiny
-os.environ.setdefault("APE_AUTO", "trust")  # test_verify.py verifies; others would wait for it on a GPU
+    os.environ["TRITON_INTERPRET"] = "1"  # for test_triton.py; it is read when kernels are defined
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the interpreter's products are too small for threads
+os.environ.setdefault("APE_AUTO", "trust")  # only test_verify.py verifies; on a GPU the others would wait for it
 
 import pytest
 import torch
 from hypothesis import settings
-from support import DEVICE
+from support import DEVICE, ISAS
 
 from ape_kernels import to_program
 from ape_kernels.backends import ORDER, get_backend
+from ape_kernels.native import core
 from ape_sr.models import EDSR
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
     from triton.runtime.interpreter import interpreter_builder
 
-    # without a check for integer overflow around each addition: almost twice as fast
+    # Without a check for integer overflow at each addition it is almost twice as fast.
     interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
 
-torch.backends.cudnn.allow_tf32 = False  # literal forwards are float32 too, not cuDNN's TF32
+torch.backends.cudnn.allow_tf32 = False  # literal forwards are float32 too, and not TF32 as by default
 
 settings.register_profile("ape", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("ape")
 
 
 def backends() -> list[pytest.param]:
-    """Backends to run a network on the test device; one that cannot is skipped with its reason.
+    """The backends that run a network on the test device. One that cannot run is skipped with its reason.
 
-    On the CPU, test_cuda.py and test_triton.py execute the GPU's kernels, on cases small enough for that.
+    On the CPU, test_cuda.py and test_triton.py execute the kernels for GPUs, on cases that are small enough.
     """
     params = []
     program = to_program(EDSR(2, 1, 4, 1))
@@ -50,4 +51,13 @@ def backends() -> list[pytest.param]:
 
 @pytest.fixture(params=backends(), ids=lambda name: f"backend={name}")
 def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=ISAS, ids=lambda isa: f"isa={isa}")
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An instruction set that the native core uses during the test."""
+    if request.param not in core().cpu_isas():
+        pytest.skip(f"this CPU cannot run {request.param} kernels (able: {', '.join(core().cpu_isas())})")
+    monkeypatch.setenv("APE_CPU_ISA", request.param)
     return request.param

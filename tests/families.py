@@ -1,4 +1,4 @@
-"""What every network family is held to: its program equals its own forward at every exit."""
+"""Checks for every network family: its program equals its own forward at every exit."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Literal renderings of the method's formulas: the oracle of the oracle, slow and obvious.
+"""The method's formulas, written out literally: slow and obvious. The torch backend is compared with them.
 
-Written from the description of the APE paper (ECCV 2022, section 3) for networks in the authors'
-layout; shared by tests and benchmarks.
+They follow the description in the APE paper (ECCV 2022, section 3), for networks in the authors' layout. Tests and
+benchmarks share them.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from torch import Tensor
 from ape_sr.models import EDSR
 
 DEVICE = torch.device(os.environ.get("APE_TEST_DEVICE", "cpu"))
+ISAS = ("amx", "avx512bf16", "avx512", "avx2", "portable")  # of the cpu backend
 
 
 def spread_network(
@@ -68,7 +69,7 @@ def assert_pictures_close(sr: Tensor, expected: Tensor, tolerance: float = 1e-4)
 
 
 def assert_exits_agree(exit_index: Tensor, predictions: list[Tensor], boundary: float, band: float = 1e-4) -> int:
-    """`exit_index` follows from `predictions` (``[N]`` an exit), but for crossings within `band` of the boundary.
+    """`exit_index` follows from `predictions` (``[N]`` per exit), except where one lies within `band` of the boundary.
 
     Returns how many patches were decided inside the band.
     """

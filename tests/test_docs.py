@@ -16,7 +16,7 @@ CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
-    """Of a page's headings, as GitHub makes them."""
+    """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(
         r"^#+ (.+)$", CODE.sub(lambda code: code[0] if "\n" not in code[0] else "", page.read_text()), re.MULTILINE
     )
@@ -42,7 +42,7 @@ def test_files_that_are_named_exist(page):
 
 
 def test_made_parts_are_up_to_date():
-    """Mended by: python docs/generate.py"""
+    """To mend a failure, run: python docs/generate.py"""
     done = subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

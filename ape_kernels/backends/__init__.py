@@ -1,8 +1,7 @@
 """Backends and the registry that chooses between them.
 
-A backend is a module (one folder) with the functions of the `Backend` protocol. Which one runs is
-decided per call from the device, the program and the user's wish; an explicit wish that cannot be
-met raises with the reason.
+A backend is a module (one folder) with the functions of the `Backend` protocol. The device, the program and the user's
+wish decide which backend runs. If the backend that the user asks for by name cannot run, an error says why.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from ape_kernels.geometry import folded_geometry
 from ape_kernels.program import PatchProgram
 from ape_kernels.verify import auto
 
-# Of preference, where nothing is verified: on the CPU, and on a GPU with APE_AUTO=trust. On an H200 and for EDSR 16x64,
-# cuda is 4.7 times and triton 2.2 times as fast as the torch backend. For EDSR 32x256 both are half as fast as plain
-# PyTorch (bench/results/h200). triton's interpreter, which runs on CPUs too, must come after torch.
+# The order of preference where nothing is verified: on the CPU, and on a GPU with APE_AUTO=trust. On an H200 and for
+# EDSR 16x64, cuda is 4.7 times and triton 2.2 times as fast as the torch backend. For EDSR 32x256 both are half as fast
+# as plain PyTorch (bench/results/h200). triton must come after torch, because its interpreter runs on CPUs too.
 ORDER = ("cpu", "cuda", "torch", "triton")
-VERIFIED = "cuda"  # kind of device on which "auto" takes what a verification has found
+VERIFIED = "cuda"  # the kind of device on which "auto" follows a verification
 
 
 class BackendUnavailable(RuntimeError):
-    """The backend that was asked for cannot run; the message gives the reason and the ones that can."""
+    """A backend cannot run. The message gives the reason and, for a named backend, the backends that can run."""
 
 
-if TYPE_CHECKING:  # pyright holds the folders to the protocol
+if TYPE_CHECKING:  # pyright checks that each folder fulfils the protocol
     from ape_kernels.backends import cpu, cuda, triton
     from ape_kernels.backends import torch as torch_backend
 
@@ -39,7 +38,7 @@ if TYPE_CHECKING:  # pyright holds the folders to the protocol
 
 @cache
 def get_backend(name: str) -> Backend:
-    """The backend called `name`; ValueError for an unknown one."""
+    """The backend with this name. Raises ValueError for an unknown name."""
     if name not in ORDER:
         raise ValueError(f"backend: expected auto, {', '.join(ORDER)}, got {name!r}")
     return cast(Backend, importlib.import_module(_module(name)))
@@ -48,10 +47,13 @@ def get_backend(name: str) -> Backend:
 def choose(wish: str, program: PatchProgram, device: torch.device, dtype: torch.dtype, patch_size: int) -> str:
     """Name of the backend that runs `program`.
 
-    wish: a name or "auto": then the environment variable APE_BACKEND; without it, on the CPU the first that can; on a
-    GPU the fastest that a verification there has found right (`ape_kernels.verify`), which may be waited for.
-    patch_size: of the image, low-resolution pixels.
-    Raises BackendUnavailable when a named backend cannot run, ValueError for another APE_AUTO than is known.
+    wish: a name, or "auto". "auto" takes the backend that the environment variable APE_BACKEND names. Without this
+    variable it takes the first backend that can run on the CPU, and on a GPU the fastest one that a verification there
+    has found right (`ape_kernels.verify`); the call may wait for this verification.
+    patch_size: side of a patch of the image, in low-resolution pixels.
+
+    Raises BackendUnavailable when the named backend, or every backend, cannot run. Raises ValueError for an unknown
+    name and for an unknown value of APE_AUTO.
     """
     if wish == "auto":
         wish = os.environ.get("APE_BACKEND", "auto")
@@ -75,14 +77,17 @@ def choose(wish: str, program: PatchProgram, device: torch.device, dtype: torch.
 def modules_able(
     program: PatchProgram, device: torch.device, dtype: torch.dtype
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Backends that can run `program`, in `ORDER`, and the modules that they are; of the others, why they cannot."""
+    """Two dicts by backend name, in `ORDER`: the modules of those that can run `program`; why the others cannot."""
     reasons = {name: _reason(name, program, device, dtype) for name in ORDER}
     able = {name: _module(name) for name, reason in reasons.items() if reason is None}
     return able, {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def choose_for_patches(wish: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Name of the backend that splits and merges: `wish` if it can, else the first that can."""
+    """Name of the backend that splits and merges: `wish` if it can, else the first one in `ORDER` that can.
+
+    Raises BackendUnavailable when there is none.
+    """
     for name in (wish, *ORDER):
         backend = get_backend(name)
         if backend.unavailable() is None and backend.supports_patches(device, dtype) is None:

@@ -10,14 +10,14 @@ from ape_kernels.geometry import AxisBlend
 
 
 class NativeCall(NamedTuple):
-    """What the core is called with, by name, and the tensor that it writes."""
+    """The arguments of a call of the core, by name, and the tensor that the call writes."""
 
     arguments: dict[str, int]
     result: Tensor
 
 
 def split_call(image: Tensor, row_start: Tensor, column_start: Tensor, patch_shape: tuple[int, int]) -> NativeCall:
-    """Of `split`, see `ape_kernels.ops`."""
+    """The call for `split`; `ape_kernels.ops` describes the arguments."""
     batch, channels, height, width = image.shape
     rows, columns = len(row_start), len(column_start)
     patches = image.new_empty(batch * rows * columns, channels, *patch_shape)
@@ -39,7 +39,7 @@ def split_call(image: Tensor, row_start: Tensor, column_start: Tensor, patch_sha
 
 
 def merge_call(patches: Tensor, rows: AxisBlend, columns: AxisBlend, batch: int, patch_rows: int) -> NativeCall:
-    """Of `merge`, see `ape_kernels.ops`."""
+    """The call for `merge`; `ape_kernels.ops` describes the arguments."""
     count, channels, patch_height, patch_width = patches.shape
     height, width = rows.index.shape[2], columns.index.shape[2]
     image = patches.new_empty(batch, channels, height, width)

@@ -55,6 +55,33 @@ class StageResults(NamedTuple):
     n_left: Tensor
 
 
+class Depths(NamedTuple):
+    """How far each cell of an image runs, known before the run.
+
+    exit_at: int64 ``[B, R, K]``, the stage after which a cell leaves, -1 where the picture is interpolated; None for
+    full depth everywhere. cell: pixels of the program's input along the sides of a cell; the last of a row or column are
+    cut off by the edge. ring: pixels around the cells that run which go through the first stage with them.
+    """
+
+    exit_at: Tensor | None
+    cell: int
+    ring: int
+
+
+class Picture(NamedTuple):
+    """Where the result of an image goes, and what cells are interpolated from.
+
+    out: float32 ``[B, out_channels, scale * H, scale * W]``, contiguous. image: float32 ``[B, C, H, W]``, contiguous,
+    not folded. tones, value_range: what is added to interpolated colours (`backends.torch.interpolate`).
+    """
+
+    out: Tensor
+    image: Tensor
+    scale: int
+    tones: Tensor | None
+    value_range: float
+
+
 class Backend(Protocol):
     """A backend folder. What the operations compute: `ape_kernels.ops`. Tensors have been checked there."""
 
@@ -82,6 +109,16 @@ class Backend(Protocol):
         self, packed: PackedProgram, stage: int, features: Tensor, active: Tensor, exits: Exits
     ) -> StageResults:
         """Run one stage and its exit for the rows `active` of `features`."""
+        ...
+
+    def run_image(
+        self, packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Depths, picture: Picture
+    ) -> None:
+        """Write the pictures of images ``[B, C, H, W]``, folded, run on shared feature maps (`ape_kernels.sharing`)."""
+        ...
+
+    def image_bytes(self, packed: PackedProgram) -> int:
+        """Memory that `run_image` takes for each pixel of its image; 0 where it bounds its memory itself."""
         ...
 
     def split(self, image: Tensor, row_start: Tensor, column_start: Tensor, patch_shape: tuple[int, int]) -> Tensor:

@@ -1,8 +1,9 @@
-"""The choice that `backend="auto"` makes on a GPU: the fastest backend that has been seen to be right there.
+"""The choice that `backend="auto"` makes on a GPU: the fastest backend whose results were verified there.
 
-The first time a program is packed there (its signature, dtype and patch size), the candidates are verified in processes
-of their own, which is waited for; the verdict is kept on disk and, for the life of this process, in memory, so that the
-choice does not change while pictures are made. Whatever fails, torch runs.
+When a program is packed there for the first time, the call waits until the candidates are verified in processes of
+their own. A signature, a dtype and a patch size that were not seen before count as the first time. The verdict is kept
+on disk and, as long as this process lives, in memory, so that the choice does not change between pictures. If anything
+fails, torch runs.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from ape_kernels.verify.signature import Json, signature_of
 from ape_kernels.verify.task import FALLBACK, LIMIT_S, Task, Verdict
 
 MODES = ("verify", "trust", "off")
-KERNEL_SETTINGS = ("APE_TRITON_AUTOTUNE", "TRITON_INTERPRET")  # what of the environment changes a backend's kernels
+KERNEL_SETTINGS = ("APE_TRITON_AUTOTUNE", "TRITON_INTERPRET")  # environment variables that change a backend's kernels
 
 _LOG = logging.getLogger("ape_kernels")
 _LOCK = threading.Lock()
-_known: dict[str, Verdict] = {}  # of this process: by the name of the key
+_known: dict[str, Verdict] = {}  # the verdicts that this process has used, by the name of the key
 
 
 def mode() -> str:
-    """APE_AUTO: "verify" where it is not set; ValueError for anything that is not in `MODES`."""
+    """The value of APE_AUTO; "verify" if it is not set. Raises ValueError for a value that is not in `MODES`."""
     wish = os.environ.get("APE_AUTO", MODES[0])
     if wish not in MODES:
         raise ValueError(f"APE_AUTO: expected {', '.join(MODES[:-1])} or {MODES[-1]}, got {wish!r}")
@@ -49,12 +50,13 @@ def fastest(
     patch_size: int,
     limit_s: float = LIMIT_S,
 ) -> str:
-    """Name of the fastest candidate that is right on `device`; "torch" whenever that cannot be found out.
+    """Name of the fastest candidate that is right on `device`; "torch" if that cannot be found out.
 
-    candidates: backends that can run `program`, torch among them: names, and the modules that they are. patch_size:
-    of the patches as the program reads them, folded. Waits up to `limit_s` seconds where there is no verdict yet.
+    candidates: the backends that can run `program`, with torch among them, as names and modules.
+    patch_size: side of the patches as the program reads them, folded, in pixels.
+    limit_s: seconds that the call waits at most if there is no verdict yet.
     """
-    if torch.compiler.is_compiling():  # no place to start processes; the next call outside may
+    if torch.compiler.is_compiling():  # no processes are started here; the next call that is not compiled may do so
         return FALLBACK
     begin = time.monotonic()
     try:
@@ -77,7 +79,7 @@ def fastest(
 
 
 def make_task(program: PatchProgram, device: torch.device, dtype: torch.dtype, patch_size: int, limit_s: float) -> Task:
-    """The question for square patches; ValueError for a program with `Module` steps."""
+    """The task of verifying `program` for square patches. Raises ValueError for a program with `Module` steps."""
     return Task(
         signature_of(program),
         Device.of(device),
@@ -89,7 +91,7 @@ def make_task(program: PatchProgram, device: torch.device, dtype: torch.dtype, p
 
 
 def make_key(task: Task, candidates: Mapping[str, str]) -> Json:
-    """All that a verdict depends on, as JSON."""
+    """Everything that a verdict depends on, as JSON."""
     return {
         "operation": "patches",
         "ape_kernels": ape_kernels.__version__,
@@ -107,7 +109,7 @@ def make_key(task: Task, candidates: Mapping[str, str]) -> Json:
 
 
 def _find(key: Json, task: Task, candidates: Mapping[str, str], begin: float) -> tuple[Verdict, bool]:
-    """The verdict, and whether it was kept from before."""
+    """The verdict, and whether it was stored already."""
     try:
         if (kept := _kept(key, candidates)) is not None:
             return kept, True
@@ -132,7 +134,7 @@ def _kept(key: Json, candidates: Mapping[str, str]) -> Verdict | None:
 
 
 def _tell(verdict: Verdict, task: Task, kept: bool) -> None:
-    """The one line that says what was chosen and why; a warning where not all candidates are right."""
+    """Log one line that says what was chosen and why. It is a warning unless all candidates are right."""
     clean = verdict.findings and all(finding.right for finding in verdict.findings)
     _LOG.log(
         logging.INFO if clean else logging.WARNING,

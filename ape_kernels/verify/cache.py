@@ -1,7 +1,8 @@
-"""Verdicts on disk, so that a verification is waited for once and not in every process.
+"""Verdicts on disk, so that not every process has to wait for a verification.
 
-A verdict's file is named by a hash of its key and holds the key: all that the verdict depends on. Files that are
-damaged, or hold another key, count as not there. A verdict that is not settled (no memory, no time) counts for an hour.
+The key of a verdict is everything that the verdict depends on. A hash of the key names the file, and the file holds the
+key as well. A damaged file, or a file with another key, counts as missing. A verdict that is not settled (no memory, no
+time) counts for one hour.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ POLL_S = 0.1
 
 
 def folder() -> Path:
-    """APE_CACHE, or ape_kernels in the user's cache folder by the platform's convention; it may not exist yet."""
+    """The folder of the verdicts: APE_CACHE, or ape_kernels in the user's cache folder. It may not exist yet."""
     if wish := os.environ.get("APE_CACHE"):
         return Path(wish)
     if sys.platform == "darwin":
@@ -36,12 +37,12 @@ def folder() -> Path:
 
 
 def name_of(key: Json) -> str:
-    """The file's name, without its suffix."""
+    """The name of the verdict's file, without suffix."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def read(key: Json) -> Verdict | None:
-    """The verdict kept for `key`, or None."""
+    """The stored verdict for `key`, or None."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):
         kept = json.loads((folder() / f"{name_of(key)}.json").read_text())
         verdict = Verdict.from_json(kept["verdict"])
@@ -52,7 +53,7 @@ def read(key: Json) -> Verdict | None:
 
 
 def write(key: Json, verdict: Verdict) -> None:
-    """Keep a verdict: the whole file or none; nothing where the folder cannot be written."""
+    """Store a verdict as a whole file or not at all. Does nothing if the folder cannot be written."""
     with contextlib.suppress(OSError, RuntimeError):
         folder().mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(dir=folder(), suffix=".partial")
@@ -67,13 +68,14 @@ def write(key: Json, verdict: Verdict) -> None:
 
 @contextlib.contextmanager
 def alone(key: Json, limit_s: float) -> Generator[None, None, None]:
-    """Keeps other processes from verifying the same until it is left; after `limit_s` seconds goes on all the same.
+    """In this context no other process verifies the same key.
 
-    Where the folder cannot be written there is nothing to wait for.
+    Waits for another process that does, up to `limit_s` seconds, and then goes on without the lock. Does not wait if
+    the folder cannot be written.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, ImportError, RuntimeError):
-            import fcntl  # not everywhere
+            import fcntl  # not on every platform
 
             folder().mkdir(parents=True, exist_ok=True)
             file = stack.enter_context((folder() / f"{name_of(key)}.lock").open("w"))
@@ -89,12 +91,12 @@ def alone(key: Json, limit_s: float) -> Generator[None, None, None]:
 
 @functools.cache
 def own_source() -> str:
-    """`source_hash` of this package, of the files as they were when first asked for."""
+    """`source_hash` of this package, as its files were at the first call."""
     return source_hash(Path(ape_kernels.__file__).parent)
 
 
 def source_hash(package: Path) -> str:
-    """Of all Python files of a package and of its native core."""
+    """A hash of all Python files of a package and of its native core."""
     digest = hashlib.sha256()
     for path in sorted((*package.rglob("*.py"), *package.glob("_C*"))):
         digest.update(f"{path.relative_to(package)}\0".encode())

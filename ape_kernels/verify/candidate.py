@@ -1,12 +1,12 @@
-"""What runs in a process of its own: one backend, on the patches of a task, by the ways that users' calls take.
+"""What runs in a process of its own: one backend runs the patches of a task, in every way that users' calls do.
 
-    few       `run_patches` on some patches, all different
-    lowest    `run_patches` on the same ones, repeated until the device is full: the least of each patch's results,
-    highest   and the greatest: what a patch gives must not depend on its company
-    stages    `run_stage` for one stage after the other, head and tail by torch, as for a budget
-    picture   an image split and merged
+    few       `run_patches` on some patches that all differ
+    lowest    `run_patches` on the same patches, repeated until the device is full: the lowest of each value's results
+    highest   the same, the highest; it shows whether a result depends on the other patches of the call
+    stages    `run_stage` for one stage after the other, with head and tail by torch, as for a budget
+    picture   an image, split and merged
 
-The first process makes the reference besides: the torch backend in float32, and exits that split the patches.
+The first process also makes the reference: results of the torch backend in float32, and exits that split the patches.
 """
 
 from __future__ import annotations
@@ -40,16 +40,18 @@ from ape_kernels.verify.task import REFERENCE, TASK, Task
 
 PATCHES = 12
 BOUNDARY = 0.5  # of the exits' predictions
-MARGIN = 0.04  # no prediction is closer to the boundary: half precision moves one by less than half of it
-BUSY = 2  # patches for each processor of the device make it full, and its queue run over
+GAP = 0.04  # No prediction is closer to the boundary. 16-bit types change a prediction by less than half of this.
+BUSY = 2  # patches per processor that fill the device and make its workers come back to the queue
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-TIMED_S, TIMED_RUNS = 0.5, 10  # timing ends with either
+TIMED_S, TIMED_RUNS = 0.5, 10  # timing ends when one of these is reached
 
 
 def run(folder: Path, module: str) -> None:
-    """Run the backend that `module` is on the task in `folder`; `module`.npz or, if it fails, `module`.json is written.
+    """Run one backend on the task in `folder`.
 
-    Makes the reference first where there is none yet. Ends the process with status 1 when it failed.
+    module: import path of the backend. The results are written to `module`.npz in `folder`; if the backend fails, the
+    reason is written to `module`.json and the process ends with status 1. If there is no reference yet, it is made
+    first.
     """
     task = Task.read(folder / TASK)
     _end_with_parent(task.limit_s)
@@ -69,17 +71,18 @@ def run(folder: Path, module: str) -> None:
 
 
 def make_reference(task: Task, device: torch.device) -> dict[str, Any]:
-    """The patches, weights and biases of the exits, and what is right: torch's results in float32.
+    """The patches, the weights and biases of the exits, and the right results: those of torch in float32.
 
-    RuntimeError where the program's random weights do not make the patches leave at different exits.
+    Raises RuntimeError when the random weights give values that are not of order one, or when all patches leave at the
+    same exit.
     """
-    oracle = importlib.import_module("ape_kernels.backends.torch")
+    backend = importlib.import_module("ape_kernels.backends.torch")
     program = program_of(task.signature)
     patches = make_patches(program, task.patch).to(device)
-    packed = oracle.pack(program, device, torch.float32)
+    packed = backend.pack(program, device, torch.float32)
     exits = split_exits(pooled_at_exits(program, packed, patches))
-    packed = oracle.pack(program_of(task.signature, exits), device, torch.float32)
-    sr, exit_index, capacity = run_patches(oracle, program, packed, patches)
+    packed = backend.pack(program_of(task.signature, exits), device, torch.float32)
+    sr, exit_index, capacity = run_patches(backend, program, packed, patches)
     deviation = float(sr.std())
     if not 0.01 < deviation < 100:
         raise RuntimeError(f"signature: expected random weights that keep signals of order one, got {deviation:.2g}")
@@ -91,18 +94,18 @@ def make_reference(task: Task, device: torch.device) -> dict[str, Any]:
         **{f"exit_bias.{i}": bias for i, (_, bias) in enumerate(exits)},
         "repeats": torch.tensor(_repeats(program, task, device)),
         **_named("right", (sr, exit_index, capacity)),
-        "picture": split_and_merge(oracle, task, device),
+        "picture": split_and_merge(backend, task, device),
     }
 
 
 def exits_of(reference: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Weights and biases of the exits in what `make_reference` gave."""
+    """Weight and bias of each exit in the reference that `make_reference` gave."""
     for i in range(sum(name.startswith("exit_bias.") for name in reference)):
         yield torch.from_numpy(reference[f"exit_weight.{i}"]), torch.from_numpy(reference[f"exit_bias.{i}"])
 
 
 def make_patches(program: PatchProgram, size: tuple[int, int]) -> Tensor:
-    """Noise, each patch of its own contrast and brightness, of order one: ``[PATCHES, C, *size]``."""
+    """Noise of order one, float32 ``[PATCHES, C, *size]``. Each patch has its own contrast and brightness."""
     generator = torch.Generator().manual_seed(1)
     noise = 2 * torch.rand(PATCHES, program.buffers[0].channels, *size, generator=generator) - 1
     contrast = torch.linspace(0.3, 1.0, PATCHES)
@@ -111,7 +114,7 @@ def make_patches(program: PatchProgram, size: tuple[int, int]) -> Tensor:
 
 
 def pooled_at_exits(program: PatchProgram, packed: PackedProgram, patches: Tensor) -> list[Tensor]:
-    """Means of the feature maps of all patches at each exit, ``[PATCHES, C]`` float64 on the CPU."""
+    """At each exit the means of the feature maps of all patches, float64 ``[PATCHES, C]`` on the CPU."""
     pooled: list[Tensor] = []
     features = run_head(patches, packed)
     ids = torch.arange(len(patches), device=patches.device)
@@ -124,11 +127,12 @@ def pooled_at_exits(program: PatchProgram, packed: PackedProgram, patches: Tenso
 
 
 def split_exits(pooled: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Weight and bias of each exit so that at each one some of the patches still there leave.
+    """Weight and bias of each exit, such that some of the remaining patches leave there.
 
-    pooled: of all patches at each exit, ``[patches, C]``. The weights lie along what differs most between the patches
-    (their first principal component), so that rounding moves predictions least. The boundary comes to lie in a gap
-    between two patches; where there is none of `MARGIN` on both sides, no patch leaves.
+    pooled: at each exit the means of all patches, ``[patches, C]``. The weights point along the first principal
+    component of the patches, because rounding changes these predictions least. The boundary lies in the middle between
+    the predictions of two patches. If no two patches are far enough apart for a distance of `GAP` on both sides, no
+    patch leaves at this exit.
     """
     found, there = [], list(range(PATCHES))
     for i, means in enumerate(pooled):
@@ -141,8 +145,8 @@ def split_exits(pooled: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         wanted = max(1, len(there) // (len(pooled) - i + 1))
         gaps = {n: values[n - 1] - values[n] for n in range(1, min(2 * wanted, len(there) - 1) + 1)}
         leaving = max(gaps, key=gaps.__getitem__, default=0)
-        # tanh rises by 3/4 of the way there; 1.1 for its curvature
-        if leaving and gaps[leaving] / 2 * 0.75 > 1.1 * MARGIN:
+        # The slope of tanh at the boundary is 3/4; the factor 1.1 allows for its curvature.
+        if leaving and gaps[leaving] / 2 * 0.75 > 1.1 * GAP:
             cut = (values[leaving - 1] + values[leaving]) / 2
             there = ranked[leaving:]
         else:
@@ -152,7 +156,7 @@ def split_exits(pooled: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 
 def measure(backend: Any, task: Task, device: torch.device, reference: Any) -> dict[str, Any]:
-    """Results of `backend` by every way (see above), and the milliseconds that a patch takes among many."""
+    """Results of `backend` in every way (see the module), and the milliseconds per patch when the device is full."""
     program = program_of(task.signature, exits_of(reference))
     dtype = getattr(torch, task.dtype)
     patches = torch.from_numpy(reference["patches"]).to(device)
@@ -170,13 +174,13 @@ def measure(backend: Any, task: Task, device: torch.device, reference: Any) -> d
     if backend.supports_patches(device, torch.float32) is None:
         results["picture"] = split_and_merge(backend, task, device)
     torch.set_float32_matmul_precision(task.precision)
-    run_patches(backend, program, packed, full)  # with another precision there may be something to compile
+    run_patches(backend, program, packed, full)  # another precision may need kernels to be compiled
     seconds = median_seconds(lambda: run_patches(backend, program, packed, full), device)
     return {**results, "milliseconds": torch.tensor(1e3 * seconds / len(full))}
 
 
 def run_patches(backend: Any, program: PatchProgram, packed: PackedProgram, patches: Tensor) -> PatchResults:
-    """`backend.run_patches`, exits as predicted."""
+    """`backend.run_patches` with the exits that it predicts."""
     out = PatchResults.empty(patches, program.upscale, program.out_channels)
     backend.run_patches(packed, patches, Exits(BOUNDARY), out)
     return out
@@ -185,7 +189,7 @@ def run_patches(backend: Any, program: PatchProgram, packed: PackedProgram, patc
 def stage_by_stage(
     backend: Any, packed: PackedProgram, program: PatchProgram, patches: Tensor, dtype: torch.dtype
 ) -> PatchResults:
-    """The same patches by `backend.run_stage`, what leaves scattered back."""
+    """The results for the same patches by `backend.run_stage`, in the order of the patches."""
     frame = pack_torch(program, patches.device, dtype)
     features = run_head(patches, frame)
     ids = torch.arange(len(patches), device=patches.device)
@@ -194,13 +198,16 @@ def stage_by_stage(
         out, rows, known, n_left = backend.run_stage(packed, stage, features, ids, Exits(BOUNDARY))
         features[rows] = out
         exit_index[rows] = stage
-        capacity[rows] = torch.where(known.isnan(), capacity[rows], known)  # a rest of blocks may have no exit
+        capacity[rows] = torch.where(known.isnan(), capacity[rows], known)  # the last stage may have no exit
         ids = rows[int(n_left) :]
     return PatchResults(run_tail(patches, features, frame), exit_index, capacity)
 
 
 def split_and_merge(backend: Any, task: Task, device: torch.device) -> Tensor:
-    """Two images of a size that the patches do not divide, cut and put together again, each patch scaled first."""
+    """Two images, split into patches and merged again. Their size is not a multiple of the patches' size.
+
+    Each patch is multiplied by a factor of its own in between, so that the result shows how patches are blended.
+    """
     height, width = task.patch
     size = min(task.patch)
     grid = PatchGrid(height + height // 2 + 1, 2 * width + 1, size, min(2, size - 1))
@@ -214,7 +221,7 @@ def split_and_merge(backend: Any, task: Task, device: torch.device) -> Tensor:
 
 
 def median_seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Of some calls, the device waited for before and after each; whatever is made once has been made before."""
+    """The median time of some calls, each with a wait for the device before and after it. The caller has warmed up."""
     seconds: list[float] = []
     while sum(seconds) < TIMED_S and len(seconds) < TIMED_RUNS:
         wait_for(device)
@@ -228,7 +235,7 @@ def median_seconds(call: Callable[[], object], device: torch.device) -> float:
 def _repeats(program: PatchProgram, task: Task, device: torch.device) -> int:
     """How often the patches are repeated to fill the device: at least twice, and within an eighth of its free memory.
 
-    The torch backend holds some copies of the widest buffer; whoever asks has a model and pictures there.
+    The torch backend holds several copies of the widest buffer, and the calling process has a model and pictures there.
     """
     widest = max(buffer.channels * buffer.resolution**2 for buffer in program.buffers)
     patch_bytes = 4 * math.prod(task.patch) * max(widest, program.out_channels * program.upscale**2)
@@ -237,9 +244,9 @@ def _repeats(program: PatchProgram, task: Task, device: torch.device) -> int:
 
 
 def _end_with_parent(limit_s: float) -> None:
-    """Have the operating system end this process, whatever it hangs in, when the thread that waits for it is gone.
+    """Make the operating system end this process when the thread that waits for it is gone, even if this process hangs.
 
-    Only Linux can be asked for that, and only from now on: a timer does it in any case once the time limit is over.
+    Only Linux can do that, and only from this call on. On every system a timer ends the process after the time limit.
     """
     signal.alarm(math.ceil(limit_s) + 1)
     if sys.platform == "linux":
@@ -251,7 +258,7 @@ def _named(what: str, results: Iterable[Tensor]) -> dict[str, Tensor]:
 
 
 def _write(path: Path, tensors: dict[str, Any]) -> None:
-    """All tensors, or no file of that name."""
+    """Write all tensors to `path`, or leave no file of that name."""
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, **{name: tensor.cpu().numpy() for name, tensor in tensors.items()})
     partial.rename(path)

@@ -18,12 +18,12 @@ from ape_kernels.verify.signature import program_of
 from ape_kernels.verify.task import Finding, Task
 
 DTYPES = ("float16", "float32", "bfloat16")
-BY_HAND_LIMIT_S = 300.0  # of one program in one dtype: nobody's first picture waits for it
+BY_HAND_LIMIT_S = 300.0  # for one program in one dtype; longer than in `auto`, because no picture waits for it
 ROW = "{:<24}{:<10}{:<10}{:<7}{:<14}{}"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; 0 if every backend that can run is right."""
+    """Run the command with these arguments. Returns 0 if every backend that can run is right, else 1."""
     parser = argparse.ArgumentParser(
         prog="python -m ape_kernels verify",
         description="Run each backend that can run here, in a process of its own, on programs of every kind of step, "
@@ -33,24 +33,25 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", default=default, help="as torch calls it (%(default)s)")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES, help="of the computation (all)")
     parser.add_argument("--patch-size", type=int, default=48, help="low-resolution pixels (%(default)s)")
-    parser.add_argument("--candidate", help=argparse.SUPPRESS)  # a module: what `judge.verify` starts
+    parser.add_argument("--candidate", help=argparse.SUPPRESS)  # `judge.verify` starts this command with a module
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.candidate is not None:
-        from ape_kernels.verify.candidate import run  # here alone: it imports a backend
+        from ape_kernels.verify.candidate import run  # only here, because it imports a backend
 
         run(args.folder, args.candidate)
         return 0
     if args.patch_size < 1:
         parser.error(f"--patch-size: expected at least 1, got {args.patch_size}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends and removes what was started
+    # As an exception, SIGTERM also ends the processes and removes the files that were made.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return print_table(torch.device(args.device), args.dtype, args.patch_size)
 
 
 def print_table(device: torch.device, dtypes: Sequence[str], patch_size: int) -> int:
-    """Verify all of `PROGRAMS` and print a row as each backend is known; 1 if one that can run is not right."""
+    """Verify all `PROGRAMS` and print one row per backend. Returns 0 if every backend that can run is right, else 1."""
     print(f"patches of {patch_size}x{patch_size} on {Device.of(device).name}")
-    print(ROW.format("program", "dtype", "backend", "right", "ms a patch", "why not").rstrip())
+    print(ROW.format("program", "dtype", "backend", "right", "ms per patch", "why not").rstrip())
     all_right = True
     for dtype in dtypes:
         for name in PROGRAMS:
@@ -64,7 +65,7 @@ def print_table(device: torch.device, dtypes: Sequence[str], patch_size: int) ->
 
 
 def _findings(name: str, device: torch.device, dtype: str, patch_size: int) -> Iterator[tuple[Finding, bool]]:
-    """What came of each backend, and whether it can run at all."""
+    """The finding for each backend, and whether the backend can run at all."""
     signature = PROGRAMS[name]
     able, reasons = modules_able(program_of(signature), device, getattr(torch, dtype))
     size = (patch_size, patch_size)

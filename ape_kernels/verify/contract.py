@@ -1,16 +1,17 @@
-"""When results are right: the contract of every backend, for the patches of a verification.
+"""The contract of every backend: which results are right, for the patches of a verification.
 
-Pixels, float32: within 1e-4 of the range of values.
+Pixels in float32 are within 1e-4 of the range of values.
 
-Pixels, float16 and bfloat16: the promise is a PSNR within 0.01 dB of float32's. An error of deviation e, independent of
-that of the network (E, for a picture at a PSNR of 30 dB 0.032 of the range), costs ``10 * log10(1 + (e / E)**2)`` dB:
-0.01 dB for e = 0.0015. That is the bound on the root mean square over all pixels of a patch. It would let a few
-wrong pixels pass: none may be off by more than eight times as much, where rounding, nearly gaussian, reaches five in
-a million pixels. Random weights amplify rounding more than trained ones, whose body adds little to the picture: what
-the torch backend's own rounding does in that dtype, and half as much again, is right as well.
+Pixels in float16 and bfloat16: the promise is a PSNR within 0.01 dB of that of float32. Let E be the error of the
+network itself; at a PSNR of 30 dB it is 0.032 of the range. An independent error of deviation e costs
+``10 * log10(1 + (e / E)**2)`` dB, which is 0.01 dB for e = 0.0015. This bounds the root mean square over all pixels of
+a patch. A few wrong pixels would still pass, so no pixel may be wrong by more than eight times this bound. Rounding is
+nearly gaussian and reaches about five times its deviation in a million pixels. Random weights amplify rounding more
+than trained weights, whose body adds little to the picture. So 1.5 times the torch backend's own error in that dtype
+is right as well.
 
-Exits: no prediction lies within a margin of the boundary (`candidate.MARGIN`), so no crossing is to be excused and
-exits are equal. Predictions: within 1e-4 (float32) or half that margin.
+Exits must be equal. No prediction is closer to the boundary than `candidate.GAP`, so rounding is no excuse.
+Predictions are within 1e-4 (float32) or half that distance.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ OWN = 1.5  # times the torch backend's own error
 
 @dataclass(frozen=True)
 class Errors:
-    """How far results are off, or may be.
+    """The errors of results, or the bounds of such errors.
 
-    pixel: the worst one. mean_square: root mean square of the worst patch. Both as shares of the range of values.
-    prediction: the worst one.
+    pixel: of the worst pixel. mean_square: root mean square of the worst patch. Both as shares of the range of values.
+    prediction: of the worst prediction.
     """
 
     pixel: float
@@ -46,16 +47,16 @@ class Errors:
 
 
 FLOAT32 = Errors(1e-4, 1e-4, 1e-4)
-HALF = Errors(0.012, 0.0015, 0.02)
+SIXTEEN_BITS = Errors(0.012, 0.0015, 0.02)
 
 
 def why_wrong(reference: Arrays, results: Arrays, dtype: str, own: Arrays | None) -> str:
-    """What is wrong with a candidate's results, in one line; empty if nothing is.
+    """One line that says what is wrong with a candidate's results; empty if nothing is wrong.
 
-    reference, results: what `candidate.make_reference` and `candidate.measure` give. own: the torch backend's results
-    in that dtype, if it has any.
+    reference, results: as `candidate.make_reference` and `candidate.measure` give them. own: the torch backend's
+    results in that dtype, or None.
     """
-    bounds = FLOAT32 if dtype == "float32" else _widened(HALF, reference, own)
+    bounds = FLOAT32 if dtype == "float32" else _widened(SIXTEEN_BITS, reference, own)
     for way, name in WAYS.items():
         reason = _no_number(reference, results, way) or _too_far(_errors(reference, results, way), bounds)
         if reason:
@@ -69,7 +70,7 @@ def why_wrong(reference: Arrays, results: Arrays, dtype: str, own: Arrays | None
 
 
 def _widened(bounds: Errors, reference: Arrays, own: Arrays | None) -> Errors:
-    """`bounds`, or what follows from the torch backend's own errors where that is more."""
+    """`bounds`, each replaced by `OWN` times the torch backend's own error where that is more."""
     if own is None or _no_number(reference, own, "few"):
         return bounds
     pairs = zip(astuple(bounds), astuple(_errors(reference, own, "few")), strict=True)
@@ -77,7 +78,7 @@ def _widened(bounds: Errors, reference: Arrays, own: Arrays | None) -> Errors:
 
 
 def _no_number(reference: Arrays, results: Arrays, way: str) -> str:
-    """Faults that no bound excuses: shapes, exits, what is not finite."""
+    """Faults that no bound allows: other shapes, other exits, values that are not finite."""
     for part in ("sr", "exit", "capacity"):
         got, expected = results[f"{way}.{part}"].shape, reference[f"right.{part}"].shape
         if got != expected:

@@ -1,4 +1,4 @@
-"""The few things that depend on the kind of device: what identifies it, how to wait for it, how much it holds."""
+"""The few things that depend on the kind of device: what identifies it, how to wait for it, how much it can hold."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-DRIVER = Path("/proc/driver/nvidia/version")  # of Linux; elsewhere PyTorch has no name for the driver's version
+DRIVER = Path("/proc/driver/nvidia/version")  # on Linux; PyTorch itself does not give the driver's version
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device as another process can find it again.
+    """A device, described so that another process can find it.
 
-    kind: "cpu" or "cuda". name, capability, driver: what a verdict depends on. uuid, index: which of several.
+    kind: "cpu" or "cuda". name, capability, driver: a verdict depends on these. uuid, index: which of several devices.
     """
 
     kind: str
@@ -28,7 +28,7 @@ class Device:
 
     @classmethod
     def of(cls, device: torch.device) -> Device:
-        """What `device` is; asks for its properties, which makes no context on it."""
+        """The description of `device`. Its properties are read, but no CUDA context is made on it."""
         if device.type != "cuda":
             return cls(device.type, platform.machine())
         index = torch.cuda.current_device() if device.index is None else device.index  # pyright: ignore[reportUnnecessaryComparison] - it is, of "cuda"
@@ -45,37 +45,38 @@ class Device:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a verdict depends on: cards of one kind share theirs."""
+        """The part that a verdict depends on. Cards of the same kind share their verdicts."""
         return {"kind": self.kind, "name": self.name, "capability": self.capability, "driver": self.driver}
 
     def find(self) -> torch.device:
-        """The same device in this process, made the current one; RuntimeError if it is not visible here.
+        """The same device in this process. It becomes the current one.
 
-        CUDA_VISIBLE_DEVICES may have been changed since the other process began, and the index with it.
+        It is looked up by its uuid: with another CUDA_VISIBLE_DEVICES its index may differ from that in the other
+        process. Raises RuntimeError if it is not visible here.
         """
         if self.kind != "cuda":
             return torch.device(self.kind)
         visible = range(torch.cuda.device_count())
         found = [i for i in visible if str(torch.cuda.get_device_properties(i).uuid) == self.uuid]
         if not found:
-            raise RuntimeError(f"device: expected {self.name} {self.uuid} among the visible ones, found it not")
+            raise RuntimeError(f"device: expected {self.name} {self.uuid} among the visible devices, did not find it")
         torch.cuda.set_device(found[0])
         return torch.device("cuda", found[0])
 
 
 def wait_for(device: torch.device) -> None:
-    """Until all that was started on `device` is done."""
+    """Wait until everything that was started on `device` is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def processors(device: torch.device) -> int:
-    """What works at once on `device`: multiprocessors, or cores."""
+    """The number of units of `device` that work at once: multiprocessors, or CPU cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return os.cpu_count() or 1
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be taken on `device`; on the CPU a figure that patches never reach."""
+    """Bytes that are free on `device`. For a CPU this is 8 GiB, which the patches of a verification do not reach."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 33

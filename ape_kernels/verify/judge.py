@@ -1,4 +1,4 @@
-"""Starts the candidates, one after the other, compares what they give, and gives the verdict."""
+"""Starts the candidates one after the other, compares their results and gives the verdict."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ape_kernels.verify.task import FALLBACK, REFERENCE, TASK, Finding, Task, Ve
 
 
 def verify(task: Task, candidates: Mapping[str, str], limit_s: float) -> Verdict:
-    """What comes of all candidates, each run in a process of its own; at most `limit_s` seconds together.
+    """The verdict on all candidates. Each runs in a process of its own.
 
-    candidates: names, and the modules that are these backends. "torch" is among them and runs first: it makes the
-    reference as well. The others may each take an equal share of the time that is left then, so that one that hangs
-    leaves some to the next.
+    candidates: names and modules of the backends. "torch" must be among them; it runs first and makes the reference.
+    limit_s: seconds for all candidates together. Each of the others may take an equal share of the time that torch has
+    left, so that a backend that hangs does not use up the time of the next.
     """
     deadline = time.monotonic() + limit_s
     first, *others = sorted(candidates, key=lambda name: name != FALLBACK)
@@ -39,14 +39,14 @@ def verify(task: Task, candidates: Mapping[str, str], limit_s: float) -> Verdict
 
 @dataclass(frozen=True)
 class _Court:
-    """A task and the folder that its candidates write to."""
+    """A task, and the folder that its candidates write to."""
 
     task: Task
     folder: Path
     candidates: Mapping[str, str]
 
     def examine(self, backend: str, limit_s: float) -> Finding:
-        """Run one candidate and compare."""
+        """Run one candidate and compare its results with the reference."""
         module = self.candidates[backend]
         fault = run_module(["verify", "--candidate", module, "--folder", str(self.folder)], self.folder, limit_s)
         report = self.folder / f"{module}.json"
@@ -62,6 +62,6 @@ class _Court:
         return Finding(backend, reason) if reason else Finding(backend, milliseconds=float(results["milliseconds"]))
 
     def arrays(self, name: str) -> Arrays:
-        """What is in one of the folder's files."""
+        """The arrays in one of the folder's files."""
         with np.load(self.folder / name) as file:
             return dict(file)

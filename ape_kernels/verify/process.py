@@ -1,4 +1,4 @@
-"""A process with a time limit, killed with everything it has started."""
+"""A process with a time limit, which is killed together with everything that it has started."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ import ape_kernels
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a process did not end well. late: it was killed at its time limit."""
+    """Why a process failed. late: whether it was killed at its time limit."""
 
     text: str
     late: bool = False
 
 
 def why_none() -> str:
-    """Why this interpreter cannot start another one of its kind; empty if it can."""
+    """Why this interpreter cannot start another Python; empty if it can."""
     executable = sys.executable or ""
     if getattr(sys, "frozen", False):
         return "a frozen program cannot start another Python"
     if not Path(executable).name.lower().startswith(("python", "pypy")):
-        return f"sys.executable is {executable or 'not known'}, no Python to start"
+        return f"sys.executable is {executable or 'not known'}, which is no Python that can be started"
     return ""
 
 
 def run_module(arguments: list[str], folder: Path, limit_s: float) -> Fault | None:
-    """Run ``python -m ape_kernels`` with `arguments` in `folder`; returns what went wrong, if anything did.
+    """Run ``python -m ape_kernels`` with `arguments` in `folder`. Returns what went wrong, or None.
 
-    It finds modules where this process does, and chooses no backend by verification itself. All that it and its
-    descendants print goes to output.txt in `folder`. After `limit_s` seconds it is killed with its descendants, and
-    also when waiting ends in an exception (Ctrl-C).
+    The new process finds modules in the same places as this one, and does not start verifications itself. Everything
+    that it and its descendants print goes to output.txt in `folder`. It is killed together with its descendants after
+    `limit_s` seconds, and also when an exception (Ctrl-C) ends the waiting.
     """
     output = folder / "output.txt"
     with output.open("wb") as sink:
@@ -64,12 +64,12 @@ def run_module(arguments: list[str], folder: Path, limit_s: float) -> Fault | No
 def _kill(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it: it is not waited for
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may keep it from ending; do not wait forever
         process.wait(5)
 
 
 def _search_path() -> str:
-    """`sys.path` of this process, this package first; absolute, because the other one runs in another folder."""
+    """`sys.path` of this process, with this package first. Paths are absolute: the other process has another folder."""
     entries = [Path(ape_kernels.__file__).parent.parent, *(entry for entry in sys.path if entry)]
     return os.pathsep.join(dict.fromkeys(os.path.abspath(entry) for entry in entries))
 

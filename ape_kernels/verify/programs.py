@@ -1,7 +1,7 @@
-"""Programs of every kind of step, as signatures: what ``python -m ape_kernels verify`` runs.
+"""Programs with every kind of step, as signatures, for ``python -m ape_kernels verify``.
 
-Each is small, of the kind that one sort of network gives; together they have every step, activation and interpolation,
-several sources, both kinds of reconstruction, and channels below, at and above the tiles of the kernels.
+Each program is small and resembles that of one kind of network. Together they have every step, activation and
+interpolation, several sources, both kinds of reconstruction, and channels below, at and above the kernels' tiles.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ RELU, PRELU = Activation.RELU, Activation.PRELU
 
 
 def residual(channels: int, blocks: int, upscale: int, scale: float = 1.0) -> Json:
-    """Blocks of two convolutions around a skip, exits, one kernel for each border class."""
+    """Residual blocks of two convolutions, exits, and one kernel per pair of border classes."""
     pixels = 3 * upscale**2
     block = [
         conv([2], 3, channels, channels, 3, RELU),
@@ -32,7 +32,7 @@ def residual(channels: int, blocks: int, upscale: int, scale: float = 1.0) -> Js
 
 
 def channel_attention() -> Json:
-    """Blocks that end in channel attention, inside groups."""
+    """Residual groups of blocks that end in channel attention."""
     group = [
         step
         for src in (2, 3)
@@ -54,7 +54,7 @@ def channel_attention() -> Json:
 
 
 def dense() -> Json:
-    """Dense blocks of many sources, leaky activations, a tail that upsamples twice and ends at the picture's size."""
+    """Dense blocks with many sources, leaky activations, and a tail that upsamples twice before its last steps."""
     grown = [conv([2, *range(3, 3 + i)], 3 + i, 64 + 32 * i, 32, 3, PRELU) for i in range(4)]
     stage: Json = {"src": 2, "dst": 2, "steps": [*grown, conv([2, 3, 4, 5, 6], 7, 192, 64, 3, scale=0.2, add=2)]}
     stage["steps"] += [upsample(7, 2, Interpolation.NEAREST), exit_step(2, 64)]
@@ -74,7 +74,7 @@ def dense() -> Json:
 
 
 def high_resolution() -> Json:
-    """Bicubic first, then all convolutions at the picture's size, which is added to them."""
+    """Bicubic upsampling first, then convolutions at the picture's size, then the addition of the upsampled image."""
     stage: Json = {"src": 2, "dst": 2, "steps": [conv([2], 3, 64, 64, 3, RELU), conv([3], 2, 64, 64, 3, RELU)]}
     stage["steps"].append(exit_step(2, 64))
     return {
@@ -86,7 +86,7 @@ def high_resolution() -> Json:
 
 
 def parametric() -> Json:
-    """A chain of convolutions with PReLU, few and odd channels, pixels added at the end; no exits."""
+    """A chain of convolutions with PReLU and few, odd numbers of channels. Pixels are added at the end. No exits."""
     body = [
         conv([1], 2, 20, 20, 3, PRELU),
         conv([2], 1, 20, 20, 3, PRELU),

@@ -1,12 +1,12 @@
-"""A program without its weights, as JSON; and a program with random weights made from it.
+"""A program without its weights, as JSON; and a program with random weights that is made from it.
 
-Two programs with equal signatures have the same instruction table but for the offsets of their weights: the same
-buffers, steps, channels, kernel sizes, activations, scales and exits, in the same order. Repeated stages are not
-collapsed: a backend's limits may depend on how many rows the table has.
+Two programs with equal signatures have the same instruction table, except for the offsets of their weights: the same
+buffers, steps, channels, kernel sizes, activations, scales and exits, in the same order. Repeated stages are listed
+one by one, because a backend's limits may depend on the number of rows of the table.
 
-The random weights keep signals of order one through any number of steps: a convolution's have a deviation of one over
-the root of its fan-in, times the root of 2 before an activation. What n steps of a program add to other buffers is
-one over the root of n of these: together they make them e times as large at most.
+The random weights keep signals of order one through any number of steps. The weights of a convolution have a deviation
+of one over the root of its fan-in, times the root of 2 before an activation. If n steps of a program add to other
+buffers, each adds values of deviation one over the root of n. Together they make the values at most e times as large.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from ape_kernels.program import (
 
 Json = dict[str, Any]
 SMALL = 0.05  # deviation of biases
-GATE = 1.0  # deviation around its mean of what a channel attention's sigmoid takes
+GATE = 1.0  # deviation of the arguments of a channel attention's sigmoid, around their mean
 
 
 def signature_of(program: PatchProgram) -> Json:
-    """The signature; ValueError for a program with `Module` steps, whose code cannot be known by its shape."""
+    """The signature of a program. Raises ValueError for `Module` steps, because shapes do not describe their code."""
     return {
         "buffers": [[buffer.channels, buffer.resolution] for buffer in program.buffers],
         "head": [_described(step) for step in program.head],
@@ -94,7 +94,10 @@ def exit_step(src: int, channels: int) -> Json:
 def reconstruct(
     src: int, channels: int, phases: int, kernel: int, classes: int, upscale: int, add: int | None = None
 ) -> Json:
-    """Signature of a `Reconstruct`. phases: out_channels * upscale**2. classes: of an axis, 4 or 1 (one kernel)."""
+    """Signature of a `Reconstruct`.
+
+    phases: channels of the picture times upscale**2. classes: border classes of an axis, 4; or 1 for one kernel.
+    """
     sizes = {"channels": channels, "phases": phases, "kernel": kernel, "classes": classes, "upscale": upscale}
     return {"step": "Reconstruct", "src": src, **sizes, "add": add}
 
@@ -121,9 +124,9 @@ def _described(step: Step) -> Json:
 
 
 def program_of(signature: Json, exits: Iterable[tuple[Tensor, Tensor]] | None = None) -> PatchProgram:
-    """A program of that signature, on the CPU in float32; its random weights are the same every time.
+    """A program of this signature, on the CPU in float32. Its random weights are the same every time.
 
-    exits: weight ``[C]`` and bias ``[1]`` of each exit, in program order; None: zeros.
+    exits: weight ``[C]`` and bias ``[1]`` of each exit, in program order; None for zeros.
     """
     parts = (signature["head"], *(stage["steps"] for stage in signature["stages"]), signature["tail"])
     adding = sum(step["step"] != "Reconstruct" and step.get("add") is not None for part in parts for step in part)
@@ -187,12 +190,12 @@ class _Weights:
 
     def attention(self, step: Mapping[str, Any]) -> ChannelAttention:
         channels, hidden = step["channels"], step["hidden"]
-        gate = min(self.gain(step), 0.5)  # what the sigmoid gives for its mean argument
+        gate = min(self.gain(step), 0.5)  # the sigmoid of its mean argument
         return ChannelAttention(
             step["src"],
             step["dst"],
             self.normal(hidden, channels, deviation=1 / channels**0.5),
-            self.normal(hidden, deviation=1.0),  # the means of most feature maps are small: gates differ by these
+            self.normal(hidden, deviation=1.0),  # most maps have small means, so these biases make the gates differ
             self.normal(channels, hidden, deviation=GATE / hidden**0.5),
             self.normal(channels, deviation=GATE).add_(math.log(gate / (1 - gate))),
             step["scale"],

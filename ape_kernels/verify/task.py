@@ -1,4 +1,4 @@
-"""What is verified and what came of it: the types that travel between the parts."""
+"""What is verified, and the result: the types that the parts of this package exchange."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from ape_kernels.verify.device import Device
 from ape_kernels.verify.signature import Json
 
-FALLBACK = "torch"  # what runs wherever anything is in doubt; also the reference
+FALLBACK = "torch"  # the backend that runs whenever there is doubt; it is also the reference
 TASK, REFERENCE = "task.json", "reference.npz"  # files in the folder that the candidates share
 LIMIT_S = 60.0  # seconds that packing a program may wait for a verification
 
 
 @dataclass(frozen=True)
 class Task:
-    """One question: which backend is right and fastest for this program's patches there?
+    """The question which backend is right and fastest for the patches of one program on one device.
 
-    dtype: such as "float16". patch: height and width of the patches as the program reads them (folded).
-    precision: `torch.get_float32_matmul_precision` of the process that asks: candidates are timed with it.
-    limit_s: seconds for all candidates together.
+    signature: of the program (`signature_of`). dtype: such as "float16". patch: height and width of the patches as the
+    program reads them (folded), in pixels. precision: `torch.get_float32_matmul_precision` of the calling process;
+    candidates are timed with it. limit_s: seconds for all candidates together.
     """
 
     signature: Json
@@ -32,12 +32,12 @@ class Task:
     limit_s: float = LIMIT_S
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write the task to a file as JSON."""
         path.write_text(json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, path: Path) -> Task:
-        """What `write` wrote."""
+        """The task that `write` has written to a file."""
         fields: Json = json.loads(path.read_text())
         fields |= {"device": Device(**fields["device"]), "patch": tuple(fields["patch"])}
         return cls(**fields)
@@ -45,10 +45,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one candidate.
+    """The result for one candidate.
 
-    why_not: empty where it is right. milliseconds: of a patch, of a call that fills the device; None where it is not
-    right. passing: the reason may be gone another time (no memory, no time).
+    why_not: why the candidate is not right; empty if it is. milliseconds: per patch, in a call that fills the device;
+    None if the candidate is not right. passing: whether the reason may be gone another time (no memory, no time).
     """
 
     backend: str
@@ -58,41 +58,41 @@ class Finding:
 
     @property
     def right(self) -> bool:
-        """Whether its results are right, so that it may be chosen."""
+        """Whether its results are right; it may then be chosen."""
         return self.milliseconds is not None
 
     def __str__(self) -> str:
-        return f"{self.backend} {self.why_not or f'{self.milliseconds:.4g} ms a patch'}"
+        return f"{self.backend} {self.why_not or f'{self.milliseconds:.4g} ms per patch'}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of all candidates; without any, `why_not` says why there was no verification."""
+    """The results for all candidates. If there are none, `why_not` says why there was no verification."""
 
     findings: tuple[Finding, ...] = ()
     why_not: str = ""
 
     @property
     def chosen(self) -> str:
-        """The fastest backend that is right, torch where there is none."""
+        """The fastest backend that is right, or torch if none is."""
         right = {f.backend: f.milliseconds for f in self.findings if f.milliseconds is not None}
         return min(right, key=right.__getitem__) if right else FALLBACK
 
     @property
     def settled(self) -> bool:
-        """Whether another verification would find the same."""
+        """Whether another verification would give the same verdict."""
         return not self.why_not and not any(finding.passing for finding in self.findings)
 
     def __str__(self) -> str:
         return self.why_not or "; ".join(map(str, self.findings))
 
     def as_json(self) -> Json:
-        """For `from_json`."""
+        """The verdict as JSON for `from_json`."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, fields: Any) -> Verdict:
-        """What `as_json` gave; TypeError, KeyError or ValueError for anything else."""
+        """The verdict that `as_json` gave as JSON. Raises TypeError, KeyError or ValueError for anything else."""
         verdict = cls(tuple(Finding(**finding) for finding in fields["findings"]), fields["why_not"])
         for finding in verdict.findings:
             texts = isinstance(finding.backend, str) and isinstance(finding.why_not, str)

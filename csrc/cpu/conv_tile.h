@@ -1,8 +1,9 @@
-// Direct convolution, and the tile of sums in registers that Winograd's products use as well.
+// Direct convolution, and the register tile of sums that the Winograd products use as well.
 //
-// A tile is kPixels pixels x kVectors vectors of output channels, kept in registers over all taps and
-// input channels: per input channel kVectors weight loads and kPixels broadcasts feed kPixels * kVectors multiply-adds.
-// With two loads and two multiply-adds per cycle, 12 x 2 (AVX-512) needs 7 cycles of loads to 12 of arithmetic.
+// A tile is kPixels pixels x kVectors vectors of output channels. Its sums stay in registers over all taps and input
+// channels. Each input channel takes kVectors weight loads and kPixels broadcasts for kPixels * kVectors multiply-adds.
+// With two loads and two multiply-adds per cycle, a tile of 12 x 2 (AVX-512) needs 7 cycles of loads per 12 cycles of
+// arithmetic.
 #pragma once
 
 #include "simd.h"
@@ -10,7 +11,7 @@
 namespace ape::cpu {
 namespace {
 
-// One input channel of a pixel, and its weights, as floats.
+// A word is one input channel of a pixel, as a float; so are its weights.
 template <class Traits>
 struct Floats {
   using S = Simd<Traits::kWidth>;
@@ -24,9 +25,9 @@ struct Floats {
   static APE_INLINE Vector multiply_add(Vector sum, float value, Vector weight) { return sum + value * weight; }
 };
 
-// Two input channels of a pixel, and their weights, as bf16 in 32 bits; products are summed in fp32.
+// A word is two input channels of a pixel, as bf16 in 32 bits; so are their weights. Products are added in float32.
 template <class Traits>
-struct Bf16Pairs {
+struct Bf16Words {
   using S = Simd<Traits::kWidth>;
   using Vector = typename S::Vector;
   typedef uint32_t Word __attribute__((may_alias));
@@ -43,9 +44,9 @@ struct Bf16Pairs {
       return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(value)), (__m512bh)weight);
 #endif
     using Bits = typename S::Bits;
-    const Bits pair = Bits{} + value, weights = (Bits)weight;
-    sum += (Vector)(pair << 16) * (Vector)(weights << 16);
-    return sum + (Vector)(pair & 0xffff0000u) * (Vector)(weights & 0xffff0000u);
+    const Bits both = Bits{} + value, weights = (Bits)weight;
+    sum += (Vector)(both << 16) * (Vector)(weights << 16);
+    return sum + (Vector)(both & 0xffff0000u) * (Vector)(weights & 0xffff0000u);
   }
 };
 
@@ -59,7 +60,8 @@ struct Conv {
   static_assert(Traits::kVectors % S::kPerGroup == 0, "tiles cover whole groups");
   static constexpr int kColours = 3;  // channels of a picture
 
-  // sum[i][j] += src[i * stride] * weight of vector j. weight: [kGroup]; the next group's are `group_size` further.
+  // sum[i][j] += src[i * stride] * weight of vector j. weight: [kGroup]; the next group's weights are `group_size`
+  // further.
   template <int PIXELS, int VECTORS>
   static APE_INLINE void accumulate_word(Vector (&sum)[PIXELS][VECTORS], const Word* src, int64_t stride,
                                          const float* weight, int64_t group_size) {
@@ -75,7 +77,7 @@ struct Conv {
     }
   }
 
-  // The same over `words` input words; weight: [words][kGroup].
+  // The same for `words` input words. weight: [words][kGroup].
   template <int PIXELS, int VECTORS>
   static APE_INLINE void accumulate(Vector (&sum)[PIXELS][VECTORS], const Word* src, int64_t stride, int words,
                                     const float* weight, int64_t group_size) {
@@ -83,8 +85,8 @@ struct Conv {
     for (int c = 0; c < words; c++) accumulate_word(sum, src + c, stride, weight + c * kGroup, group_size);
   }
 
-  // PIXELS pixels from (y, x) on, to the right or down. Taps in rows (columns, going down) outside the map would
-  // multiply zeros and are left out.
+  // PIXELS pixels from (y, x) on, to the right or downward. Taps in rows outside the map would multiply zeros and are
+  // left out; downward, taps in columns outside the map.
   template <int PIXELS, int VECTORS>
   static void tile(const ConvArgs& a, int y, int x, bool down, int group) {
     const int radius = a.kernel / 2;
@@ -110,7 +112,7 @@ struct Conv {
               continue;
             }
 #pragma GCC unroll 3
-            for (int c = 0; c < kColours; c++)  // no loop remains
+            for (int c = 0; c < kColours; c++)  // unrolled completely
               accumulate_word(sum, src + c, stride, weight + c * kGroup, a.group_size);
           }
         }
@@ -133,7 +135,7 @@ struct Conv {
       tile<PIXELS, S::kPerGroup>(a, y, x, down, group);
   }
 
-  // Line by line, along the longer side where the area is one pixel wide.
+  // Line by line. The lines are rows, or one column if the area is one pixel wide.
   static void area(const ConvArgs& a, const Area& area) {
     constexpr int kGroups = Traits::kVectors / S::kPerGroup;
     constexpr int kPixels = Traits::kPixels, kSome = kPixels > 3 ? kPixels / 3 : 1;

@@ -26,13 +26,13 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
-// Bits of CPUID leaf 7 that compilers know by differing names.
+// Reads CPUID leaf 7 directly, because compilers have different names for this bit.
 bool has_avx512bf16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
 }
 
-// The CPU's answer, and the kernel's: tile registers must be asked for, once per process.
+// Asks the CPU, and then the operating system: a process must request the tile registers once.
 bool has_amx() {
 #ifdef __linux__
   constexpr long kRequestPermission = 0x1023, kTileData = 18;

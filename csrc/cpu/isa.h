@@ -8,11 +8,11 @@
 
 namespace ape::cpu {
 
-// Names of the instruction sets that this build has kernels for and this CPU can run, best first: amx and
-// avx512bf16 differ from avx512 in their bf16 convolutions alone.
+// Names of the instruction sets that this build has kernels for and that this CPU can run, the best first. amx and
+// avx512bf16 differ from avx512 only in their bf16 convolutions.
 std::vector<std::string> isas();
 
-// The one in use: the environment variable APE_CPU_ISA, else the best.
+// The instruction set in use: the one that the environment variable APE_CPU_ISA names, else the best one.
 // Throws std::invalid_argument when the variable names one that cannot run.
 std::string isa();
 

@@ -9,7 +9,7 @@ namespace {
 
 template <class Traits>
 void direct_bf16(const ConvArgs& args, const Area& area, float*) {
-  Conv<Traits, Bf16Pairs>::area(args, area);
+  Conv<Traits, Bf16Words>::area(args, area);
   if (args.sums == nullptr) return;
   for (int y = area.y; y < area.y + area.height; y++)
     for (int x = area.x; x < area.x + area.width; x++)

@@ -1,18 +1,21 @@
 // bf16 convolution on AMX tiles.
 //
-// An A tile is 16 pixels in a line x one slice of 32 input channels, a B tile that slice x 16 output channels, an
-// accumulator 16 pixels x 16 output channels in fp32. A block is RUNS (6) such lines of pixels, so that one B tile
-// serves six products. Registers: accumulators 0 to 5, A in 6, B in 7. A step (slice, tap) is 7 tile loads (8 cycles
-// each, L1) against 6 products (16 cycles each). All taps of a slice follow each other: 6 lines with their surroundings
-// are 4 rows x 50 pixels x 64 bytes, 13 KB of L1, however many channels there are. While all slices' pixels fit L1, the
-// weights stream past them: a plain load would make the weights of a group (64 channels: 18 KB) push pixels out that
-// the next group reads again. Where they do not fit, nothing is saved, and a plain load is 4 % faster (256 channels).
+// An A tile is a run of 16 pixels x one slice of 32 input channels. A B tile is this slice x 16 output channels. An
+// accumulator is 16 pixels x 16 output channels in float32. An AMX block is RUNS (6) runs of pixels, so one B tile
+// serves six products. Tile registers 0 to 5 are the accumulators, 6 is A, 7 is B. One iteration (a slice and a tap)
+// has 7 tile loads of 8 cycles each (from L1) and 6 products of 16 cycles each.
 //
-// Accumulators cannot be read: they are stored and read back. Each is stored in the first step of the NEXT block,
-// just before it is zeroed again, and the finished block's epilogue is spread over that block's products, so
-// that loads, stores and vector arithmetic run beside them: a pixel after each (64 channels: 108 products, 96 pixels; a
-// line of 16 pixels after every third step took 3 to 8 % longer). It begins kDelay steps later: a load of what is still
-// on its way to L1 (96 lines; the core's store buffer holds 112) waits, and all that follows with it.
+// All taps of a slice follow each other. The 6 runs with their surroundings are 4 rows x 50 pixels x 64 bytes = 13 KB
+// of L1, for any number of channels. If the pixels of all slices fit in L1, the weights are loaded by streaming loads:
+// with plain loads the weights of a group (18 KB for 64 channels) would replace pixels that the next group reads again.
+// If the pixels do not fit, streaming saves nothing, and a plain load is 4 % faster (256 channels).
+//
+// Accumulators cannot be read directly: they are stored and read back. Each is stored in the first iteration of the
+// NEXT block, just before it is zeroed again. The epilogue of the finished block is spread over the products of that
+// next block, so that loads, stores and vector arithmetic run beside the products. One pixel follows each product (64
+// channels have 108 products for 96 pixels). A run of 16 pixels after every third iteration took 3 to 8 % longer. The
+// epilogue begins kDelay iterations after the stores: a load of data that is still on its way to L1 (96 lines; the
+// core's store buffer holds 112) would wait, and everything after it too.
 #include <immintrin.h>
 
 #include "avx512.h"
@@ -22,18 +25,18 @@ namespace ape::cpu {
 namespace {
 
 constexpr int kMostRuns = 6;
-constexpr int kTile = 16;                  // pixels, and output channels
-constexpr int kTap = kSlice / 2 * kGroup;  // words of weights in a tile
+constexpr int kTile = 16;                  // pixels of a tile, and its output channels
+constexpr int kTap = kSlice / 2 * kGroup;  // 32-bit words of weights in a tile
 constexpr int64_t kL1Bytes = 48 << 10;
-constexpr int kDelay = 2;  // steps from storing a block's accumulators to the epilogue of its first pixel
+constexpr int kDelay = 2;  // iterations from storing a block's accumulators to the epilogue of its first pixel
 using S = Simd<16>;
-constexpr int kSums =
-    kMostRuns * kTile * kGroup;  // floats of scratch for a block's accumulators; held back bf16 follow
-static_assert(kBf16Scratch == kSums + kSums / 2, "the accumulators of a block, and as many bf16");
+// Floats of scratch for a block's accumulators. The bf16 values that are held back follow them.
+constexpr int kSums = kMostRuns * kTile * kGroup;
+static_assert(kBf16Scratch == kSums + kSums / 2, "the accumulators of a block, and the same number of bf16");
 
 inline int smaller(int a, int b) { return a < b ? a : b; }
 
-// All eight tiles 16 rows of 64 bytes.
+// Configures all eight tile registers as 16 rows of 64 bytes.
 class TileConfig {
  public:
   TileConfig() {
@@ -42,13 +45,13 @@ class TileConfig {
       config[16 + 2 * tile] = 64;  // bytes per row
       config[48 + tile] = 16;      // rows
     }
-    // the memory operand and the clobber keep the compiler from dropping or moving the stores above
+    // The memory operand and the clobber keep the compiler from dropping or moving the stores above.
     __asm__ volatile("ldtilecfg %0" : : "m"(config) : "memory");
   }
   ~TileConfig() { _tile_release(); }
 };
 
-// Up to 16 pixels in a line, and where the epilogue takes and puts the first one's output channels.
+// Up to 16 pixels in a line, and where the epilogue reads and writes the output channels of the first one.
 struct Run {
   int y, x, count;
   const float* add;
@@ -56,28 +59,28 @@ struct Run {
   bf16* rounded;
 };
 
-// What becomes of a result's bf16 form. Two groups of output channels share a cache line of it. Written one by one, the
-// line would be fetched from L2 twice, as they come a block apart. So the even group's 32 bytes are held back and go
-// with the odd one's.
+// How the bf16 form of a result is written. Two groups of output channels share a cache line of it. The groups come one
+// block apart, so writing them one by one would fetch the line from L2 twice. Therefore the 32 bytes of the even group
+// are held back and written together with those of the odd group.
 enum class Rounded { kNone, kAlone, kHeldBack, kJoined };
 
-// What the epilogues of one group's runs share. Steps: from one pixel of a run to the next.
-struct Ending {
+// What the epilogues of one group's runs share. The steps lead from one pixel of a run to the next.
+struct Epilogue {
   const float *bias, *slope;
   double* sums;
   float scale;
   int64_t add_step, pixel_step, rounded_step;
 };
 
-// Which parts of the epilogue a convolution has: a function for each kind, so that what a pixel needs stays in
-// registers.
+// Which parts of the epilogue a convolution has. Each kind has a function of its own, so that everything that a pixel
+// needs stays in registers.
 template <bool SLOPE, bool ADD, bool PIXELS, Rounded ROUNDED, bool SUMS = false>
 struct Kind {
   static constexpr bool slope = SLOPE, add = ADD, pixels = PIXELS, sums = SUMS;
   static constexpr Rounded rounded = ROUNDED;
 };
 
-// The next pixel of an epilogue, in run `number` of the block, of which `left` pixels are left.
+// The next pixel of an epilogue. It belongs to run `number` of the block, which has `left` pixels left.
 struct Pixel {
   const float* sums;
   bf16* held;
@@ -85,7 +88,7 @@ struct Pixel {
   float* pixels;
   bf16* rounded;
   int left, number;
-  S::Vector total;  // of the run's pixels so far
+  S::Vector total;  // sum of the run's pixels so far
 };
 
 Rounded kind_of(const ConvArgs& a, int group) {
@@ -94,7 +97,8 @@ Rounded kind_of(const ConvArgs& a, int group) {
   return group + 1 < a.groups ? Rounded::kHeldBack : Rounded::kAlone;
 }
 
-// A block whose accumulators wait: in their tiles, then in the scratch.
+// A block, and after its products a block whose epilogue waits. Its accumulators are in the tile registers first and
+// then in the scratch.
 template <int RUNS>
 struct Block {
   Run runs[RUNS];
@@ -112,17 +116,17 @@ class Lines {
     total_ = per_line_ * (down_ ? 1 : area.height);
     const FeatureMap& map = args.sources[0];
     stride_ = int(down_ ? map.rounded_row : kSlice) * int(sizeof(bf16));
-    ending_.scale = args.scale;
-    ending_.add_step = down_ ? args.add.row : args.add.pixel;
-    ending_.pixel_step = down_ ? args.dst.row : args.dst.pixel;
-    ending_.rounded_step = down_ ? args.dst.rounded_row : kSlice;
+    epilogue_.scale = args.scale;
+    epilogue_.add_step = down_ ? args.add.row : args.add.pixel;
+    epilogue_.pixel_step = down_ ? args.dst.row : args.dst.pixel;
+    epilogue_.rounded_step = down_ ? args.dst.rounded_row : kSlice;
     const int64_t taps = int64_t(args.kernel) * args.kernel, slices = args.group_size / (taps * kTap);
-    // of a slice, a block's pixels as two lines of 48 and what lies around them
+    // of one slice: the pixels of a block as two lines of 48, and what lies around them
     const int64_t bytes = int64_t(args.kernel + 1) * (3 * kTile + args.kernel - 1) * kSlice * int64_t(sizeof(bf16));
     stream_ = slices * bytes <= kL1Bytes;
-    const int64_t steps = slices * taps - kDelay;  // that have an epilogue beside them
-    pace_ = steps > 0 ? int((kTile + steps - 1) / steps) : kTile;
-    choose(kind_of(args, 0));  // until a block waits: any will do, none of its pixels exist
+    const int64_t iterations = slices * taps - kDelay;  // those that have an epilogue beside them
+    pace_ = iterations > 0 ? int((kTile + iterations - 1) / iterations) : kTile;
+    choose(kind_of(args, 0));  // until a block waits, any kind will do: no pixels are finished before
   }
 
   static void conv(const ConvArgs& args, const Area& area, float* scratch) { Lines(args, area, scratch).blocks(); }
@@ -141,7 +145,7 @@ class Lines {
         wait(block);
       }
     }
-// tile instructions take literal register numbers
+// Tile instructions take literal register numbers.
 #define APE_STORE(i) \
   if constexpr (i < RUNS) _tile_stored(i, scratch_ + i * kTile * kGroup, 64);
     APE_STORE(0)
@@ -153,7 +157,7 @@ class Lines {
     (this->*rest_)();
   }
 
-  // Beyond the last run: the last again, of which no pixel counts.
+  // Beyond the last run this is the last run again, without pixels that count.
   Run run(int number) const {
     const int within = number < total_ ? number : total_ - 1;
     const int line = within / per_line_, at = within % per_line_ * kTile;
@@ -172,13 +176,13 @@ class Lines {
       run.rounded = cursor.rounded;
     }
     choose(kind_of(a_, block.group));
-    ending_.bias = a_.bias + channel;
-    ending_.slope = a_.slope ? a_.slope + channel : nullptr;
-    ending_.sums = a_.sums ? a_.sums + channel : nullptr;
+    epilogue_.bias = a_.bias + channel;
+    epilogue_.slope = a_.slope ? a_.slope + channel : nullptr;
+    epilogue_.sums = a_.sums ? a_.sums + channel : nullptr;
   }
 
-  // Starts the block and carries on with the epilogue of the one that waits. Taps that are outside the map for the
-  // whole area multiply zeros and are left out: a corner of a 5x5 kernel has 9 taps, not 25, and so much less to load.
+  // Computes the products of `block` and, beside them, the epilogue of the block that waits. Taps that are outside the
+  // map for the whole area would multiply zeros and are left out: at a corner a 5x5 kernel has 9 taps instead of 25.
   template <class K>
   void products(const Block<RUNS>& block, const int64_t (&start)[RUNS]) {
     const int radius = a_.kernel / 2;
@@ -187,7 +191,7 @@ class Lines {
     const int bottom = smaller(radius, a_.sources[0].height - 1 - area_.y);
     const int right = smaller(radius, a_.sources[0].width - 1 - area_.x);
     const float* weights = a_.weight + block.group * a_.group_size;
-    int steps = 0;
+    int iterations = 0;
     Pixel pixel = begin(0);
     for (int s = 0; s < a_.source_count; s++) {
       const FeatureMap& map = a_.sources[s];
@@ -201,20 +205,20 @@ class Lines {
               _tile_stream_loadd(7, weight, 64);
             else
               _tile_loadd(7, weight, 64);
-            if (steps == 0)
-              step<true, K>(src, start, pixel, 0);
+            if (iterations == 0)
+              iterate<true, K>(src, start, pixel, 0);
             else
-              step<false, K>(src, start, pixel, steps < kDelay ? 0 : pace_);
-            steps++;
+              iterate<false, K>(src, start, pixel, iterations < kDelay ? 0 : pace_);
+            iterations++;
           }
         }
       }
     }
-    finish<K>(pixel, RUNS * kTile);  // what is left where a block has few steps
+    finish<K>(pixel, RUNS * kTile);  // a block with few iterations leaves some pixels
   }
 
   template <bool FIRST, class K>
-  APE_INLINE void step(const bf16* src, const int64_t (&start)[RUNS], Pixel& pixel, int pace) {
+  APE_INLINE void iterate(const bf16* src, const int64_t (&start)[RUNS], Pixel& pixel, int pace) {
 #define APE_RUN(i)                                \
   if constexpr (i < RUNS) {                       \
     if constexpr (FIRST) {                        \
@@ -235,7 +239,8 @@ class Lines {
 #undef APE_STORE
   }
 
-  // Run `number` of the block that waits, or the next that has pixels; none left: `left` is 0.
+  // The first pixel of run `number` of the block that waits, or of the next run that has pixels. If there is none, its
+  // `left` is 0.
   __attribute__((noinline)) Pixel begin(int number) const {
     if (!waiting_.exists) number = RUNS;
     while (number < RUNS && waiting_.runs[number].count == 0) number++;
@@ -248,25 +253,25 @@ class Lines {
             number,        S::Vector{}};
   }
 
-  // The next `count` pixels of the block that waits.
+  // The epilogue of the next `count` pixels of the block that waits.
   template <class K>
   APE_INLINE void finish(Pixel& pixel, int count) const {
     if (pixel.left == 0) return;
-    const S::Vector bias = S::load(ending_.bias), slope = K::slope ? S::load(ending_.slope) : S::Vector{};
-    const float scale = ending_.scale;
+    const S::Vector bias = S::load(epilogue_.bias), slope = K::slope ? S::load(epilogue_.slope) : S::Vector{};
+    const float scale = epilogue_.scale;
     for (; count > 0 && pixel.left > 0; count--) {
       S::Vector v = S::load(pixel.sums) + bias;
       if constexpr (K::slope) v = v < 0 ? v * slope : v;
       v = v * scale;
-      if constexpr (K::add) v += S::load(pixel.add), pixel.add += ending_.add_step;
+      if constexpr (K::add) v += S::load(pixel.add), pixel.add += epilogue_.add_step;
       if constexpr (K::sums) pixel.total += v;
-      if constexpr (K::pixels) S::store(pixel.pixels, v), pixel.pixels += ending_.pixel_step;
+      if constexpr (K::pixels) S::store(pixel.pixels, v), pixel.pixels += epilogue_.pixel_step;
       if constexpr (K::rounded == Rounded::kHeldBack) {
         S::store_bf16(pixel.held, v);
       } else if constexpr (K::rounded != Rounded::kNone) {
         if constexpr (K::rounded == Rounded::kJoined) S::copy_bf16(pixel.rounded - kGroup, pixel.held);
         S::store_bf16(pixel.rounded, v);
-        pixel.rounded += ending_.rounded_step;
+        pixel.rounded += epilogue_.rounded_step;
       }
       pixel.sums += kGroup;
       pixel.held += kGroup;
@@ -278,7 +283,7 @@ class Lines {
   }
 
   __attribute__((noinline)) void count_in(S::Vector total) const {
-    for (int i = 0; i < kGroup; i++) ending_.sums[i] += total[i];
+    for (int i = 0; i < kGroup; i++) epilogue_.sums[i] += total[i];
   }
 
   template <class K>
@@ -323,10 +328,10 @@ class Lines {
   float* const scratch_;
   const bool down_;
   int line_, per_line_, total_, stride_;
-  bool stream_;  // the weights, past the pixels in L1
-  int pace_;     // pixels of the epilogue after a product
+  bool stream_;  // whether weights are loaded by streaming loads, which leave the pixels in L1
+  int pace_;     // pixels of the epilogue per product
   Block<RUNS> waiting_;
-  Ending ending_{};
+  Epilogue epilogue_{};
   void (Lines::*products_)(const Block<RUNS>&, const int64_t (&)[RUNS]);
   void (Lines::*rest_)();
 };

@@ -3,8 +3,8 @@
 namespace ape::cpu {
 namespace {
 
-// Four floats per vector are what every x86-64 (SSE2) and every 64-bit Arm (NEON) has: 2 x 4 sums,
-// 4 weights and 1 broadcast are 13 of 16 registers.
+// Every x86-64 (SSE2) and every 64-bit Arm (NEON) has vectors of four floats. 2 x 4 sums, 4 weights and 1 broadcast
+// take 13 of 16 registers.
 struct Portable {
   static constexpr int kWidth = 4, kVectors = 4, kPixels = 2;
 };

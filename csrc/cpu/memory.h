@@ -17,8 +17,8 @@ struct Free {
 template <class T>
 using Memory = std::unique_ptr<T[], Free>;
 
-// `count` elements, uninitialised, on huge pages where the system grants them: 4 KB pages scatter over the
-// sets of L2, which a patch's buffers fill to two thirds. Throws std::bad_alloc.
+// `count` uninitialised elements, on huge pages if the system grants them. Pages of 4 KB would be scattered over the
+// sets of L2, and the buffers of a patch fill two thirds of L2. Throws std::bad_alloc.
 template <class T>
 Memory<T> allocate(size_t count) {
   constexpr size_t kLine = 64, kHugePage = size_t(2) << 20;

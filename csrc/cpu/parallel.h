@@ -10,14 +10,14 @@
 
 namespace ape {
 
-// Calls body(worker, task) once for every task in [0, tasks). At most min(threads, tasks) workers, numbered from 0;
-// worker 0 is the calling thread. When `body` throws, no further task begins, and the first exception is thrown here
-// once all workers have stopped.
+// Calls body(worker, task) once for every task in [0, tasks). There are at most min(threads, tasks) workers, numbered
+// from 0; worker 0 is the calling thread. When `body` throws, no further task begins. After all workers have stopped,
+// the first exception is thrown here.
 template <class F>
 void parallel(int threads, int64_t tasks, F body) {
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
-  std::exception_ptr failure;  // of who set `failed`
+  std::exception_ptr failure;  // written by the worker that set `failed`
   const auto work = [&](int worker) {
     try {
       for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks && !failed;) body(worker, task);
@@ -31,7 +31,7 @@ void parallel(int threads, int64_t tasks, F body) {
   try {
     for (int worker = 1; worker < workers; ++worker) helpers.emplace_back(work, worker);
   } catch (const std::exception&) {
-    // no more threads to be had: those that started and this one share the tasks
+    // There are no more threads. This thread and those that started share the tasks.
   }
   work(0);
   for (std::thread& helper : helpers) helper.join();

@@ -22,37 +22,37 @@ void cpu_split(const SplitArgs& args, int threads) {
 
 namespace {
 
-// Image columns [begin, end) that one column slot fills from neighbouring pixels of one patch.
-struct Run {
+// Image columns [begin, end) to which one column slot adds neighbouring pixels of one patch.
+struct Span {
   const float* weight;  // [W] of the slot
   int64_t begin, end;
   int64_t shift;  // x + shift is the offset from MergeSource::start
 };
 
-// Slot by slot, so that every column is summed in slot order.
-std::vector<Run> column_runs(const MergeArgs& args) {
-  std::vector<Run> runs;
+// The spans of all columns, ordered by slot, so that every column is summed in the order of the slots.
+std::vector<Span> column_spans(const MergeArgs& args) {
+  std::vector<Span> spans;
   for (int64_t j = 0; j < args.columns_covering; ++j) {
     const float* weight = args.column_weight + j * args.width;
     for (int64_t x = 0; x < args.width; ++x) {
       if (weight[x] == 0.0f) continue;
       const int64_t shift = merge_offset(args, j, x) - x;
-      if (!runs.empty() && runs.back().weight == weight && runs.back().end == x && runs.back().shift == shift) {
-        ++runs.back().end;
+      if (!spans.empty() && spans.back().weight == weight && spans.back().end == x && spans.back().shift == shift) {
+        ++spans.back().end;
       } else {
-        runs.push_back({weight, x, x + 1, shift});
+        spans.push_back({weight, x, x + 1, shift});
       }
     }
   }
-  return runs;
+  return spans;
 }
 
 }  // namespace
 
 void cpu_merge(const MergeArgs& args, int threads) {
   const float* patches = static_cast<const float*>(args.patches);
-  const std::vector<Run> runs = column_runs(args);
-  std::vector<float> scratch(std::max(threads, 1) * args.width);  // one row for each worker
+  const std::vector<Span> spans = column_spans(args);
+  std::vector<float> scratch(std::max(threads, 1) * args.width);  // one row per worker
   parallel(threads, merge_row_count(args), [&](int worker, int64_t row) {
     float* across = scratch.data() + worker * args.width;
     float* image = static_cast<float*>(args.image) + row * args.width;
@@ -61,9 +61,9 @@ void cpu_merge(const MergeArgs& args, int threads) {
       const MergeSource source = merge_source(args, row, i);
       if (source.weight == 0.0f) continue;
       std::fill_n(across, args.width, 0.0f);
-      for (const Run& run : runs) {
-        const float* from = patches + source.start + run.shift;
-        for (int64_t x = run.begin; x < run.end; ++x) across[x] += run.weight[x] * from[x];
+      for (const Span& span : spans) {
+        const float* from = patches + source.start + span.shift;
+        for (int64_t x = span.begin; x < span.end; ++x) across[x] += span.weight[x] * from[x];
       }
       for (int64_t x = 0; x < args.width; ++x) image[x] += source.weight * across[x];
     }

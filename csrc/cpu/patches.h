@@ -4,7 +4,7 @@
 
 namespace ape {
 
-// Split and merge of float32 on up to `threads` threads; the result does not depend on their number.
+// Split and merge of float32 images on up to `threads` threads. The result does not depend on the number of threads.
 void cpu_split(const SplitArgs& args, int threads);
 void cpu_merge(const MergeArgs& args, int threads);
 

@@ -1,4 +1,4 @@
-// Steps that touch every value of a map once.
+// Kernels that read every value of a map once.
 #pragma once
 
 #include "simd.h"
@@ -18,15 +18,16 @@ struct Pointwise {
           S::store_bf16(bf16_at(map, y, x, c), S::load(floats_at(map, y, x, c)));
   }
 
-  // A row is summed in float, the rows' sums in double. Four groups of channels at a time stay in registers: a line of
-  // memory each, and sums enough (4 with AVX-512) that an addition need not wait for the one before.
+  // A row is summed in float, and the sums of the rows in double. Four groups of channels at a time stay in registers.
+  // Each reads one cache line per pixel, and there are enough independent sums (4 with AVX-512) that an addition does
+  // not wait for the one before it.
   static void channel_sums(const FeatureMap& map, double* sums) {
     int group = 0;
     for (; group + 4 * kGroup <= map.pixel; group += 4 * kGroup) sum_groups<4>(map, group, sums + group);
     for (; group < map.pixel; group += kGroup) sum_groups<1>(map, group, sums + group);
   }
 
-  // Channels from `c` on of a pixel, from the floats where there are any.
+  // The channels of a pixel from `c` on. It reads the floats if the map has them, else the bf16.
   static APE_INLINE Vector value(const FeatureMap& map, int y, int x, int c) {
     return map.pixels ? S::load(floats_at(map, y, x, c)) : S::load_bf16(bf16_at(map, y, x, c));
   }

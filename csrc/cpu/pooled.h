@@ -1,4 +1,4 @@
-// What is computed from the means of a map's channels: an exit's prediction and the gates of channel attention.
+// Values that are computed from the means of a map's channels: an exit's prediction and the gates of channel attention.
 #pragma once
 
 #include <algorithm>
@@ -9,18 +9,19 @@
 
 namespace ape::cpu {
 
-// bias + weight . values, of `count` values.
+// bias + weight . values, over `count` values.
 inline double dot(double bias, const float* weight, const std::vector<double>& values, int count) {
   for (int i = 0; i < count; i++) bias += weight[i] * values[i];
   return bias;
 }
 
-// tanh(weight . mean + bias) of an EXIT. mean: [in_channels] at least.
+// tanh(weight . mean + bias) of an EXIT. mean: at least [in_channels].
 inline float predict(const Instruction& in, const float* weights, const std::vector<double>& mean) {
   return std::tanh(float(dot(weights[in.bias], weights + in.weight, mean, in.in_channels)));
 }
 
-// scale * sigmoid(expand(relu(squeeze(mean)))) of an ATTENTION, as many as `mean` has: 0 for the channels that pad it.
+// scale * sigmoid(expand(relu(squeeze(mean)))) of an ATTENTION. The result has the size of `mean`; the gates of
+// channels that pad the map are 0.
 inline std::vector<float> gates(const Instruction& in, const float* weights, const std::vector<double>& mean) {
   const float* squeeze = weights + in.weight;  // [hidden][channels]
   const float* expand = squeeze + int64_t(in.hidden) * in.in_channels;

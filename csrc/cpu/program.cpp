@@ -24,7 +24,7 @@ int64_t Program::kernel_elements(const Instruction& in, const Sources& sources) 
 }
 
 void Program::add(const Instruction& in, Sources sources) {
-  border = std::max(border, in.kernel / 2);
+  margin = std::max(margin, in.kernel / 2);
   switch (in.opcode) {
     case kBuffer:
       buffers.push_back({in.in_channels, in.resolution()});
@@ -39,23 +39,23 @@ void Program::add(const Instruction& in, Sources sources) {
       stages.back().exit = in;
       break;
     default:
-      (tail_row >= 0 ? tail : stages.empty() ? head : stages.back().steps).push_back({in, std::move(sources)});
+      (tail_row >= 0 ? tail : stages.empty() ? head : stages.back().steps).push_back({in, std::move(sources), at()});
   }
 }
 
 Program::Program(const int32_t* table, int64_t row_count, int64_t weight_count)
     : Table(table, row_count, weight_count, 1) {
   check();
-  buffers[0].floats = buffers[0].grouped = true;  // filled with floats
+  buffers[0].floats = buffers[0].grouped = true;  // `load` fills it with floats
   for (const Step& step : head) note_reads(step);
   for (const Stage& stage : stages) {
-    for (int32_t number : {stage.src, stage.dst})  // what run_stage takes and gives
+    for (int32_t number : {stage.src, stage.dst})  // run_stage loads the one and saves the other
       buffers[number].handed = buffers[number].grouped = true;
     for (const Step& step : stage.steps) note_reads(step);
     if (stage.has_exit) buffers[stage.exit.src].grouped = true;
   }
   for (const Step& step : tail) note_reads(step);
-  for (const Stage& stage : stages)  // an exit reads floats, or bf16 where convolutions read that alone
+  for (const Stage& stage : stages)  // an exit reads the bf16 form if convolutions read it, else floats
     if (stage.has_exit && !buffers[stage.exit.src].rounded) buffers[stage.exit.src].floats = true;
   for (Stage& stage : stages) {
     if (!stage.has_exit || stage.steps.empty()) continue;
@@ -65,8 +65,8 @@ Program::Program(const int32_t* table, int64_t row_count, int64_t weight_count)
   }
 }
 
-// Which form of its buffers a step reads; steps that are no convolutions also write floats. Pictures that are only
-// upsampled and added to the result are not grouped: their three channels would be sixteen.
+// Notes which form of its buffers a step reads. Steps that are not convolutions also write floats. A picture that is
+// only upsampled and added to the result is not grouped, because its three channels would become sixteen.
 void Program::note_reads(const Step& step) {
   const Instruction& in = step.in;
   if (in.opcode != kUpsample) {

@@ -1,4 +1,4 @@
-// The instruction table taken apart and checked, ready to run.
+// The instruction table, checked and divided into head, stages and tail.
 #pragma once
 
 #include <vector>
@@ -11,19 +11,20 @@ namespace ape::cpu {
 // A feature map: `channels` at `resolution` times the patch's height and width.
 struct BufferSpec {
   int channels, resolution;
-  bool floats = false, rounded = false;  // read as floats, as bf16
-  bool handed = false;                   // a stage's features: floats where one stage runs on its own
-  bool grouped = false;  // stored in whole groups of channels: convolutions and attention read or write it
+  bool floats = false, rounded = false;  // whether steps read it as floats, as bf16
+  bool handed = false;                   // whether it holds a stage's features, which are floats in run_stage
+  bool grouped = false;  // whether its channels are padded to whole groups, for convolutions and attention
 };
 
 struct Step {
   Instruction in;
   std::vector<int32_t> sources;  // buffers that a CONV or RECONSTRUCT reads, in the order of its input channels
+  int64_t row = 0;               // of the table
   bool summed = false;           // a CONV that adds up, as it goes, the channels an exit averages
 };
 
 struct Stage {
-  int src, dst;  // buffers that features enter and leave in
+  int src, dst;  // the buffers in which features enter and leave
   std::vector<Step> steps;
   bool has_exit = false;
   Instruction exit{};
@@ -35,18 +36,18 @@ class Program final : public Table {
   std::vector<Step> head;
   std::vector<Stage> stages;
   std::vector<Step> tail;  // ends in the RECONSTRUCT
-  int border = 0;          // widest zero border a convolution reads
-  int widest = 1;          // most input channels of a Winograd convolution
+  int margin = 0;          // zeros around each map, in pixels: as far as the largest convolution reaches
+  int widest = 1;          // the most input channels of a Winograd convolution
 
-  // table: [row_count][16]; weight_count: elements in the weight buffer.
-  // Throws std::invalid_argument for a table that is malformed or points outside buffers or weights:
-  // the workers trust a Program.
+  // table: [row_count][16]. weight_count: elements of the weight buffer.
+  // Throws std::invalid_argument for a table that is malformed or points outside the buffers or the weights, so that
+  // workers can trust a Program.
   Program(const int32_t* table, int64_t row_count, int64_t weight_count);
 
   // Upscaling factor of the whole program.
   int upscale() const { return reconstruct().upscale * buffers[reconstruct().src].resolution; }
 
-  // 32-bit words of weights for one group of output channels, laid out as `layout`, of a convolution of `sources`.
+  // 32-bit words that the weights of one group of output channels take in `layout`, for a convolution of `sources`.
   int64_t group_size(const Instruction& in, const Sources& sources, int32_t layout) const;
 
  private:

@@ -1,8 +1,8 @@
-// Vectors of floats, one source for every instruction set.
+// Vectors of floats, for all instruction sets.
 //
-// This header and those built on it are included by one .cpp file per instruction set, each compiled for it; everything
-// is in an unnamed namespace and uses no library templates, so that no code compiled for a newer CPU can be linked into
-// a path that runs on an older one.
+// Each instruction set has a .cpp file that includes this header and those that build on it, and that is compiled for
+// this instruction set. Everything is in an unnamed namespace and uses no templates of the standard library. So the
+// linker cannot use code that was compiled for a newer CPU in a path that runs on an older one.
 #pragma once
 
 #ifdef __AVX512BF16__
@@ -25,7 +25,7 @@ struct VectorTypes {
   typedef bf16 UnalignedBf16s __attribute__((vector_size(WIDTH * sizeof(bf16)), aligned(sizeof(bf16)), may_alias));
 };
 
-// Where a pixel's channels from `channel` on begin in each form of the map.
+// Where the channels of a pixel from `channel` on begin, in the floats and in the bf16 of a map.
 APE_INLINE float* floats_at(const FeatureMap& map, int y, int x, int channel) {
   return map.pixels + y * map.row + x * map.pixel + channel;
 }
@@ -56,7 +56,7 @@ struct Simd {
     *reinterpret_cast<UnalignedBf16s*>(to) = *reinterpret_cast<const UnalignedBf16s*>(from);
   }
 
-  // To bf16, to nearest, ties to even. Finite values only.
+  // Rounds to the nearest bf16, ties to even, and stores. For finite values only.
   static APE_INLINE void store_bf16(bf16* p, Vector v) {
 #ifdef __AVX512BF16__
     if constexpr (WIDTH == 16) {
@@ -69,7 +69,7 @@ struct Simd {
     *reinterpret_cast<UnalignedBf16s*>(p) = __builtin_convertvector(rounded, Bf16s);
   }
 
-  // Where one pixel's output channels, from `channel` on, are added from and stored to.
+  // Where the output channels of one pixel, from `channel` on, are stored, and where the values that are added stand.
   struct Cursor {
     const float* add;
     float* pixels;
@@ -81,8 +81,8 @@ struct Simd {
           rounded(a.dst.rounded ? bf16_at(a.dst, y, x, channel) : nullptr) {}
   };
 
-  // What ends every convolution: activation, scale, addition, and the result as floats, bf16, or both. The pixel is
-  // `right` pixels right of the cursor.
+  // The epilogue of every convolution: activation, scale, addition, and storing the result as floats, bf16, or both.
+  // The pixel is `right` pixels to the right of the cursor.
   static APE_INLINE void finish(const ConvArgs& a, const Cursor& to, int right, int channel, Vector v) {
     if (a.slope) v = v < 0 ? v * load(a.slope + channel) : v;
     v = v * a.scale;

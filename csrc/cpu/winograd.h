@@ -1,11 +1,11 @@
-// Winograd convolution (Lavin and Gray 2016): F(4x4, 3x3) with 2.25 multiplications per pixel and
-// pair of channels instead of 9, F(2x2, 5x5) with 9 instead of 25. Both read 6x6 pixels per tile and use the points 0,
-// 1, -1, 1/2, -2 and infinity: they halve the rounding error of the customary 2 and -2, and all constants of the
-// transforms are exact.
+// Winograd convolution (Lavin and Gray 2016). F(4x4, 3x3) takes 2.25 multiplications per pixel, input channel and
+// output channel instead of 9; F(2x2, 5x5) takes 9 instead of 25. Both read 6x6 pixels per tile and use the points 0,
+// 1, -1, 1/2, -2 and infinity. With 1/2 in place of the customary 2 the rounding error is half as large, and all
+// constants of the transforms are exact.
 //
 //   V = B' d B (36 values per tile and input channel),  M = sum over input channels of U V,  out = A' M A
 //
-// The weights U = G g G' are made when a program is packed.
+// The weights U = G g G' are computed when a program is packed.
 #pragma once
 
 #include "conv_tile.h"
@@ -34,7 +34,7 @@ struct Winograd {
     d[4] = t - 0.5f * u;
   }
 
-  // out = A' m; OUT 4 or 2
+  // out = A' m. OUT is 4 or 2.
   template <int OUT>
   static APE_INLINE void output_axis(const Vector (&m)[6], Vector (&out)[OUT]) {
     const Vector even = m[1] + m[2], odd = m[1] - m[2];
@@ -48,8 +48,10 @@ struct Winograd {
     }
   }
 
-  // 6x6 pixels from `src` on, all channels, to V at `to`: 36 planes `plane` floats apart.
-  static void input_tile(const FeatureMap& map, const float* src, float* to, int64_t plane) {
+  // 6x6 pixels from `src` on, all channels, to V at `to`: 36 planes `plane` floats apart. PARTIAL: of the pixels,
+  // `rows` and `columns` count, and the others are taken as zero.
+  template <bool PARTIAL>
+  static void input_tile(const FeatureMap& map, const float* src, float* to, int64_t plane, int rows, int columns) {
     for (int c = 0; c < map.channels; c += Traits::kWidth) {
       Vector z[6][6];
       const float* column = src + c;
@@ -57,7 +59,12 @@ struct Winograd {
       for (int x = 0; x < 6; x++, column += map.pixel) {
         Vector d[6];
 #pragma GCC unroll 6
-        for (int y = 0; y < 6; y++) d[y] = S::load(column + y * map.row);
+        for (int y = 0; y < 6; y++) {
+          if (PARTIAL && (y >= rows || x >= columns))
+            d[y] = Vector{};
+          else
+            d[y] = S::load(column + y * map.row);
+        }
         input_axis(d);
 #pragma GCC unroll 6
         for (int y = 0; y < 6; y++) z[y][x] = d[y];
@@ -72,9 +79,10 @@ struct Winograd {
     }
   }
 
-  // M of one tile and vector, at `from`, to the tile's pixels that lie on the map.
+  // M of one tile and vector, at `from`, to the tile's pixels that lie in the area.
   template <int OUT>
-  static APE_INLINE void output_tile(const ConvArgs& a, const float* from, int64_t plane, int y0, int x0, int channel) {
+  static APE_INLINE void output_tile(const ConvArgs& a, const Area& area, const float* from, int64_t plane, int y0,
+                                     int x0, int channel) {
     Vector z[OUT][6];
 #pragma GCC unroll 6
     for (int x = 0; x < 6; x++, from += plane) {
@@ -86,10 +94,10 @@ struct Winograd {
       for (int y = 0; y < OUT; y++) z[y][x] = out[y];
     }
     const Vector bias = S::load(a.bias + channel);
-    const int width = a.dst.width - x0 < OUT ? a.dst.width - x0 : OUT;
+    const int width = area.right() - x0 < OUT ? area.right() - x0 : OUT;
 #pragma GCC unroll 4
     for (int y = 0; y < OUT; y++) {
-      if (y0 + y >= a.dst.height) break;
+      if (y0 + y >= area.bottom()) break;
       Vector out[OUT];
       output_axis<OUT>(z[y], out);
       const typename S::Cursor to(a, y0 + y, x0, channel);
@@ -99,7 +107,7 @@ struct Winograd {
     }
   }
 
-  // Products of all 36 planes for VECTORS vectors of output channels from `group` on. v: [36][tiles][stride],
+  // Multiplies all 36 planes, for VECTORS vectors of output channels from `group` on. v: [36][tiles][stride],
   // m: [36][tiles][2 * kGroup].
   template <int VECTORS>
   static void multiply(const ConvArgs& a, int group, const float* v, float* m, int tiles, int64_t stride) {
@@ -117,11 +125,11 @@ struct Winograd {
     }
   }
 
-  // Blocks of tiles in reading order; a block may go on in the next row of tiles.
+  // Blocks of tiles in reading order. A block may continue in the next row of tiles.
   template <int OUT>
-  static void blocks(const ConvArgs& a, float* scratch) {
-    const int radius = a.kernel / 2, across = (a.dst.width + OUT - 1) / OUT;
-    const int total = across * ((a.dst.height + OUT - 1) / OUT);
+  static void blocks(const ConvArgs& a, const Area& area, float* scratch) {
+    const int radius = a.kernel / 2, across = (area.width + OUT - 1) / OUT;
+    const int total = across * ((area.height + OUT - 1) / OUT);
     const int tiles = winograd_tiles(a.in_channels);
     const int64_t stride = winograd_stride(a.in_channels);
     float* const v = scratch;
@@ -129,15 +137,8 @@ struct Winograd {
     for (int first = 0; first < total; first += tiles) {
       const int count = total - first < tiles ? total - first : tiles;
       const int used = (count + Traits::kPixels - 1) / Traits::kPixels * Traits::kPixels;  // beyond count: leftovers
-      for (int t = 0; t < count; t++) {
-        const int y = (first + t) / across * OUT - radius, x = (first + t) % across * OUT - radius;
-        float* to = v + t * stride;
-        for (int s = 0; s < a.source_count; s++) {
-          const FeatureMap& map = a.sources[s];
-          input_tile(map, map.pixels + y * map.row + x * map.pixel, to, used * stride);
-          to += map.channels;
-        }
-      }
+      for (int t = 0; t < count; t++)
+        input_tiles<OUT>(a, area, radius, (first + t) / across, (first + t) % across, v + t * stride, used * stride);
       for (int t = count; t < used; t++)
         for (int p = 0; p < 36; p++)
           for (int c = 0; c < a.in_channels; c++) v[(int64_t(p) * used + t) * stride + c] = 0.0f;
@@ -149,18 +150,36 @@ struct Winograd {
           multiply<S::kPerGroup>(a, group, v, m, used, stride);
         for (int t = 0; t < count; t++)
           for (int c = 0; c < groups * kGroup; c += Traits::kWidth)
-            output_tile<OUT>(a, m + t * 2 * kGroup + c, int64_t(used) * 2 * kGroup, (first + t) / across * OUT,
-                             (first + t) % across * OUT, group * kGroup + c);
+            output_tile<OUT>(a, area, m + t * 2 * kGroup + c, int64_t(used) * 2 * kGroup,
+                             area.y + (first + t) / across * OUT, area.x + (first + t) % across * OUT,
+                             group * kGroup + c);
         group += groups;
       }
     }
   }
 
-  static void conv(const ConvArgs& a, float* scratch) {
+  // The tile in row `row` and column `column` of tiles, of all sources.
+  template <int OUT>
+  static APE_INLINE void input_tiles(const ConvArgs& a, const Area& area, int radius, int row, int column, float* to,
+                                     int64_t plane) {
+    const int y = area.y + row * OUT - radius, x = area.x + column * OUT - radius;
+    const int rows = area.bottom() + radius - y, columns = area.right() + radius - x;
+    for (int s = 0; s < a.source_count; s++) {
+      const FeatureMap& map = a.sources[s];
+      const float* src = floats_at(map, y, x, 0);
+      if (rows >= 6 && columns >= 6)
+        input_tile<false>(map, src, to, plane, 6, 6);
+      else
+        input_tile<true>(map, src, to, plane, rows, columns);
+      to += map.channels;
+    }
+  }
+
+  static void conv(const ConvArgs& a, const Area& area, float* scratch) {
     if (a.kernel == 3)
-      blocks<4>(a, scratch);
+      blocks<4>(a, area, scratch);
     else
-      blocks<2>(a, scratch);
+      blocks<2>(a, area, scratch);
   }
 };
 

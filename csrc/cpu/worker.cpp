@@ -11,7 +11,7 @@
 namespace ape::cpu {
 namespace {
 
-// One for each worker.
+// One workspace per worker.
 std::vector<Workspace> workspaces(const Program& program, const float* weights, int64_t count, int threads, int height,
                                   int width, bool handed) {
   const Kernels& chosen = kernels();
@@ -26,7 +26,7 @@ struct Decision {
   float capacity;  // NaN until a stage with an exit has run
 };
 
-// Run stage `number`, whose features stand in its source buffer.
+// Runs stage `number`, whose features are in its source buffer.
 Decision run_steps(const Program& program, int64_t number, Workspace& space, float boundary, const int64_t* exit_at,
                    float capacity) {
   const Stage& stage = program.stages[number];
@@ -54,20 +54,23 @@ void run_patches(const Program& program, const RunArgs& args) {
   parallel(args.threads, args.count, [&](int worker, int64_t patch) {
     Workspace& space = spaces[worker];
     const int64_t* exit_at = args.exit_at ? args.exit_at + patch : nullptr;
-    space.load(0, args.patches + patch * patch_size);
+    space.maps().place(0, 0, args.height, args.width);
+    space.load(0, {args.patches + patch * patch_size, pixels, args.width}, {0, 0, args.height, args.width});
     space.run(program.head.data(), int64_t(program.head.size()));
     Decision decision{false, kUnknown};
     int64_t stage = -1;
     while (!decision.leaves) decision = run_steps(program, ++stage, space, args.boundary, exit_at, decision.capacity);
     space.run(program.tail.data(), int64_t(program.tail.size()) - 1);
-    space.reconstruct(program.tail.back(), args.sr + patch * sr_size);
+    const int upscale = program.upscale(), at = program.buffers[program.reconstruct().src].resolution;
+    space.reconstruct(program.tail.back(), {0, 0, args.height * at, args.width * at},
+                      {args.sr + patch * sr_size, pixels * upscale * upscale, int64_t(args.width) * upscale});
     args.exit_index[patch] = stage;
     args.capacity[patch] = decision.capacity;
   });
 }
 
 void run_stage(const Program& program, int number, const StageArgs& args) {
-  program.stage(number);  // refuses a stage there is not
+  program.stage(number);  // throws for a stage that does not exist
   const Stage& stage = program.stages[number];
   const BufferSpec& spec = program.buffers[stage.src];
   const int64_t size = int64_t(spec.channels) * args.height * args.width;
@@ -76,10 +79,12 @@ void run_stage(const Program& program, int number, const StageArgs& args) {
   parallel(args.threads, args.count, [&](int worker, int64_t i) {
     const int64_t row = args.active[i];
     Workspace& space = spaces[worker];
-    space.load(stage.src, args.features + row * size);
+    space.maps().place(0, 0, args.height / spec.resolution, args.width / spec.resolution);
+    space.load(stage.src, {args.features + row * size, int64_t(args.height) * args.width, args.width},
+               {0, 0, args.height, args.width});
     const Decision decision =
         run_steps(program, number, space, args.boundary, args.exit_at ? args.exit_at + row : nullptr, kUnknown);
-    space.save(stage.dst, args.out + i * size);
+    space.maps().save(stage.dst, args.out + i * size);
     args.capacity[i] = decision.capacity;
     args.leaves[i] = decision.leaves;
   });

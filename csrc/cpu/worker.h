@@ -1,4 +1,4 @@
-// Runs patch programs: every worker carries one patch at a time through the whole network.
+// Runs patch programs. Every worker takes one patch at a time and runs it through the whole network.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace ape::cpu {
 struct RunArgs {
   const float* weights;    // the packed weight buffer
   const float* patches;    // [count, C_in, height, width]
-  const int64_t* exit_at;  // [count], stage after which a patch leaves; null: where it is predicted
+  const int64_t* exit_at;  // [count], the stage after which each patch leaves; null if the predictions decide
   float* sr;               // [count, C_out, s * height, s * width]
   int64_t* exit_index;     // [count]
   float* capacity;         // [count]
@@ -20,7 +20,7 @@ struct RunArgs {
   int threads;
 };
 
-// Whole forward of every patch. Throws std::bad_alloc, nothing else.
+// The whole forward of every patch. Throws nothing but std::bad_alloc.
 void run_patches(const Program& program, const RunArgs& args);
 
 struct StageArgs {
@@ -32,13 +32,13 @@ struct StageArgs {
   float* capacity;         // [count]
   bool* leaves;            // [count]
   int64_t count;
-  int height, width;  // of the features: patch times the resolution of the stage's buffers
+  int height, width;  // of the features: those of the patch times the resolution of the stage's buffers
   float boundary;
   int threads;
 };
 
-// One stage and its exit for the patches `active`; results in the order of `active`. Throws std::invalid_argument for a
-// stage that does not exist.
+// One stage and its exit for the patches `active`. The results are in the order of `active`. Throws
+// std::invalid_argument for a stage that does not exist.
 void run_stage(const Program& program, int stage, const StageArgs& args);
 
 }  // namespace ape::cpu

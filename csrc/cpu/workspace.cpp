@@ -1,5 +1,7 @@
 #include "workspace.h"
 
+#include <algorithm>
+
 #include "bands.h"
 #include "pooled.h"
 #include "upsample.h"
@@ -7,15 +9,30 @@
 namespace ape::cpu {
 namespace {
 
-// One border class along an axis and the pixels that have it.
+// A border class of an axis, and the pixels that have it.
 struct Segment {
   BorderClass kind;
-  int begin, size;
+  int begin, end;
 };
 
-std::vector<Segment> segments(int size) {
+// Of the pixels `begin` to `end` of an axis of `size` pixels.
+std::vector<Segment> segments(int size, int begin, int end) {
   if (size == 1) return {{kOnly, 0, 1}};
-  return {{kFirst, 0, 1}, {kInterior, 1, size - 2}, {kLast, size - 1, 1}};
+  std::vector<Segment> some;
+  for (const Segment& all : {Segment{kFirst, 0, 1}, Segment{kInterior, 1, size - 1}, Segment{kLast, size - 1, size}}) {
+    const Segment part{all.kind, std::max(all.begin, begin), std::min(all.end, end)};
+    if (part.begin < part.end) some.push_back(part);
+  }
+  return some;
+}
+
+// The map whose pixel (0, 0) is the first of `area`, and which ends with it.
+FeatureMap cropped(FeatureMap map, const Area& area) {
+  if (map.pixels != nullptr) map.pixels += area.y * map.row + area.x * map.pixel;
+  if (map.rounded != nullptr) map.rounded += area.y * map.rounded_row + area.x * kSlice;
+  map.height = area.height;
+  map.width = area.width;
+  return map;
 }
 
 std::vector<double> means(std::vector<double> sums, const FeatureMap& map) {
@@ -25,9 +42,9 @@ std::vector<double> means(std::vector<double> sums, const FeatureMap& map) {
 
 }  // namespace
 
-void Workspace::load(int buffer, const float* planes) {
-  maps_.load(buffer, planes);
-  round(buffer);
+void Workspace::load(int buffer, const Planes<const float>& planes, const Area& area) {
+  maps_.load(buffer, planes, area);
+  round(buffer, area);
 }
 
 void Workspace::run(const Step* steps, int64_t count) {
@@ -35,27 +52,27 @@ void Workspace::run(const Step* steps, int64_t count) {
     const int64_t together = count_banded(steps + i, count - i, *program_, maps_);
     if (together > 1)
       run_bands(steps + i, together, maps_[steps[i].in.dst].height,
-                [&](const Step& step, int first_row, int row_count) { conv(step, first_row, row_count); });
+                [&](const Step& step, int row, int rows) { conv(step, {row, 0, rows, maps_[step.in.dst].width}); });
     else
-      run(steps[i]);
+      run(steps[i], whole(maps_[steps[i].in.dst]));
     i += together;
   }
 }
 
-void Workspace::run(const Step& step) {
+void Workspace::run(const Step& step, const Area& area) {
   const Instruction& in = step.in;
   const FeatureMap &src = maps_[in.src], &dst = maps_[in.dst];
-  if (in.opcode == kConv) return conv(step, 0, dst.height);
-  if (in.opcode == kAttention)
+  if (in.opcode == kConv) return conv(step, area);
+  if (in.opcode == kAttention)  // of patches alone: it averages over the whole map
     kernels_->gate(src, gates(in, weights_, means(channel_sums(src), src)).data(), added(in), dst);
   else
-    (in.interpolation() == kNearest ? nearest : bicubic)(src, in.upscale, dst);
-  round(in.dst);
+    (in.interpolation() == kNearest ? nearest : bicubic)(src, in.upscale, dst, area);
+  round(in.dst, area);
 }
 
 // Brings the bf16 form of a buffer, if it has one, up to what was written as floats.
-void Workspace::round(int buffer) const {
-  if (maps_[buffer].rounded != nullptr) kernels_->round(maps_[buffer]);
+void Workspace::round(int buffer, const Area& area) const {
+  if (maps_[buffer].rounded != nullptr) kernels_->round(cropped(maps_[buffer], area));
 }
 
 ConvArgs Workspace::conv_args(const Step& step) const {
@@ -74,14 +91,14 @@ ConvArgs Workspace::conv_args(const Step& step) const {
 
 void Workspace::run_conv(const ConvArgs& args, int32_t layout, const Area& area) {
   if (layout == kWinograd)
-    kernels_->winograd(args, maps_.scratch());
+    kernels_->winograd(args, area, maps_.scratch());
   else if (layout == kBf16)
     kernels_->direct_bf16(args, area, maps_.scratch());
   else
     kernels_->direct(args, area);
 }
 
-void Workspace::conv(const Step& step, int first_row, int row_count) {
+void Workspace::conv(const Step& step, const Area& area) {
   const Instruction& in = step.in;
   ConvArgs args = conv_args(step);
   args.dst = maps_[in.dst];
@@ -89,35 +106,40 @@ void Workspace::conv(const Step& step, int first_row, int row_count) {
   if (in.activation != kNone) args.slope = in.activation == kRelu ? maps_.zeros() : weights_ + in.slope;
   args.scale = in.scale();
   if (step.summed) {
-    if (first_row == 0) sums_.assign(args.dst.pixel, 0.0);
+    if (area.y == 0) sums_.assign(args.dst.pixel, 0.0);
     args.sums = sums_.data();
   }
-  run_conv(args, in.layout(), {first_row, 0, row_count, args.dst.width});
+  run_conv(args, in.layout(), area);
 }
 
-// The phases of all pixels, then their shuffle. With border classes the outermost ring has kernels of its own: a line
-// of pixels per edge, a pixel per corner, written over what the interior's kernel left there.
-void Workspace::reconstruct(const Step& step, float* picture) {
+// The phases of all pixels, then their shuffle.
+void Workspace::reconstruct(const Step& step, const Area& area, const Planes<float>& picture) {
   const Instruction& in = step.in;
-  const FeatureMap& phases = maps_.phases();
+  const FeatureMap phases = maps_.phases(area);
   ConvArgs args = conv_args(step);
   args.dst = phases;
-  run_conv(args, in.layout(), {0, 0, phases.height, phases.width});
-  if (in.has_border_classes()) {
-    const float *weight = args.weight, *bias = args.bias;
-    if (in.layout() == kWinograd) weight += args.groups * args.group_size;  // the classes' kernels follow
-    args.group_size = program_->group_size(in, step.sources, edge_layout(in));
-    for (const Segment& rows : segments(phases.height)) {
-      for (const Segment& columns : segments(phases.width)) {
-        if (rows.kind == kInterior && columns.kind == kInterior) continue;
-        const int variant = rows.kind * kBorderClasses + columns.kind;
-        args.weight = weight + variant * args.groups * args.group_size;
-        args.bias = bias + variant * args.groups * kGroup;
-        run_conv(args, edge_layout(in), {rows.begin, columns.begin, rows.size, columns.size});
-      }
+  run_conv(args, in.layout(), area);
+  if (in.has_border_classes()) run_border_classes(step, args, area);
+  shuffle(phases, in.upscale, added(in), area, picture);
+}
+
+// The outermost pixels of the map have kernels of their own: a line of pixels per edge, a pixel per corner. They are
+// written over what the interior's kernel left there.
+void Workspace::run_border_classes(const Step& step, ConvArgs args, const Area& area) {
+  const Instruction& in = step.in;
+  const FeatureMap& src = maps_[in.src];
+  const float *weight = args.weight, *bias = args.bias;
+  if (in.layout() == kWinograd) weight += args.groups * args.group_size;  // the classes' kernels follow
+  args.group_size = program_->group_size(in, step.sources, edge_layout(in));
+  for (const Segment& rows : segments(src.height, area.y, area.bottom())) {
+    for (const Segment& columns : segments(src.width, area.x, area.right())) {
+      if (rows.kind == kInterior && columns.kind == kInterior) continue;
+      const int variant = rows.kind * kBorderClasses + columns.kind;
+      args.weight = weight + variant * args.groups * args.group_size;
+      args.bias = bias + variant * args.groups * kGroup;
+      run_conv(args, edge_layout(in), {rows.begin, columns.begin, rows.end - rows.begin, columns.end - columns.begin});
     }
   }
-  shuffle(phases, in.upscale, added(in), picture);
 }
 
 std::vector<double> Workspace::channel_sums(const FeatureMap& map) const {

@@ -1,4 +1,4 @@
-"""The processes that `torchrun` started: who am I, and what do they do together."""
+"""The processes that `torchrun` has started, and the device of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from ape_sr.errors import UserError
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: of this process, 0 without torchrun. world: how many there are. local: rank on this machine."""
+    """This process among the processes that train together.
+
+    rank: number of this process, from 0. world: number of processes. local: number of this process on its machine.
+    """
 
     rank: int = 0
     world: int = 1
@@ -27,7 +30,7 @@ class Ranks:
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of `values` over the processes that have joined."""
+        """Mean of `values` over all processes. Every process must call it."""
         if self.world == 1:
             return values
         total = values.clone()
@@ -36,7 +39,10 @@ class Ranks:
 
 
 def ranks_from_environment() -> Ranks:
-    """What torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; one process without it. UserError for nonsense."""
+    """The ranks from torchrun's RANK, WORLD_SIZE and LOCAL_RANK. Without torchrun there is one process.
+
+    Raises UserError for values that torchrun does not set.
+    """
     values = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     if values["WORLD_SIZE"] is None:
         return Ranks()
@@ -52,7 +58,7 @@ def ranks_from_environment() -> Ranks:
 
 @contextmanager
 def joined(device: torch.device) -> Generator[Ranks, None, None]:
-    """Join the other processes for the length of the block: NCCL on GPUs, gloo elsewhere; nothing for a lone one."""
+    """In this context the processes are connected: by NCCL on GPUs, else by gloo. A single process needs nothing."""
     ranks = ranks_from_environment()
     if ranks.world == 1:
         yield ranks
@@ -67,19 +73,19 @@ def joined(device: torch.device) -> Generator[Ranks, None, None]:
 
 
 def named_device(name: str) -> torch.device:
-    """The device called `name`; of "cuda" the GPU of this process. UserError if it cannot be used."""
+    """The device with this name; for "cuda" the GPU of this process. Raises UserError if it cannot be used."""
     try:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None:  # pyright: ignore[reportUnnecessaryComparison] - it is, of "cuda"
             device = torch.device("cuda", ranks_from_environment().local)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without that kind of device
+    except (RuntimeError, AssertionError) as error:  # AssertionError if PyTorch was built without this kind of device
         raise UserError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from None
     return device
 
 
 def default_device(backend: str) -> torch.device:
-    """The GPU of this process where there is one, but the CPU for the backend "cpu", by name or by APE_BACKEND."""
+    """The GPU of this process, or the CPU if there is no GPU or the backend is "cpu", by name or by APE_BACKEND."""
     wish = os.environ.get("APE_BACKEND", "auto") if backend == "auto" else backend
     if wish == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Quality against computation on a folder of pictures, as papers report it."""
+"""Measures quality against computation on a folder of pictures, as papers report it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ from ape_sr.metrics import psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from ape_sr.models import ExitNetwork
 
 HR, LR = "_HR", "_LR"
-SSIM_WINDOW = 11  # pixels that must remain once the border is cut
+SSIM_WINDOW = 11  # so many pixels must remain per side after the border is cut
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A picture and its low-resolution version: files, the latter None where it has to be made."""
+class ImagePair:
+    """The file of a picture, and the file of its low-resolution version, or None if that has to be made."""
 
     name: str
     hr: Path
     lr: Path | None
 
     def read(self, scale: int) -> tuple[np.ndarray, np.ndarray]:
-        """LR and HR, uint8 ``[h, w, 3]`` and ``[s * h, s * w, 3]``; UserError if sizes disagree or are too small."""
+        """LR and HR, uint8 ``[h, w, 3]`` and ``[s * h, s * w, 3]``.
+
+        Raises UserError when a file cannot be read, or when the sizes do not fit together or are too small.
+        """
         hr = modcrop(read_image(self.hr), scale)
         smallest = -(-(2 * (scale + 6) + SSIM_WINDOW) // scale) * scale
         if min(hr.shape[:2]) < smallest:
@@ -52,10 +55,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Result:
-    """One picture, one method. PSNR in dB, on Y with a border of `scale` cut, on RGB of ``scale + 6``.
+    """The result of one method for one picture.
 
-    flops_share, body_share: of full depth. paper_share: with the tail as the network has it, not collapsed.
-    patches_per_exit: counts. seconds: of the upscaling alone.
+    psnr_y, psnr_rgb: in dB, on Y without a border of `scale` pixels, on RGB without ``scale + 6``. ssim_y, ssim_rgb:
+    the same for SSIM. seconds: of the upscaling alone.
+    flops_share, body_share: FLOPs as shares of full depth, of the whole network and of its body. paper_share: of the
+    whole network with its tail not collapsed. mean_exit: counted from 0. These are None for a method without exits.
+    patches_per_exit: numbers of patches; empty for a method without exits.
     """
 
     image: str
@@ -76,10 +82,10 @@ NUMBERS = [name for name in Result.__dataclass_fields__ if name not in ("image",
 
 @dataclass(frozen=True)
 class Method:
-    """How pictures are enlarged.
+    """A way to upscale images.
 
-    kind: "bicubic", "plain" (the network's own forward on the whole picture), "threshold" or "budget" (patches leaving
-    early, as `APEForward` has these words). value: the threshold or the budget.
+    kind: "bicubic"; "plain", the network's own forward on the whole image; "threshold" or "budget", with which patches
+    leave early as in `APEForward`. value: the threshold or the budget, else None.
     """
 
     kind: str
@@ -87,7 +93,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """As shown in tables."""
+        """The name in tables."""
         return self.kind if self.value is None else f"{self.kind} {self.value:.4g}"
 
 
@@ -101,29 +107,29 @@ def at_thresholds(values: Iterable[float]) -> list[Method]:
 
 @dataclass(frozen=True)
 class Row:
-    """All pictures by one method."""
+    """The results of one method for all pictures."""
 
     method: Method
     results: tuple[Result, ...]
 
     def mean(self, field: str) -> float | None:
-        """Mean of a field of `Result` over the pictures; None where the method has no such number."""
+        """Mean of a field of `Result` over the pictures, or None if the method has no such number."""
         values = [getattr(result, field) for result in self.results]
         return None if None in values else float(np.mean(values))
 
     def number(self, field: str) -> float:
-        """As `mean`, for a field that the method has."""
+        """The same as `mean`, for a field that the method has."""
         value = self.mean(field)
         assert value is not None
         return value
 
     @property
     def patches_per_exit(self) -> list[int]:
-        """Summed over the pictures."""
+        """Numbers of patches per exit, summed over the pictures."""
         return [sum(counts) for counts in zip(*(result.patches_per_exit for result in self.results), strict=True)]
 
     def as_json(self) -> dict[str, object]:
-        """Everything, as plain values; infinite PSNR (equal pictures) as None."""
+        """All results as plain values. Infinite PSNR (of equal pictures) becomes None."""
         images = [{key: _finite(value) for key, value in asdict(result).items()} for result in self.results]
         mean = {field: _finite(self.mean(field)) for field in NUMBERS}
         return {
@@ -135,14 +141,15 @@ class Row:
         }
 
 
-def find_pairs(folder: Path) -> list[Pair]:
-    """Pictures of a folder: pairs ``<name>_HR.*`` and ``<name>_LR.*``, or HR pictures alone under any names.
+def find_pairs(folder: Path) -> list[ImagePair]:
+    """The image pairs of a folder: files ``<name>_HR.*`` and ``<name>_LR.*``, or only HR pictures with any names.
 
-    UserError for a half of a pair, for a name with neither ending among pairs, and for no pictures at all.
+    Raises UserError when one file of a pair is missing, when some names have these endings and others do not, and for a
+    folder without pictures.
     """
     paths = list_images(folder)
     if not any(path.stem.endswith((HR, LR)) for path in paths):
-        return [Pair(path.stem, path, None) for path in paths]
+        return [ImagePair(path.stem, path, None) for path in paths]
     by_stem = {path.stem: path for path in paths}
     for path in paths:
         if not path.stem.endswith((HR, LR)):
@@ -151,17 +158,19 @@ def find_pairs(folder: Path) -> list[Pair]:
         if partner not in by_stem:
             raise UserError(f"{path}: expected {partner}{path.suffix} beside it")
     names = sorted(stem.removesuffix(HR) for stem in by_stem if stem.endswith(HR))
-    return [Pair(name, by_stem[name + HR], by_stem[name + LR]) for name in names]
+    return [ImagePair(name, by_stem[name + HR], by_stem[name + LR]) for name in names]
 
 
-# (pair, method, picture uint8 [H, W, 3], what was done): called for every picture that left patches early
-Watch = Callable[[Pair, Method, np.ndarray, Report], None]
+# Called with (pair, method, picture uint8 [H, W, 3], report) for every picture of a method with exits.
+Watch = Callable[[ImagePair, Method, np.ndarray, Report], None]
 
 
 def evaluate(
-    network: APEForward, pairs: Iterable[Pair], methods: Sequence[Method], watch: Watch | None = None
+    network: APEForward, pairs: Iterable[ImagePair], methods: Sequence[Method], watch: Watch | None = None
 ) -> list[Row]:
-    """Every method on every pair. Leaves the network's threshold and budget as they were.
+    """Run every method on every pair. The network's threshold and budget are the same afterwards.
+
+    watch: called for every picture of a method with exits.
 
     Raises UserError for a picture that cannot be read, does not fit its pair or is too small, and for a budget that
     the network cannot keep.
@@ -180,7 +189,7 @@ def evaluate(
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """The rows as text: means over the pictures, patches per exit summed."""
+    """The rows as a table of text, with means over the pictures and summed patches per exit."""
     columns: dict[str, Callable[[Row], str]] = {
         "method": lambda row: row.method.name,
         "PSNR Y": lambda row: f"{row.mean('psnr_y'):.3f}",
@@ -204,7 +213,10 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line per method: means over the images, patches per exit summed; empty if a method has no such number."""
+    """Write one line per method, with means over the pictures and summed patches per exit.
+
+    A number that a method does not have is left empty.
+    """
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["method", *NUMBERS, "patches_per_exit"])
@@ -216,7 +228,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 def _result(
     network: APEForward,
-    pair: Pair,
+    pair: ImagePair,
     method: Method,
     lr: np.ndarray,
     hr: np.ndarray,

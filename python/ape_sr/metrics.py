@@ -8,27 +8,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# ITU-R BT.601 luma of 8-bit RGB; PSNR needs differences only, so the offset of 16 is left out there.
+# ITU-R BT.601 luma of 8-bit RGB. PSNR depends on differences only, so it leaves out the offset of 16.
 LUMA = np.array([65.738, 129.057, 25.064]) / 256
 
 
 def psnr_y(sr: np.ndarray, hr: np.ndarray, scale: int) -> float:
-    """PSNR in dB of uint8 ``[H, W, 3]`` pictures on the Y channel, a border of `scale` pixels cut.
+    """PSNR in dB on the Y channel, without a border of `scale` pixels, as for benchmark sets (Set5, Urban100, ...).
 
-    The convention of benchmark sets (Set5, Urban100, ...); infinity for equal pictures.
+    sr, hr: uint8 ``[H, W, 3]``. Equal pictures give infinity. Raises ValueError when the shapes differ or are too
+    small.
     """
     difference = (_checked(sr, hr, scale).astype(np.float64) - hr) @ LUMA
     return _psnr(_cut(difference, scale))
 
 
 def psnr_rgb(sr: np.ndarray, hr: np.ndarray, scale: int) -> float:
-    """PSNR in dB over all three channels, a border of `scale + 6` pixels cut (DIV2K validation)."""
+    """PSNR in dB over all three channels, without a border of `scale + 6` pixels, as in DIV2K's validation.
+
+    sr, hr: uint8 ``[H, W, 3]``. Equal pictures give infinity. Raises ValueError when the shapes differ or are too
+    small.
+    """
     difference = _checked(sr, hr, scale + 6).astype(np.float64) - hr
     return _psnr(_cut(difference, scale + 6))
 
 
 def ssim_y(sr: np.ndarray, hr: np.ndarray, scale: int) -> float:
-    """SSIM (Wang et al. 2004: 11x11 Gaussian, sigma 1.5) of the Y channels, a border of `scale` cut."""
+    """SSIM (Wang et al. 2004: 11x11 Gaussian, sigma 1.5) of the Y channels, without a border of `scale` pixels.
+
+    sr, hr: uint8 ``[H, W, 3]``. Raises ValueError when the shapes differ or are too small.
+    """
     sr_luma, hr_luma = (
         _cut(image.astype(np.float64) @ LUMA + 16, scale) for image in (_checked(sr, hr, scale + 6), hr)
     )
@@ -36,13 +44,20 @@ def ssim_y(sr: np.ndarray, hr: np.ndarray, scale: int) -> float:
 
 
 def ssim_rgb(sr: np.ndarray, hr: np.ndarray, scale: int) -> float:
-    """Mean SSIM of the three channels, a border of `scale + 6` pixels cut."""
+    """Mean SSIM of the three channels, without a border of `scale + 6` pixels.
+
+    sr, hr: uint8 ``[H, W, 3]``. Raises ValueError when the shapes differ or are too small.
+    """
     sr, hr = _cut(_checked(sr, hr, scale + 6), scale + 6), _cut(hr, scale + 6)
     return float(np.mean([_ssim(sr[..., c].astype(np.float64), hr[..., c].astype(np.float64)) for c in range(3)]))
 
 
 def batch_psnr(sr: Tensor, hr: Tensor, border: int, data_range: float = 1.0) -> Tensor:
-    """PSNR in dB of every picture of a batch ``[N, C, H, W]``, `border` pixels cut; ``[N]`` float32."""
+    """PSNR in dB of every picture of a batch, without `border` pixels at each side: float32 ``[N]``.
+
+    sr, hr: ``[N, C, H, W]``, values from 0 to `data_range`. Equal pictures give 120 dB for a data_range of 1.
+    Raises ValueError when the border leaves no pixels.
+    """
     height, width = sr.shape[-2:]
     if min(height, width) <= 2 * border:
         raise ValueError(f"border: expected less than half of {width}x{height} pixels, got {border}")

@@ -1,4 +1,4 @@
-"""Curves of quality against computation and time, and where patches left."""
+"""Plots of quality against computation and time, and of the exits that patches took."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ MARKERS = {"threshold": "o-", "budget": "s--"}
 
 
 def draw_rows(path: Path, rows: Sequence[Row]) -> None:
-    """PSNR (Y) against FLOPs and against time, and a bar of patches per exit for every threshold and budget; PNG."""
+    """Write a PNG: PSNR (Y) against FLOPs, PSNR against time, and patches per exit.
+
+    The exits are one bar per threshold or budget. rows: at least one of them has patches that leave early.
+    """
     figure = Figure(figsize=(12, 3.6), dpi=80, layout="constrained")
     by_flops, by_time, exits = figure.subplots(1, 3)
     early = [row for row in rows if row.method.kind in MARKERS]
@@ -36,7 +39,7 @@ def draw_rows(path: Path, rows: Sequence[Row]) -> None:
             by_time.annotate(row.method.name, (row.number("seconds"), row.number("psnr_y")), fontsize=7)
     by_flops.set(xlabel="FLOPs, % of full depth", ylabel="PSNR Y (dB)")
     by_time.set(xlabel="seconds per image")
-    by_time.margins(x=0.15)  # for the names
+    by_time.margins(x=0.15)  # leaves room for the names
     by_flops.legend(fontsize=7)
     _draw_exits(exits, early)
     for axes in (by_flops, by_time):
@@ -46,7 +49,7 @@ def draw_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _draw_exits(axes: Axes, rows: Sequence[Row]) -> None:
-    """Stacked bars: shares of the patches that took each exit."""
+    """Draw stacked bars with the shares of the patches that took each exit."""
     counts = np.array([row.patches_per_exit for row in rows], dtype=float)
     shares = 100 * counts / counts.sum(axis=1, keepdims=True)
     colours = colormaps[COLORMAP](np.linspace(0, 1, max(counts.shape[1], 2)))

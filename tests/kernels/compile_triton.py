@@ -1,8 +1,8 @@
-"""Compiles the triton kernels for GPUs that are not there; prints what each needs, one JSON line a kernel.
+"""Compiles the triton kernels for GPUs that need not be there, and prints what each needs, one JSON line per kernel.
 
-python compile_triton.py 90 ...     run by test_triton_compile.py, without the interpreter
+python compile_triton.py 90 ...     test_triton_compile.py runs it, without the interpreter
 
-The launches are those of the backend: a recorder stands in for each kernel and keeps what it was launched with.
+The launches are those of the backend: a recorder takes the place of each kernel and keeps its arguments.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from families import edit
 from reference import literal_forward, picture_at_exit
 from support import assert_pictures_close, spread_network, test_patches
 from torch import nn
@@ -95,20 +96,6 @@ def test_the_program_of_an_edsr():
     assert [len(stage.steps) for stage in program.stages] == [5, 5]
     assert [type(step) for step in program.tail] == [Conv, Reconstruct]
     assert (program.upscale, program.out_channels, program.in_channels) == (4, 3, 3)
-
-
-def edit(path: str, replacement: object):
-    """A change to the module or attribute at `path`."""
-
-    def apply(model: nn.Module) -> None:
-        owner, _, name = path.rpartition(".")
-        target = model.get_submodule(owner) if owner else model
-        if isinstance(target, nn.Sequential) and name.isdigit():
-            target[int(name)] = replacement
-        else:
-            setattr(target, name, replacement)
-
-    return apply
 
 
 def insert(path: str, position: int, module: nn.Module):

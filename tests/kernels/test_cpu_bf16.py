@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support import spread_network, test_patches
+from support import ISAS, spread_network, test_patches
 
 from ape_kernels import APEForward
 from ape_kernels.backends import cpu, get_backend
@@ -24,16 +24,12 @@ from ape_kernels.program import (
 )
 from ape_sr.models import EDSR
 
-ISAS = ["amx", "avx512bf16", "avx512", "avx2", "portable"]
 
-
-@pytest.fixture(params=ISAS, ids=lambda isa: f"isa={isa}")
-def isa(request, monkeypatch):
-    if request.param not in core().cpu_isas():
-        pytest.skip(f"this CPU cannot run {request.param} kernels (able: {', '.join(core().cpu_isas())})")
-    monkeypatch.setenv("APE_CPU_ISA", request.param)
+@pytest.fixture
+def isa(isa, monkeypatch):
+    """The instruction set, with bf16 convolutions even where they are not the fastest."""
     monkeypatch.setattr(cpu, "FAST_BF16", ISAS)
-    return request.param
+    return isa
 
 
 def sparse_integers(out_channels: int, in_channels: int, kernel: int, seed: int) -> torch.Tensor:

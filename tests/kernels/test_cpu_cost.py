@@ -1,4 +1,4 @@
-"""What calls cost, in instructions and operations: steady where time is not."""
+"""The cost of calls in instructions and operations, which do not vary as times do."""
 
 import math
 import os
@@ -42,7 +42,7 @@ core.cpu_run_patches(
 
 
 def instructions(folder, convs: int) -> int:
-    """Executed to run a patch through `convs` convolutions, AVX2."""
+    """The instructions that are executed to run one patch through `convs` convolutions, with AVX2."""
     steps = [Conv(1 + i % 2, 2 - i % 2, torch.full((FEATS, FEATS, 3, 3), 0.01)) for i in range(convs)]
     program = PatchProgram(
         (Buffer(3), Buffer(FEATS), Buffer(FEATS)),
@@ -62,7 +62,10 @@ def instructions(folder, convs: int) -> int:
 
 
 def test_instructions_of_a_winograd_convolution(tmp_path):
-    """3.24 a vector multiplication, 1.8 of them in the products; 3.45 when each input is transformed twice."""
+    """3.24 instructions per vector multiplication, 1.8 of them in the products.
+
+    It would be 3.45 if each input were transformed twice.
+    """
     if shutil.which("valgrind") is None:
         pytest.skip("valgrind is not installed")
     if "avx2" not in core().cpu_isas():

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "csrc" / "cuda" / "worker.cu"
 REPORT = ROOT / "build" / "native" / "csrc" / "cuda" / "worker.cu.o.ptxas"  # setup.py keeps it
 
-# The intended occupancy: one block of 8 warps a multiprocessor, whatever the architecture.
+# The intended occupancy on every architecture: one thread block of 8 warps per multiprocessor.
 THREADS = 256
 REGISTERS = min(65536 // THREADS, 255)  # of a thread: its share of the register file, and what an instruction can name
 KIB = 1024

@@ -18,16 +18,6 @@ from ape_kernels.environment import describe_environment
 from ape_kernels.native import core
 from ape_kernels.table import Column, Opcode
 
-ISAS = ["amx", "avx512bf16", "avx512", "avx2", "portable"]
-
-
-@pytest.fixture(params=ISAS, ids=lambda isa: f"isa={isa}")
-def isa(request, monkeypatch):
-    if request.param not in core().cpu_isas():
-        pytest.skip(f"this CPU cannot run {request.param} kernels (able: {', '.join(core().cpu_isas())})")
-    monkeypatch.setenv("APE_CPU_ISA", request.param)
-    return request.param
-
 
 @pytest.mark.parametrize("feats", [5, 16, 24, 32, 48, 80], ids=lambda c: f"{c}ch")
 def test_every_instruction_set_equals_torch(isa, feats):

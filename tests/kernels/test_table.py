@@ -1,4 +1,4 @@
-"""The instruction table's numbers are at home in Python; csrc states them again and is compared here, name by name."""
+"""Python defines the numbers of the instruction table. csrc and docs/program.md have them too and are compared here."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,8 @@ from ape_kernels.backends.cuda import launch, layout
 from ape_kernels.program import Activation, Interpolation
 from ape_kernels.table import Column, Opcode
 
-CSRC = Path(__file__).parents[2] / "csrc"
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "csrc"
 
 
 def numbers(header: str, start: str, end: str) -> dict[str, int]:
@@ -55,3 +56,11 @@ def test_columns():
     assert [column.name.lower() for column in Column] == re.findall(r"^  int32_t (\w+);", row, re.M)
     for name, column in re.findall(r"(\w+)\(\) const { return (\w+); }", row):
         assert Column[name.upper()] is Column[column.upper()], f"{name} stands in {Column[name.upper()].name}"
+
+
+def test_page():
+    page = (ROOT / "docs" / "program.md").read_text().partition("## Rows")[2].partition("## Weight layouts")[0]
+    columns = {name: int(number) for number, name in re.findall(r"^\| (\d+) \| (\w+) \|", page, re.M)}
+    assert columns == {column.name.lower(): column.value for column in Column if column is not Column.OPCODE}
+    opcodes = re.findall(r"(?<=\| )([A-Z]+) (\d+)(?= \|)|^- ([A-Z]+) (\d+) ", page, re.M)
+    assert {a or c: int(b or d) for a, b, c, d in opcodes} == {opcode.name: opcode.value for opcode in Opcode}

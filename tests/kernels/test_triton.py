@@ -1,6 +1,6 @@
 """The triton backend against the torch backend: in the interpreter on the CPU, as it is on a GPU.
 
-The interpreter takes milliseconds an operation of a tile, so networks and patches are small.
+The interpreter takes milliseconds per operation of a tile, so networks and patches are small.
 """
 
 import math
@@ -122,7 +122,7 @@ def test_counts(count):
 
 
 def test_a_whole_patch_of_64_channels():
-    """Tiles of the shipped sizes, nine of them a map."""
+    """Tiles of the shipped sizes, nine per map."""
     fast, oracle = pair(randomise(EDSR(2, 1, 64, 1)).to(DEVICE))
     patches = test_patches(1, 48, 48)
     assert_pictures_close(fast.forward_patches(patches)[0], oracle.forward_patches(patches)[0])
@@ -249,7 +249,7 @@ def test_autotune_takes_the_fastest_and_asks_once(monkeypatch):
 
     def seconds(config):
         tried.append(config)
-        return math.inf if config.stages == 4 else abs(config.bm - 128) + config.warps
+        return math.inf if config.pipeline == 4 else abs(config.bm - 128) + config.warps
 
     choose = lambda timer=seconds: configurations.choose(64, torch.float16, (9, 0), timer)  # noqa: E731
     assert choose() == configurations.shipped(64, torch.float16, (9, 0))

@@ -201,7 +201,7 @@ class TestChoice:
     def test_without_a_python_to_start_torch_runs(self, program, monkeypatch, caplog, executable):
         monkeypatch.setattr(sys, "executable", executable)
         assert fastest(TORCH | {"cpu": "ape_kernels.backends.cpu"}, program) == "torch"
-        assert f"sys.executable is {executable or 'not known'}, no Python to start" in caplog.text
+        assert f"sys.executable is {executable or 'not known'}, which is no Python" in caplog.text
         assert not Path(os.environ["APE_CACHE"]).exists(), "no verdict"
 
     def test_in_a_frozen_program_torch_runs(self, program, monkeypatch, caplog):
@@ -383,7 +383,7 @@ class TestByHand:
         arguments = ["--device", str(DEVICE), "--dtype", "float32", "--patch-size", "8"]
         assert command.main(arguments) == 1
         _, head, torch_, wrong, absent = capsys.readouterr().out.splitlines()
-        assert head.split() == ["program", "dtype", "backend", "right", "ms", "a", "patch", "why", "not"]
+        assert head.split() == ["program", "dtype", "backend", "right", "ms", "per", "patch", "why", "not"]
         assert torch_.split()[:4] == ["small", "float32", "torch", "yes"] and float(torch_.split()[4]) > 0
         assert wrong.split()[:4] == ["small", "float32", "wrong", "no"] and "pixels off" in wrong
         assert absent.split(None, 4) == ["small", "float32", "absent", "-", "is not built"]

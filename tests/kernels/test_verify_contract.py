@@ -91,7 +91,7 @@ class TestSignature:
         """Where one could fall on either side by rounding, exits would not have to be equal."""
         for name in ("small", "residual, 64 channels", "dense"):
             capacity = reference(name)["right.capacity"]
-            assert np.abs(1 - capacity - candidate.BOUNDARY).min() > candidate.MARGIN
+            assert np.abs(1 - capacity - candidate.BOUNDARY).min() > candidate.GAP
 
     def test_patches_that_can_hardly_be_told_apart_leave_together_or_not_at_all(self):
         means = torch.rand(candidate.PATCHES, 4, dtype=torch.float64) * 1e-3
@@ -100,7 +100,7 @@ class TestSignature:
         there = torch.ones(candidate.PATCHES, dtype=torch.bool)
         for (weight, bias), leaving in zip(exits, (6, 0), strict=True):
             predictions = torch.tanh(means.float() @ weight + bias)
-            assert (predictions[there] - candidate.BOUNDARY).abs().min() > candidate.MARGIN
+            assert (predictions[there] - candidate.BOUNDARY).abs().min() > candidate.GAP
             left = there & (predictions >= candidate.BOUNDARY)
             assert int(left.sum()) == leaving
             there &= ~left
@@ -210,7 +210,8 @@ class TestContract:
         assert contract.why_wrong(reference(name), results, dtype, None) == ""
         assert errors.pixel > 1e-5, "it is half precision"
         if dtype == "float16":
-            assert all(error < bound / 5 for error, bound in zip(astuple(errors), astuple(contract.HALF), strict=True))
+            bounds = astuple(contract.SIXTEEN_BITS)
+            assert all(error < bound / 5 for error, bound in zip(astuple(errors), bounds, strict=True))
 
     @pytest.mark.parametrize(
         ("spoil", "reason"),
@@ -260,5 +261,5 @@ class TestDevice:
     def test_says_so_when_it_is_not_visible(self, cards):
         device = Device.of(torch.device("cuda", 1))
         cards.pop()
-        with pytest.raises(RuntimeError, match="device: expected card uuid-b among the visible ones, found it not"):
+        with pytest.raises(RuntimeError, match="device: expected card uuid-b among the visible devices"):
             device.find()

@@ -79,7 +79,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(sampler, tmp_path, monk
     whole = network()
     TrainingRun(whole, sampler, CONFIG, tmp_path / "whole", "cpu").run()
     batch, calls = sampler.batch, []
-    monkeypatch.setattr("ape_sr.training.run.monotonic", lambda: len(calls))  # a step a second
+    monkeypatch.setattr("ape_sr.training.run.monotonic", lambda: len(calls))  # one step per second
 
     def dies_at_the_fourth_step(step: int, size: int):
         calls.append(step)

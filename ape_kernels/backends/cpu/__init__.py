@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from ape_kernels.backends.cpu.winograd import transform
 from ape_kernels.backends.native_calls import merge_call, split_call
 from ape_kernels.backends.order import leaving_first
-from ape_kernels.backends.protocol import Exits, PatchResults, StageResults
+from ape_kernels.backends.protocol import Depths, Exits, PatchResults, Picture, StageResults
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.native import core, missing
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Weighted
@@ -116,6 +116,36 @@ def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tenso
     )
     order = leaving_first(leaves)
     return StageResults(out[order], active[order], capacity[order], leaves.sum()[None])
+
+
+def run_image(packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Depths, picture: Picture) -> None:
+    count, _, height, width = image.shape
+    core().cpu_run_image(
+        table=packed.table.data_ptr(),
+        table_rows=len(packed.table),
+        weights=packed.weights.data_ptr(),
+        weight_count=len(packed.weights),
+        sharing=sharing.data_ptr(),
+        folded=image.data_ptr(),
+        exit_at=_pointer(depths.exit_at),
+        sr=picture.out.data_ptr(),
+        count=count,
+        height=height,
+        width=width,
+        cell=depths.cell,
+        ring=depths.ring,
+        image=picture.image.data_ptr(),
+        image_channels=picture.image.shape[1],
+        scale=picture.scale,
+        tones=_pointer(picture.tones),
+        tone_count=0 if picture.tones is None else len(picture.tones),
+        value_range=picture.value_range,
+        threads=torch.get_num_threads(),
+    )
+
+
+def image_bytes(packed: PackedProgram) -> int:
+    return 0  # tiles stream through the image
 
 
 def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_shape: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights of the Winograd convolutions F(4x4, 3x3) and F(2x2, 5x5): csrc/cpu/winograd.h tells how they are used."""
+"""Weights of the Winograd convolutions F(4x4, 3x3) and F(2x2, 5x5). csrc/cpu/winograd.h says how they are used."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # and infinity
+POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # the sixth point is infinity
 
 
 def transform(taps: Tensor) -> Tensor:
-    """``G g G'`` of kernels g ``[..., k * k, M]``, k 3 or 5, M of them: ``[..., 36, M]``, in float64."""
+    """``G g G'`` of kernels g. taps: ``[..., k * k, M]``, M kernels, k 3 or 5. Returns float64 ``[..., 36, M]``."""
     matrix = _matrix(math.isqrt(taps.shape[-2]))
     return torch.kron(matrix, matrix) @ taps.double()
 
 
 def _matrix(kernel: int) -> Tensor:
-    """G, ``[6, k]``: the kernel as a polynomial at each point, over the product of distances to the other points."""
+    """G, ``[6, k]``: the kernel as a polynomial at each point, divided by the distances to all other points."""
     rows = []
     for i, point in enumerate(POINTS):
         distance = 1.0

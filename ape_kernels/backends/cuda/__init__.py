@@ -1,6 +1,7 @@
 """The cuda backend (csrc/cuda): a persistent worker kernel carries patches through the program, on tensor cores.
 
-Compiled for sm_80 to sm_120, executed on the CPU by its tests, measured on an H200 (docs/kernels.md, performance.md).
+It is compiled for sm_80 to sm_120. Its tests execute it on the CPU. It was measured on an H200 (docs/kernels.md,
+docs/performance.md).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ape_kernels.table import ELEMENT_TYPES
 __all__ = ["merge", "pack", "run_patches", "run_stage", "split", "supports", "supports_patches", "unavailable"]
 
 DEVICE = "cuda"
-CAPABILITY = (8, 0)  # cp.async, and mma.sync of that size
+CAPABILITY = (8, 0)  # the first one with cp.async and with mma.sync of the size that the kernels use
 
 
 def unavailable() -> str | None:

@@ -1,4 +1,4 @@
-"""Calls of the worker kernel: Python allocates and owns, the kernel computes and writes."""
+"""Calls of the worker kernel. Python allocates and owns all memory; the kernel computes and writes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHOLE = -1  # in the place of a stage: the whole forward (csrc/cuda/args.h)
 
 
 def launcher() -> Any:
-    """What has `cuda_plan` and `cuda_run_worker`: the native core."""
+    """The module with `cuda_plan` and `cuda_run_worker`, which is the native core. Tests put another in its place."""
     return core()
 
 
@@ -35,7 +35,7 @@ def run_patches(packed: PackedProgram, patches: Tensor, exits: Exits, out: Patch
 
 
 def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tensor, exits: Exits) -> StageResults:
-    """As `ops.run_stage`; nothing waits for the device, so rows out of range are not refused but come back as NaN."""
+    """As `ops.run_stage`. Nothing waits for the device: rows out of range are not refused, their results are NaN."""
     leaves = features.new_empty(len(active), dtype=torch.bool)
     work = _Work(
         input=features,

@@ -1,4 +1,4 @@
-"""How the cuda backend packs a program: the cuda column of docs/program.md, "Weight layouts"."""
+"""How the cuda backend packs a program: see the cuda column of docs/program.md, "Weight layouts"."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ape_kernels.program import Activation, ChannelAttention, Conv, Exit, PatchP
 from ape_kernels.table import NO_BUFFER, Column, Opcode, PackedProgram, bias_of, float_from_bits, matrices_and_biases
 from ape_kernels.table import pack as pack_program
 
-UNIT = 16  # channels, in and out, of the blocks that weights are cut into (csrc/cuda/element.h)
+UNIT = 16  # input and output channels of the units that weights are cut into (csrc/cuda/element.h)
 
 
 def pack(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> PackedProgram:
-    """Table on the host, weights on `device`; the weight buffer ends in a copy of the table for the kernel."""
+    """The table on the CPU and the weights on `device`. A copy of the table for the kernel ends the weight buffer."""
     program = _folded(program, dtype)
     packed = pack_program(program, partial(_layout, program, dtype), dtype=dtype, device=device)
-    place = 0  # where each buffer begins in a thread block's arena, elements a low-resolution pixel
+    place = 0  # where each buffer begins in a thread block's arena, in elements per low-resolution pixel
     for row, buffer in zip(packed.table, program.buffers, strict=False):
         row[Column.ARENA_OFFSET] = place
         place += _padded(buffer.channels) * buffer.resolution**2
@@ -31,9 +31,10 @@ def pack(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> Pac
 
 
 def _mark_fused(table: Tensor) -> None:
-    """Mark the first of two CONV rows that the kernel may run in one pass, so that the buffer between is not written.
+    """Mark the first CONV row of each fused pair. The kernel runs both rows in one pass, without the buffer between.
 
-    conv, activation, conv, then an activation or the sum with the first one's input; 3x3, as many channels in as out.
+    A fused pair is conv, activation, conv, and then an activation or the addition of the first one's input. Both are
+    3x3 and have as many output channels as input channels.
     """
     rows = table.tolist()
     tail = next(number for number, row in enumerate(rows) if row[Column.OPCODE] == Opcode.TAIL)
@@ -41,15 +42,15 @@ def _mark_fused(table: Tensor) -> None:
     for number, (one, two) in enumerate(pairwise(rows)):
         if previous == number - 1 or not _fuses(one, two) or rows[number - 1][Column.OPCODE] == Opcode.SOURCE:
             continue
-        after = [rows[number + 2 :], rows[max(tail, number + 2) :]]  # a patch may leave and go on in the tail
+        after = [rows[number + 2 :], rows[max(tail, number + 2) :]]  # a patch may also leave and go on in the tail
         if not any(_is_read(one[Column.DST], part, rows) for part in after):
             table[number, Column.FUSED] = 1
             previous = number
 
 
 def _is_read(buffer: int, after: list[list[int]], rows: list[list[int]]) -> bool:
-    """Whether what `buffer` holds is read in the rows `after` before it is written."""
-    handed_on = next(row[Column.DST] for row in rows if row[Column.OPCODE] == Opcode.STAGE)  # by all stages
+    """Whether the rows `after` read `buffer` before they write it."""
+    handed_on = next(row[Column.DST] for row in rows if row[Column.OPCODE] == Opcode.STAGE)  # the same for all stages
     columns: dict[int, tuple[Column, ...]] = {
         Opcode.STAGE: (Column.SRC,),
         Opcode.CONV: (Column.SRC, Column.ADD),
@@ -84,7 +85,7 @@ def _fuses(one: list[int], two: list[int]) -> bool:
 
 
 def _folded(program: PatchProgram, dtype: torch.dtype) -> PatchProgram:
-    """`program` with slopes as `_vector` stores them and, where nothing stands between, scales in the weights."""
+    """`program` with slopes as `_vector` stores them. Scales of convolutions without activation go into the weights."""
 
     def fold(steps: tuple[Step, ...]) -> tuple[Step, ...]:
         return tuple(_fold_conv(step, dtype) if isinstance(step, Conv) else step for step in steps)
@@ -118,15 +119,16 @@ def _layout(program: PatchProgram, dtype: torch.dtype, step: Weighted) -> tuple[
 
 
 def _vector(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is no operand of a matrix product stays float32, bit by bit in a buffer of `dtype`."""
+    """Values that are not operands of a matrix product: they stay float32, as bits in a buffer of `dtype`."""
     return values.detach().float().flatten().contiguous().view(dtype)
 
 
 def _units(weight: Tensor, channels: list[int], dtype: torch.dtype) -> Tensor:
     """Kernels ``[V, C_out, C_in, k, k]`` to ``[V][C_out / 16][C_in / 16][k * k][unit]``, flat.
 
-    channels: of the sources that C_in consists of, each padded to whole units. A unit is 16 by 16 channels: float16 in
-    the order in which the lanes of a warp hold an mma operand, float32 ``[C_in][C_out]``.
+    channels: of each source; together they are C_in, and each source is padded to whole units. A unit is 16 by 16
+    channels. In float16 it has the order in which the lanes of a warp hold an mma operand; in float32 it is
+    ``[C_in][C_out]``.
     """
     variants, out_channels, _, size, _ = weight.shape
     sources = [pad(part, (0, 0, 0, 0, 0, -part.shape[2] % UNIT)) for part in weight.float().split(channels, dim=2)]

@@ -1,4 +1,4 @@
-"""The torch backend: complete, on any device, and the oracle the others are tested against."""
+"""The torch backend: it has every step, runs on any device, and is the reference that the others are tested against."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from ape_kernels.backends.torch.image import image_bytes, run_image
 from ape_kernels.backends.torch.interpreter import run_patches, run_stage
 from ape_kernels.backends.torch.split_merge import merge, split
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Weighted
@@ -13,8 +14,10 @@ from ape_kernels.table import PackedProgram, bias_of, matrices_and_biases
 from ape_kernels.table import pack as pack_program
 
 __all__ = [
+    "image_bytes",
     "merge",
     "pack",
+    "run_image",
     "run_patches",
     "run_stage",
     "split",
@@ -56,6 +59,6 @@ def _layout(dtype: torch.dtype, step: Weighted) -> tuple[torch.Tensor, torch.Ten
 
 
 def _in_two(bias: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The bias rounded to `dtype`, then what that leaves of it: bfloat16 alone moves grey levels."""
+    """The bias rounded to `dtype`, then the rest of it. A bias in bfloat16 alone would change grey levels."""
     rounded = bias.to(dtype).to(bias.dtype)
     return torch.cat([rounded, bias - rounded])

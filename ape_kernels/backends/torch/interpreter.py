@@ -1,7 +1,7 @@
 """Interprets the instruction table with torch operations.
 
-Matmul operands are in the dtype of the packed weights; everything that is carried between
-convolutions (the residual stream above all) stays float32.
+The operands of convolutions have the dtype of the packed weights. The values between convolutions, above all the
+residual stream, stay float32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from ape_kernels.program import INPUT, Activation, Interpolation
 from ape_kernels.table import NO_BUFFER, Column, Opcode, PackedProgram, float_from_bits
 
 Row = list[int]
-CHUNK_BYTES = {"cpu": 1 << 25, "cuda": 1 << 30}  # of the widest buffer: keeps CPU chunks near the caches
+# Bytes that the widest buffer may take. So many patches run at once; on the CPU their maps then stay near the caches.
+WIDEST_BYTES = {"cpu": 1 << 25, "cuda": 1 << 30}
 
 
 @dataclass
@@ -35,16 +36,17 @@ class _Stage:
 
 
 @dataclass
-class _Sections:
+class Sections:
     """The instruction table taken apart. SOURCE rows stay before the convolution they belong to."""
 
-    widest: int  # floats a low-resolution pixel of the widest buffer
+    widest: int  # floats per low-resolution pixel of the widest buffer
     head: list[Row]
     stages: list[_Stage]
     tail: list[Row]
 
     @classmethod
-    def of(cls, table: Tensor) -> _Sections:
+    def of(cls, table: Tensor) -> Sections:
+        """The sections of a table, int32 ``[rows, columns]`` on the CPU."""
         sections = cls(0, [], [], [])
         current = sections.head
         for row in table.tolist():
@@ -65,21 +67,21 @@ class _Sections:
 
 
 def run_patches(packed: PackedProgram, patches: Tensor, exits: Exits, out: PatchResults) -> None:
-    sections = _Sections.of(packed.table)
+    sections = Sections.of(packed.table)
     count, _, height, width = patches.shape
     per_patch = sections.widest * height * width * 4
-    chunk = max(1, CHUNK_BYTES.get(patches.device.type, 1 << 30) // per_patch)
-    for begin in range(0, count, chunk):
-        part = slice(begin, begin + chunk)
+    at_once = max(1, WIDEST_BYTES.get(patches.device.type, 1 << 30) // per_patch)
+    for begin in range(0, count, at_once):
+        part = slice(begin, begin + at_once)
         forced = None if exits.exit_at is None else exits.exit_at[part]
-        some = _run_chunk(sections, patches[part], packed.weights, Exits(exits.boundary, forced))
-        # a module may have padded the patch to its windows
+        some = _run_part(sections, patches[part], packed.weights, Exits(exits.boundary, forced))
+        # A module may have padded the patch to whole windows; the picture is cut to size here.
         out.sr[part] = some.sr[:, :, : out.sr.shape[2], : out.sr.shape[3]]
         out.exit_index[part], out.capacity[part] = some.exit_index, some.capacity
 
 
 def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tensor, exits: Exits) -> StageResults:
-    sections = _Sections.of(packed.table)
+    sections = Sections.of(packed.table)
     if not 0 <= stage < len(sections.stages):
         raise ValueError(f"stage: expected 0 to {len(sections.stages) - 1}, got {stage}")
     unknown = features.new_full((len(features),), math.nan)
@@ -88,40 +90,41 @@ def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tenso
 
 
 def run_head(patches: Tensor, packed: PackedProgram) -> Tensor:
-    """What the first stage reads, ``[P, C, h, w]``."""
-    sections = _Sections.of(packed.table)
+    """The features that the first stage reads, ``[P, C, h, w]``."""
+    sections = Sections.of(packed.table)
     buffers = {INPUT: patches}
-    _run_steps(sections.head, buffers, packed.weights)
+    run_steps(sections.head, buffers, packed.weights)
     return buffers[sections.stages[0].src]
 
 
 def run_tail(patches: Tensor, features: Tensor, packed: PackedProgram) -> Tensor:
-    """Pictures of patches that left with `features`. The head is run again: the tail may read what it made."""
-    sections = _Sections.of(packed.table)
+    """Pictures of patches that left with `features`. The head runs again, because the tail may read its buffers."""
+    sections = Sections.of(packed.table)
     buffers = {INPUT: patches}
-    _run_steps(sections.head, buffers, packed.weights)
+    run_steps(sections.head, buffers, packed.weights)
     buffers[sections.stages[-1].dst] = features
-    return _run_steps(sections.tail, buffers, packed.weights)
+    return run_steps(sections.tail, buffers, packed.weights)
 
 
 def run_all_exits(patches: Tensor, packed: PackedProgram) -> tuple[list[Tensor], list[Tensor]]:
     """Pictures ``[P, O, s * h, s * w]`` and predictions ``[P, 1]`` of all patches at every exit, with gradients."""
-    sections, weights = _Sections.of(packed.table), packed.weights
+    sections, weights = Sections.of(packed.table), packed.weights
     buffers = {INPUT: patches}
-    _run_steps(sections.head, buffers, weights)
+    run_steps(sections.head, buffers, weights)
     pictures, predictions = [], []
     for stage in sections.stages:
-        _run_steps(stage.steps, buffers, weights)
+        run_steps(stage.steps, buffers, weights)
         if stage.exit is not None:
             predictions.append(_predict(stage.exit, buffers, weights)[:, None])
             leaving = {**buffers, sections.stages[-1].dst: buffers[stage.dst]}
-            pictures.append(_run_steps(sections.tail, leaving, weights))
+            pictures.append(run_steps(sections.tail, leaving, weights))
     return pictures, predictions
 
 
-def _run_chunk(sections: _Sections, patches: Tensor, weights: Tensor, exits: Exits) -> PatchResults:
+def _run_part(sections: Sections, patches: Tensor, weights: Tensor, exits: Exits) -> PatchResults:
+    """`run_patches` for patches that all run at once."""
     buffers = {INPUT: patches}
-    _run_steps(sections.head, buffers, weights)
+    run_steps(sections.head, buffers, weights)
     count = len(patches)
     ids = torch.arange(count, device=patches.device)
     exit_index = torch.full_like(ids, len(sections.stages) - 1)
@@ -136,18 +139,18 @@ def _run_chunk(sections: _Sections, patches: Tensor, weights: Tensor, exits: Exi
         )
         ids = ids[order]
         capacity[ids] = known
-        left = int(n_left)  # the one host synchronisation of this exit
+        left = int(n_left)  # the only wait for the device at this exit
         done[ids[:left]] = features[:left]
         exit_index[ids[:left]] = stage
         features, ids = features[left:], ids[left:]
         if not len(ids):
             break
     buffers[sections.stages[-1].dst] = done
-    return PatchResults(_run_steps(sections.tail, buffers, weights), exit_index, capacity)
+    return PatchResults(run_steps(sections.tail, buffers, weights), exit_index, capacity)
 
 
 def _run_stage(
-    sections: _Sections,
+    sections: Sections,
     stage: int,
     features: Tensor,
     active: Tensor,
@@ -155,10 +158,10 @@ def _run_stage(
     weights: Tensor,
     exits: Exits,
 ) -> StageResults:
-    """`run_stage` without checks; `capacity` holds what is known of each row of `features` so far."""
+    """`run_stage` without checks. `capacity` holds the last predicted capacity of each row of `features`, or NaN."""
     part = sections.stages[stage]
     buffers = {part.src: features[active]}
-    _run_steps(part.steps, buffers, weights)
+    run_steps(part.steps, buffers, weights)
     out = buffers[part.dst]
     capacity = capacity[active]
     leaves = torch.zeros(len(active), dtype=torch.bool, device=features.device)
@@ -174,8 +177,8 @@ def _run_stage(
     return StageResults(out[order], active[order], capacity[order], leaves.sum()[None])
 
 
-def _run_steps(steps: list[Row], buffers: dict[int, Tensor], weights: Tensor) -> Tensor:
-    """Run steps into `buffers`; returns the pixels of the last Reconstruct (an empty tensor without one)."""
+def run_steps(steps: list[Row], buffers: dict[int, Tensor], weights: Tensor) -> Tensor:
+    """Run steps on `buffers`. Returns the picture of the last RECONSTRUCT; without one, an empty tensor."""
     pixels = weights.new_empty(0)
     sources: list[Tensor] = []
     for row in steps:
@@ -203,7 +206,7 @@ def _run_steps(steps: list[Row], buffers: dict[int, Tensor], weights: Tensor) ->
 
 
 def _run_module(step: nn.Module, src: Tensor, dtype: torch.dtype) -> Tensor:
-    """The module in its own dtype, its matrix products in `dtype`."""
+    """Run the module in its own dtype, with its matrix products in `dtype`."""
     own = next(step.parameters()).dtype
     with torch.autocast(src.device.type, dtype, enabled=dtype not in (own, torch.float32)):
         return step(src.to(own)).to(src.dtype)
@@ -213,7 +216,7 @@ def _conv(row: Row, src: Tensor, buffers: dict[int, Tensor], weights: Tensor) ->
     kernel = row[Column.KERNEL]
     shape = (row[Column.OUT_CHANNELS], row[Column.IN_CHANNELS], kernel, kernel)
     weight = _take(weights, row[Column.WEIGHT], shape)
-    if kernel == 1:  # carries pixels or the residual stream, and costs little: operands as they are
+    if kernel == 1:  # It carries pixels or the residual stream and costs little: its operands are not rounded.
         operand, weight, bias = src, weight.to(src.dtype), _bias(row, shape[:1], src.dtype, weights)
     else:
         operand, bias = src.to(weights.dtype), _take(weights, row[Column.BIAS], shape[:1])
@@ -256,9 +259,9 @@ def _predict(row: Row, buffers: dict[int, Tensor], weights: Tensor) -> Tensor:
 
 
 def _reconstruct(row: Row, features: Tensor, buffers: dict[int, Tensor], weights: Tensor) -> Tensor:
-    """One convolution a border class (nine at most), on the slice of pixels that has it.
+    """One convolution per pair of border classes (nine at most), on the pixels that have these classes.
 
-    The operands are rounded to the weights' dtype but the sums stay float32: these are pixels.
+    The operands are rounded to the weights' dtype. The sums stay float32, because they are pixels.
     """
     phases, channels, size = row[Column.OUT_CHANNELS], row[Column.IN_CHANNELS], row[Column.KERNEL]
     classes = 4 if row[Column.MODE] else 1
@@ -272,7 +275,7 @@ def _reconstruct(row: Row, features: Tensor, buffers: dict[int, Tensor], weights
         for column_class, left, right in _border_classes(width, classes):
             window = padded[:, :, top : bottom + size - 1, left : right + size - 1]
             kernel, bias = kernels[row_class, column_class], biases[row_class, column_class]
-            # operands of 16 bits are whole in TF32 too, which is many times faster
+            # TF32 holds operands of 16 bits exactly and is many times faster.
             with EXACT_FLOAT32 if weights.dtype == torch.float32 else nullcontext():
                 out[:, :, top:bottom, left:right] = conv2d(window, kernel, bias)
     pixels = pixel_shuffle(out, row[Column.UPSCALE])
@@ -280,7 +283,7 @@ def _reconstruct(row: Row, features: Tensor, buffers: dict[int, Tensor], weights
 
 
 def _border_classes(size: int, classes: int) -> list[tuple[int, int, int]]:
-    """(class, begin, end) of the pixels of an axis; with one class all are interior."""
+    """(class, begin, end) for the pixels of an axis. With one class all pixels are interior."""
     if classes == 1:
         return [(INTERIOR, 0, size)]
     if size == 1:
@@ -290,7 +293,7 @@ def _border_classes(size: int, classes: int) -> list[tuple[int, int, int]]:
 
 
 def _bias(row: Row, shape: tuple[int, ...], dtype: torch.dtype, weights: Tensor) -> Tensor:
-    """A bias to the precision of `dtype`, put together again from its two parts."""
+    """A bias to the precision of `dtype`: the sum of its two parts (see `_in_two` where they are packed)."""
     rounded, rest = _take(weights, row[Column.BIAS], (2, *shape)).to(dtype)
     return rounded + rest
 

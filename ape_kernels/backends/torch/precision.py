@@ -1,4 +1,4 @@
-"""float32 that is float32 on a GPU."""
+"""Convolutions in full float32 on a GPU, where PyTorch may take TF32."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ import torch
 
 
 class _ExactFloat32:
-    """Within it, float32 convolutions are computed in float32 and not in TF32 (cuDNN's default, 1e-3 of the range off).
+    """In this context, float32 convolutions are computed in float32 and not in TF32.
 
-    ``torch.set_float32_matmul_precision("high")`` allows TF32 here as it does in matrix products. The setting is the
-    whole process's: the first thread that enters changes it, the last one that leaves puts it back.
+    TF32 is cuDNN's default and is wrong by 1e-3 of the range of values.
+    ``torch.set_float32_matmul_precision("high")`` allows TF32 here, as it does in matrix products. The setting belongs
+    to the whole process: the first thread that enters changes it, and the last one that leaves restores it.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._recurrent: str | None = None  # of RNNs, to be put back; None where nothing was changed
+        self._recurrent: str | None = None  # the setting of RNNs, to be restored; None if nothing was changed
 
     def __enter__(self) -> None:
-        cudnn: Any = torch.backends.cudnn  # its types leave conv and rnn out
+        cudnn: Any = torch.backends.cudnn  # its type declarations lack conv and rnn
         with self._lock:
             self._inside += 1
             wanted = torch.get_float32_matmul_precision() == "highest" and cudnn.conv.fp32_precision == "tf32"
             if self._inside == 1 and wanted:
                 self._recurrent = cudnn.rnn.fp32_precision
-                cudnn.allow_tf32 = False  # for both: PyTorch's own code raises where they differ
+                cudnn.allow_tf32 = False  # for convolutions and RNNs: PyTorch raises where the two differ
 
     def __exit__(self, *_: object) -> None:
-        cudnn: Any = torch.backends.cudnn  # its types leave conv and rnn out
+        cudnn: Any = torch.backends.cudnn  # its type declarations lack conv and rnn
         with self._lock:
             self._inside -= 1
             if self._inside == 0 and self._recurrent is not None:

@@ -1,4 +1,4 @@
-"""Split and merge by gathers: no loop over patches, sums in a fixed order."""
+"""Split and merge by indexing, without a loop over patches. Sums are in a fixed order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_shape: t
     (batch, channels), (patch_height, patch_width) = image.shape[:2], patch_shape
     rows = row_start.long()[:, None] + torch.arange(patch_height, device=image.device)
     columns = column_start.long()[:, None] + torch.arange(patch_width, device=image.device)
-    # [B, C, R, h, K, w]: every patch row crossed with every patch column
+    # [B, C, R, h, K, w]: every patch row with every patch column
     cut = image[:, :, rows[:, :, None, None], columns[None, None]]
     cut = cut.permute(0, 2, 4, 1, 3, 5)
     return cut.reshape(batch * len(row_start) * len(column_start), channels, patch_height, patch_width)
@@ -26,7 +26,7 @@ def merge(patches: Tensor, rows: AxisBlend, columns: AxisBlend, batch: int, patc
         grid[:, :, patch.long(), :, :, pixel.long()].float() * weight[:, None, None, None, None]
         for (patch, pixel), weight in zip(*columns, strict=True)
     )
-    strips = sum(across, start=zero)  # [W, B, R, C, h]: each row of patches merged across
+    strips = sum(across, start=zero)  # [W, B, R, C, h]: each row of patches, merged along the row
     down = (
         strips[:, :, patch.long(), :, pixel.long()] * weight[:, None, None, None]
         for (patch, pixel), weight in zip(*rows, strict=True)

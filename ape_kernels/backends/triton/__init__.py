@@ -1,10 +1,12 @@
 """The triton backend: persistent kernels that carry patches through the instruction table.
 
-conv.py, steps.py   what a row of the table does, for one patch
-worker.py           the two operations as persistent kernels: patches from a queue
-spread.py           the same for few patches: a launch a row
-run.py              launches; plan.py what they need to know of a table; config.py tile configurations
-patches.py          split and merge
+conv.py, steps.py   what each row of the table does for one patch
+worker.py           the two operations as persistent kernels that take patches from a queue
+spread.py           the same for few patches: one launch per row
+launch.py           starts the kernels
+plan.py             what a launch needs to know of a table
+config.py           tile configurations
+split_merge.py      split and merge
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) ->
     if (reason := _device(device)) is not None:
         return reason
     if dtype not in DTYPES or (INTERPRETED and dtype == torch.bfloat16):
-        return f"computes in {', '.join(map(str, DTYPES))} (the last not in the interpreter), not {dtype}"
+        return f"computes in {', '.join(map(str, DTYPES))} (the last one not in the interpreter), not {dtype}"
     if program.opaque:
         return f"has no kernels for {program.opaque}"
     return None
@@ -62,7 +64,7 @@ def _device(device: torch.device) -> str | None:
 
 
 def _layout(step: Step, program: PatchProgram, unit: int) -> tuple[Tensor, Tensor]:
-    """The triton column of docs/program.md, "Weight layouts"."""
+    """A step's weights and biases as the triton column of docs/program.md, "Weight layouts", describes them."""
     match step:
         case Conv():
             channels = [program.buffers[source].channels for source in step.sources]
@@ -78,7 +80,7 @@ def _layout(step: Step, program: PatchProgram, unit: int) -> tuple[Tensor, Tenso
 
 
 def _taps(kernel: Tensor, unit: int) -> Tensor:
-    """``[C_out, C_in, k, k]`` to ``[k * k][C_out][C_in]``, channels padded to `unit`, flat."""
+    """``[C_out, C_in, k, k]`` to ``[k * k][C_out][C_in]``, flat, with channels padded to multiples of `unit`."""
     return _pad(_pad(kernel, unit, 0), unit, 1).flatten(2).permute(2, 0, 1).flatten()
 
 

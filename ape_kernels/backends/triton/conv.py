@@ -1,12 +1,12 @@
 """Convolutions as implicit matrix products: the tile code of CONV and RECONSTRUCT rows.
 
-Feature maps stand in scratch memory as ``[rows + 2b][pixels + 2b][channels]``, channels padded to the unit,
-the border of b pixels zero; `buffers` is int32 ``[n, 4]``, see `Geometry`. Weights are
-``[source][tap][C_out][C_in of the source]``, channels padded. A tile is BM pixels times BN output channels:
-for each tap and BK input channels one ``[BM, BK] x [BK, BN]`` product, accumulated in float32. With SWAP the
-product is turned round (weights times pixels): on sm_90 that gives the wide wgmma shapes at 64 channels.
+A feature map stands in the arena as ``[rows + 2m][pixels + 2m][channels]``. Its channels are padded to the unit, and
+its margin of m pixels is zero. `buffers` is int32 ``[n, 4]``, see `Geometry`. Weights are
+``[source][tap][C_out][C_in of the source]``, with padded channels. A tile is BM pixels times BN output channels. Each
+tap and each BK input channels give one ``[BM, BK] x [BK, BN]`` product, which is added up in float32. With SWAP the
+product is weights times pixels: on sm_90 this gives the wide wgmma shapes at 64 channels.
 
-A tile that reaches past its region computes the region's last pixel again and does not store it: loads need no mask.
+A tile that reaches past its region computes the region's last pixel again and does not store it. So loads need no mask.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def column(table, row, number):
 
 
 @triton.jit
-def feature_map(space, buffers, number):
-    """Pointer to pixel (0, 0), elements from row to row, elements from pixel to pixel, resolution."""
+def feature_map(arena, buffers, number):
+    """Pointer to pixel (0, 0), elements from row to row, elements from pixel to pixel, and the resolution."""
     entry = buffers + number * 4
     origin = tl.multiple_of(tl.load(entry), 16)
     stride = tl.multiple_of(tl.load(entry + 1), 16)
     channels = tl.multiple_of(tl.load(entry + 2), 16)
-    return space + origin, stride, channels, tl.load(entry + 3)
+    return arena + origin, stride, channels, tl.load(entry + 3)
 
 
 @triton.jit
@@ -73,15 +73,15 @@ def _span(border_class, size):
 @triton.jit
 def _accumulate(
     acc, source, stride, channels, weights, out_channels, kernel, y, x, n,
-    BK: tl.constexpr, STAGES: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, PRECISION: tl.constexpr,
+    BK: tl.constexpr, PIPELINE: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the products of one source. y, x: the tile's pixels ``[BM]``; n: its output channels ``[BN]``."""
     k = tl.arange(0, BK)
-    blocks = channels // BK
+    parts = channels // BK
     pixel = source + (y * stride + x * channels)
-    for step in tl.range(0, kernel * kernel * blocks, num_stages=STAGES):
-        tap = step // blocks
-        first = step % blocks * BK
+    for iteration in tl.range(0, kernel * kernel * parts, num_stages=PIPELINE):
+        tap = iteration // parts
+        first = iteration % parts * BK
         shift = (tap // kernel - kernel // 2) * stride + (tap % kernel - kernel // 2) * channels + first
         a = tl.load(pixel[:, None] + (shift + k)[None, :], cache_modifier=CACHE).to(weights.dtype.element_ty)
         b = tl.load(weights + (tap * out_channels + n)[:, None] * channels + (first + k)[None, :])
@@ -93,20 +93,20 @@ def _accumulate(
 
 
 @triton.jit
-def _epilogue_arguments(table, row, buffers, weights, space):
-    """Scale, and the map that is added (a valid one in any case)."""
+def _epilogue_arguments(table, row, buffers, weights, arena):
+    """The scale; whether a map is added; and that map. If none is added, a valid map stands in its place."""
     scale = column(table, row, SCALE_BITS).to(tl.float32, bitcast=True)
     number = column(table, row, ADD)
     added = number != NONE
-    add, stride, channels, _ = feature_map(space, buffers, tl.where(added, number, 0))
+    add, stride, channels, _ = feature_map(arena, buffers, tl.where(added, number, 0))
     return scale, added, add, stride, channels
 
 
 @triton.jit
-def _store_features(acc, table, row, buffers, weights, space, y, x, n, inside):
-    """dst = scale * activation(acc) + add; a ReLU is a PReLU of slope 0, no activation one of slope 1."""
-    scale, added, add, add_stride, add_channels = _epilogue_arguments(table, row, buffers, weights, space)
-    dst, stride, channels, _ = feature_map(space, buffers, column(table, row, DST))
+def _store_features(acc, table, row, buffers, weights, arena, y, x, n, inside):
+    """dst = scale * activation(acc) + add. A ReLU is a PReLU of slope 0; no activation is a PReLU of slope 1."""
+    scale, added, add, add_stride, add_channels = _epilogue_arguments(table, row, buffers, weights, arena)
+    dst, stride, channels, _ = feature_map(arena, buffers, column(table, row, DST))
     activation = column(table, row, ACTIVATION)
     slope = weights + column(table, row, SLOPE) + n
     below = tl.load(slope, mask=(activation == PRELU) & (n >= 0), other=0.0).to(tl.float32)
@@ -119,9 +119,9 @@ def _store_features(acc, table, row, buffers, weights, space, y, x, n, inside):
 
 
 @triton.jit
-def _store_pixels(acc, table, row, buffers, weights, space, sr, rows, pixels, y, x, n, inside):
-    """pixel_shuffle(acc) + add, to float32 ``[O, s * rows, s * pixels]``."""
-    _, added, add, add_stride, add_channels = _epilogue_arguments(table, row, buffers, weights, space)
+def _store_pixels(acc, table, row, buffers, weights, arena, sr, rows, pixels, y, x, n, inside):
+    """Store pixel_shuffle(acc) + add to sr, float32 ``[O, s * rows, s * pixels]``."""
+    _, added, add, add_stride, add_channels = _epilogue_arguments(table, row, buffers, weights, arena)
     upscale = column(table, row, UPSCALE)
     o = n // (upscale * upscale)
     sr_y = (y * upscale)[:, None] + (n % (upscale * upscale) // upscale)[None, :]
@@ -135,12 +135,12 @@ def _store_pixels(acc, table, row, buffers, weights, space, sr, rows, pixels, y,
 
 @triton.jit
 def _main_tiles(
-    table, row, buffers, weights, space, height, width, first, step,
+    table, row, buffers, weights, arena, height, width, first, step,
     CHANNELS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, PRECISION: tl.constexpr,
+    PIPELINE: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Tiles of a 3x3 CONV from one source, CHANNELS to CHANNELS."""
-    source, stride, _, resolution = feature_map(space, buffers, column(table, row, SRC))
+    """Tiles of a 3x3 CONV from one source, with CHANNELS input and CHANNELS output channels."""
+    source, stride, _, resolution = feature_map(arena, buffers, column(table, row, SRC))
     weight = weights + tl.multiple_of(column(table, row, WEIGHT), 16)
     pixels = width * resolution
     count = height * resolution * pixels
@@ -156,25 +156,26 @@ def _main_tiles(
         else:
             acc = tl.zeros((BM, BN), dtype=tl.float32)
         acc = _accumulate(
-            acc, source, stride, CHANNELS, weight, CHANNELS, 3, y, x, n, BK, STAGES, CACHE, SWAP, PRECISION
+            acc, source, stride, CHANNELS, weight, CHANNELS, 3, y, x, n, BK, PIPELINE, CACHE, SWAP, PRECISION
         )
         if SWAP:
             acc = tl.trans(acc)
         acc += tl.load(weights + column(table, row, BIAS) + n).to(tl.float32)[None, :]
-        _store_features(acc, table, row, buffers, weights, space, y, x, n, inside)
+        _store_features(acc, table, row, buffers, weights, arena, y, x, n, inside)
 
 
 @triton.jit
 def _any_tiles(
-    table, row, buffers, weights, space, sr, height, width, first, step, in_channels, out_channels, kernel,
-    BM: tl.constexpr, UNIT: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    table, row, buffers, weights, arena, sr, height, width, first, step, in_channels, out_channels, kernel,
+    BM: tl.constexpr, UNIT: tl.constexpr, PIPELINE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Tiles of any CONV or RECONSTRUCT: several sources, any kernel size, kernels by border class.
+    """Tiles of any CONV or RECONSTRUCT: several sources, any kernel size, one kernel per pair of border classes.
 
-    A border class is a rectangle of pixels with a kernel of its own; tiles are counted through all of them.
+    The pixels of a pair of border classes are a rectangle. The tiles of all rectangles are counted on, one after
+    another.
     """
     reconstructs = column(table, row, OPCODE) == RECONSTRUCT
-    _, _, _, resolution = feature_map(space, buffers, column(table, row, SRC))
+    _, _, _, resolution = feature_map(arena, buffers, column(table, row, SRC))
     rows, pixels = height * resolution, width * resolution
     weight = weights + tl.multiple_of(column(table, row, WEIGHT), 16)
     in_classes = reconstructs & (column(table, row, MODE) != 0)
@@ -198,34 +199,34 @@ def _any_tiles(
             y = top + p // nx
             x = left + p % nx
             acc = tl.zeros((BM, UNIT), dtype=tl.float32)
-            block = weight + variant * kernel * kernel * out_channels * in_channels
+            part_weight = weight + variant * kernel * kernel * out_channels * in_channels
             part_row = from_row
             while part_row <= row:
-                source, stride, channels, _ = feature_map(space, buffers, column(table, part_row, SRC))
+                source, stride, channels, _ = feature_map(arena, buffers, column(table, part_row, SRC))
                 acc = _accumulate(
-                    acc, source, stride, channels, block, out_channels, kernel, y, x, n,
-                    UNIT, STAGES, "", False, PRECISION,
+                    acc, source, stride, channels, part_weight, out_channels, kernel, y, x, n,
+                    UNIT, PIPELINE, "", False, PRECISION,
                 )  # fmt: skip
-                block += kernel * kernel * out_channels * channels
+                part_weight += kernel * kernel * out_channels * channels
                 part_row += 1
             acc += tl.load(weights + column(table, row, BIAS) + variant * out_channels + n).to(tl.float32)[None, :]
             if reconstructs:
-                _store_pixels(acc, table, row, buffers, weights, space, sr, rows, pixels, y, x, n, inside)
+                _store_pixels(acc, table, row, buffers, weights, arena, sr, rows, pixels, y, x, n, inside)
             else:
-                _store_features(acc, table, row, buffers, weights, space, y, x, n, inside)
+                _store_features(acc, table, row, buffers, weights, arena, y, x, n, inside)
         base += tiles
 
 
 @triton.jit
 def conv(
-    table, row, buffers, weights, space, sr, height, width, first, step,
+    table, row, buffers, weights, arena, sr, height, width, first, step,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, ANY_BM: tl.constexpr, PRECISION: tl.constexpr,
+    PIPELINE: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, ANY_BM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Tiles first, first + step, ... of a CONV or RECONSTRUCT row.
 
-    A 3x3 convolution from CHANNELS to CHANNELS, what a body consists of, has code of its own, with constants.
-    sr: the patch's pixels ``[O, s * height, s * width]``, written by a RECONSTRUCT.
+    A body consists of 3x3 convolutions from CHANNELS to CHANNELS channels. These have code of their own, in which the
+    sizes are constants. sr: the patch's picture ``[O, s * height, s * width]``, which a RECONSTRUCT writes.
     """
     kernel = column(table, row, KERNEL)
     in_channels = tl.cdiv(column(table, row, IN_CHANNELS), UNIT) * UNIT
@@ -234,11 +235,11 @@ def conv(
     main = (kernel == 3) & (in_channels == CHANNELS) & (out_channels == CHANNELS) & one_source
     if main & (column(table, row, OPCODE) != RECONSTRUCT):
         _main_tiles(
-            table, row, buffers, weights, space, height, width, first, step,
-            CHANNELS, BM, BN, BK, STAGES, CACHE, SWAP, PRECISION,
+            table, row, buffers, weights, arena, height, width, first, step,
+            CHANNELS, BM, BN, BK, PIPELINE, CACHE, SWAP, PRECISION,
         )  # fmt: skip
     else:
         _any_tiles(
-            table, row, buffers, weights, space, sr, height, width, first, step, in_channels, out_channels, kernel,
-            ANY_BM, UNIT, STAGES, PRECISION,
+            table, row, buffers, weights, arena, sr, height, width, first, step, in_channels, out_channels, kernel,
+            ANY_BM, UNIT, PIPELINE, PRECISION,
         )  # fmt: skip

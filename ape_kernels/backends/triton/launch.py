@@ -1,4 +1,7 @@
-"""Launches: allocates, chooses the configuration and how patches are spread, never waits for the device."""
+"""Starts the kernels: allocates memory and chooses the configuration and how to spread patches over the device.
+
+Nothing here waits for the device.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,15 @@ from ape_kernels.backends.triton.spread import begin_kernel, exit_kernel, row_ke
 from ape_kernels.backends.triton.worker import run_patches_kernel, run_stage_kernel
 from ape_kernels.table import Column, Opcode, PackedProgram
 
-# A patch spread over the chip costs a launch per row; a patch on one worker leaves the other workers idle. With fewer
-# patches than this share of the workers, spreading is faster. On an H200 (132 workers), EDSR 16x64: 66 patches take
-# 4.4 ms spread and 6.0 ms otherwise, 132 patches 7.2 and 6.4 ms (bench/results/h200).
+# If patches are spread over the chip, each row of the table takes one launch. If each patch runs on one worker, the
+# other workers are idle. With fewer patches than this share of the workers, spreading is faster. On an H200 (132
+# workers) and for EDSR 16x64, 66 patches take 4.4 ms spread and 6.0 ms otherwise; 132 patches take 7.2 and 6.4 ms
+# (bench/results/h200).
 SPREAD_BELOW = 0.75
 INTERPRETED_WORKERS = 2
-ANY_BM = 64  # pixels of a tile of the convolutions that are not the main one: small, their addresses cost registers
-MAX_REGISTERS = 255  # a thread's: without it ptxas may aim for two programs a multiprocessor, and spill
-STEP_ELEMENTS = 4096 if INTERPRETED else 2048  # pixels times channels a program of the memory-bound steps holds at once
+ANY_BM = 64  # Pixels per tile of all other convolutions than the main one. Larger tiles need registers for addresses.
+MAX_REGISTERS = 255  # Per thread. Without it ptxas may aim for two programs per multiprocessor, and spill registers.
+STEP_ELEMENTS = 4096 if INTERPRETED else 2048  # pixels times channels that a memory-bound step holds at once
 
 
 def run_patches(packed: PackedProgram, patches: Tensor, exits: Exits, out: PatchResults) -> None:
@@ -66,33 +70,36 @@ def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tenso
         run_stage_kernel[(workers,)](
             features, active, *out, call.exit_at, network.table, call.geometry.buffers, packed.weights,
             call.scratch(workers), zeros[:1], zeros[1:], count, call.height, call.width, channels,
-            channels * height * width, call.geometry.space_size, stage, row,
+            channels * height * width, call.geometry.arena_size, stage, row,
             int(stage == len(network.stage_rows) - 1), exits.boundary, **call.constants(config),
         )  # fmt: skip
     return out
 
 
 class _Call:
-    """One call of an operation: the program, the patch size and what decides the exits."""
+    """One call of an operation: the program, the size of the patches, and what decides the exits."""
 
     def __init__(self, network: Plan, weights: Tensor, height: int, width: int, exits: Exits) -> None:
         self.network, self.weights, self.boundary = network, weights, exits.boundary
         self.height, self.width = height, width
         self.forced = exits.exit_at is not None
-        self.exit_at = network.table if exits.exit_at is None else exits.exit_at  # any tensor: it is not read
+        self.exit_at = network.table if exits.exit_at is None else exits.exit_at  # the table is not read as exit_at
         self.geometry: Geometry = network.geometry(height, width)
         self.device = weights.device
 
     def config(self, seconds: Callable[[Config], float] | None = None) -> Config:
         return choose(self.network.channels, self.weights.dtype, _capability(self.device), seconds)
 
-    def scratch(self, spaces: int) -> Tensor:
-        """Zeroed feature maps. bfloat16 has too few bits for a residual stream: its maps are float32."""
+    def scratch(self, arenas: int) -> Tensor:
+        """Zeroed memory for so many arenas. Feature maps are float32 for bfloat16 weights.
+
+        A residual stream needs more bits than bfloat16 has.
+        """
         dtype = torch.float16 if self.weights.dtype == torch.float16 else torch.float32
-        return torch.zeros(spaces * self.geometry.space_size, dtype=dtype, device=self.device)
+        return torch.zeros(arenas * self.geometry.arena_size, dtype=dtype, device=self.device)
 
     def constants(self, config: Config) -> dict[str, Any]:
-        """The constexpr arguments of the kernels that run rows."""
+        """The constant arguments of the kernels that run rows."""
         allow_tf32 = torch.get_float32_matmul_precision() != "highest"
         return {
             "FORCED": self.forced,
@@ -104,7 +111,7 @@ class _Call:
             "BM": config.bm,
             "BN": config.bn,
             "BK": config.bk,
-            "STAGES": config.stages,
+            "PIPELINE": config.pipeline,
             "CACHE": config.cache,
             "SWAP": config.swap,
             "ANY_BM": ANY_BM if config.bm > ANY_BM and not INTERPRETED else config.bm,
@@ -114,7 +121,10 @@ class _Call:
         }
 
     def step_constants(self) -> dict[str, int]:
-        """Of the memory-bound steps; with them go the main kernel's warps, on which the order of a sum depends."""
+        """The constant arguments of memory-bound steps.
+
+        A kernel that runs them must have as many warps as the main kernel, because the order of a sum depends on it.
+        """
         return {"PIXELS": max(1, STEP_ELEMENTS // self.network.wide), "WIDE": self.network.wide}
 
     def _persistent_arguments(
@@ -123,24 +133,24 @@ class _Call:
         count, channels = patches.shape[:2]
         return (
             patches, *out, self.exit_at, self.network.table, self.geometry.buffers, self.weights,
-            scratch, queue, count, self.height, self.width, channels, out.sr[0].numel(), self.geometry.space_size,
+            scratch, queue, count, self.height, self.width, channels, out.sr[0].numel(), self.geometry.arena_size,
             self.network.first_row, self.network.tail_row, self.boundary,
         )  # fmt: skip
 
     def persistent(self, config: Config, workers: int, patches: Tensor, out: PatchResults) -> None:
-        """One launch, patches from a queue."""
+        """One launch; its workers take patches from a queue."""
         queue = torch.zeros(1, dtype=torch.int32, device=self.device)
         arguments = self._persistent_arguments(self.scratch(workers), queue, patches, out)
         run_patches_kernel[(workers,)](*arguments, **self.constants(config))
 
     def spread(self, config: Config, patches: Tensor, out: PatchResults) -> None:
-        """A launch a row, a space of scratch memory a patch."""
+        """One launch per row and one arena per patch."""
         network, count, (sr, exit_index, capacity) = self.network, len(patches), out
-        buffers, space_size = self.geometry.buffers, self.geometry.space_size
+        buffers, arena_size = self.geometry.buffers, self.geometry.arena_size
         scratch, constants = self.scratch(count), self.constants(config)
         forced, steps = constants.pop("FORCED"), self.step_constants()
         begin_kernel[(count,)](
-            patches, exit_index, capacity, buffers, scratch, self.height, self.width, patches.shape[1], space_size,
+            patches, exit_index, capacity, buffers, scratch, self.height, self.width, patches.shape[1], arena_size,
             **steps, num_warps=config.warps,
         )  # fmt: skip
         ends = [row - 1 for row in (*network.stage_rows[1:], network.tail_row)]  # last row of each stage
@@ -149,18 +159,21 @@ class _Call:
             if programs:
                 row_kernel[(programs, count)](
                     sr, exit_index, network.table, buffers, self.weights, scratch, row, self.height, self.width,
-                    sr[0].numel(), space_size, IN_TAIL=row > network.tail_row, **constants,
+                    sr[0].numel(), arena_size, IN_TAIL=row > network.tail_row, **constants,
                 )  # fmt: skip
             if row in ends:
                 stage = ends.index(row)
                 exit_kernel[(count,)](
                     exit_index, capacity, self.exit_at, network.table, buffers, self.weights, scratch, row, stage,
-                    int(stage == len(ends) - 1), self.height, self.width, space_size, self.boundary,
+                    int(stage == len(ends) - 1), self.height, self.width, arena_size, self.boundary,
                     FORCED=forced, **steps, num_warps=config.warps,
                 )  # fmt: skip
 
     def _programs(self, row: int, config: Config) -> int:
-        """How many programs a patch share a row: one a tile; one in all for a step without tiles, none for no step."""
+        """How many Triton programs run a row for one patch.
+
+        One per tile; one for a step without tiles; none for a row that is no step.
+        """
         columns = self.network.rows[row]
         if columns[Column.OPCODE] not in (Opcode.CONV, Opcode.RECONSTRUCT):
             return int(columns[Column.OPCODE] in (Opcode.ATTENTION, Opcode.UPSAMPLE))
@@ -174,7 +187,7 @@ class _Call:
         )
 
     def workers(self, config: Config, patches: Tensor, out: PatchResults) -> int:
-        """Programs that the device holds at once: its multiprocessors times what fits one of them."""
+        """Programs that the device holds at once: its multiprocessors times the programs that fit on one of them."""
         if INTERPRETED:
             return INTERPRETED_WORKERS
         constants = self.constants(config)
@@ -187,7 +200,7 @@ class _Call:
         return self.network.workers[key]
 
     def seconds(self, config: Config, patches: Tensor, out: PatchResults) -> float:
-        """Time of the persistent kernel at full depth with this configuration; infinity if it does not fit."""
+        """Milliseconds of the persistent kernel with this configuration; infinity if it does not fit the device."""
         try:
             workers = min(self.workers(config, patches, out), len(patches))
             return triton.testing.do_bench(lambda: self.persistent(config, workers, patches, out))
@@ -196,12 +209,12 @@ class _Call:
 
 
 def _resident(compiled: Any, device: torch.device) -> int:
-    """How many programs of a compiled kernel fit a multiprocessor, by threads, registers and shared memory."""
-    compiled[(1, 1, 1)]  # loads it: only then its registers are known
+    """How many programs of a compiled kernel fit on a multiprocessor, by threads, registers and shared memory."""
+    compiled[(1, 1, 1)]  # loads the kernel; before that its registers are not known
     properties = torch.cuda.get_device_properties(device)
     threads = compiled.metadata.num_warps * 32
     registers = -(-compiled.n_regs // 8) * 8 * threads
-    shared = compiled.metadata.shared + 1024  # what the driver keeps for a block
+    shared = compiled.metadata.shared + 1024  # the driver keeps 1 KB per thread block
     return max(
         1,
         min(

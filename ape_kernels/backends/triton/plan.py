@@ -1,4 +1,4 @@
-"""What the kernels need to know of a packed program, worked out once from its table."""
+"""What the kernels need to know of a packed program. It is worked out from the table once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ape_kernels.program import PatchProgram
 from ape_kernels.table import Column, Opcode
 
-SMALLEST, LARGEST = 16, 64  # units: the least a tensor core takes, the most a tile takes at once
+SMALLEST, LARGEST = 16, 64  # units: a tensor core takes at least 16 channels, a tile takes at most 64 at once
 
 
 def channel_unit(widest: int) -> int:
-    """Feature maps and weights are padded to multiples of this many channels: 16, 32 or 64."""
+    """16, 32 or 64. The channels of feature maps and weights are padded to multiples of it.
+
+    widest: the most channels of any buffer.
+    """
     unit = SMALLEST
     while unit < min(widest, LARGEST):
         unit *= 2
@@ -31,23 +34,24 @@ def program_unit(program: PatchProgram) -> int:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a worker's feature maps stand, for patches of one size.
+    """Where the feature maps stand in an arena, for patches of one size.
 
-    buffers: int32 ``[n, 4]`` on the device: element of pixel (0, 0), elements from row to row, elements from pixel to
-    pixel (the padded channels), resolution. space_size: elements a worker needs.
+    buffers: int32 ``[n, 4]`` on the device. The columns are the element of pixel (0, 0), the elements from row to row,
+    the elements from pixel to pixel (the padded channels), and the resolution. arena_size: elements of an arena.
     """
 
     buffers: Tensor
-    space_size: int
+    arena_size: int
 
 
 @dataclass
 class Plan:
-    """A table on the device and what its rows amount to.
+    """A table on the device, and what follows from its rows.
 
-    channels: of the network's main 3x3 convolutions, padded. wide: power of two that holds any map's channels.
-    stage_rows: the STAGE rows; first_row: where a patch starts; tail_row: the TAIL row.
-    workers: how many programs the device holds at once, by the constants a kernel was compiled with.
+    channels: of the network's main 3x3 convolutions, padded. wide: a power of two that is at least the channels of
+    every map. margin: pixels of zeros around a map. stage_rows: the STAGE rows. first_row: the row with which a patch
+    starts. tail_row: the TAIL row. workers: how many programs the device holds at once, by the constants with which the
+    kernel was compiled.
     """
 
     table: Tensor
@@ -55,7 +59,7 @@ class Plan:
     unit: int
     channels: int
     wide: int
-    border: int
+    margin: int
     first_row: int
     stage_rows: list[int]
     tail_row: int
@@ -64,7 +68,7 @@ class Plan:
 
     @classmethod
     def of(cls, table: Tensor, device: torch.device) -> Plan:
-        """Of a packed table ``[rows, 16]`` on the host."""
+        """The plan of a packed table, int32 ``[rows, 16]`` on the CPU."""
         rows = table.tolist()
         opcodes = [row[Column.OPCODE] for row in rows]
         maps = [row[Column.IN_CHANNELS] for row in rows if row[Column.OPCODE] == Opcode.BUFFER]
@@ -86,7 +90,7 @@ class Plan:
             unit=unit,
             channels=square.most_common(1)[0][0] if square else unit,
             wide=wide,
-            border=max(row[Column.KERNEL] for row in rows) // 2,
+            margin=max(row[Column.KERNEL] for row in rows) // 2,
             first_row=len(maps),
             stage_rows=[i for i, opcode in enumerate(opcodes) if opcode == Opcode.STAGE],
             tail_row=opcodes.index(Opcode.TAIL),
@@ -101,15 +105,15 @@ class Plan:
         return self.rows[number]
 
     def geometry(self, height: int, width: int) -> Geometry:
-        """For patches of ``height x width`` pixels."""
+        """The geometry for patches of ``height x width`` pixels."""
         if (height, width) not in self.geometries:
             entries, position = [], 0
             for row in self.rows[: self.first_row]:
                 channels = -(-row[Column.IN_CHANNELS] // self.unit) * self.unit
                 resolution = row[Column.RESOLUTION]
-                stride = (width * resolution + 2 * self.border) * channels
-                entries.append([position + self.border * (stride + channels), stride, channels, resolution])
-                position += (height * resolution + 2 * self.border) * stride
+                stride = (width * resolution + 2 * self.margin) * channels
+                entries.append([position + self.margin * (stride + channels), stride, channels, resolution])
+                position += (height * resolution + 2 * self.margin) * stride
             buffers = torch.tensor(entries, dtype=torch.int32, device=self.table.device)
             self.geometries[height, width] = Geometry(buffers, position)
         return self.geometries[height, width]

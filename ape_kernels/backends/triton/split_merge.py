@@ -1,4 +1,4 @@
-"""Split and merge: one program a block of one row of pixels, sums in float32 in a fixed order."""
+"""Split and merge: one program per piece of a row of pixels. Sums are float32 in a fixed order."""
 
 from __future__ import annotations
 

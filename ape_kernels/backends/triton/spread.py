@@ -1,8 +1,8 @@
-"""Few patches: one launch a row of the table, the row's tiles spread over many programs.
+"""Kernels for few patches: one launch per row of the table, with the row's tiles spread over many programs.
 
-With fewer patches than workers most of the chip would idle while each patch waits for its one worker. Here a patch's
-feature maps stand in a space of its own, and between rows all programs meet at the end of a launch instead of at a
-barrier. The tiles, and so the results bit by bit, are those of the persistent kernel.
+With fewer patches than workers, most of the chip would be idle while each patch runs on one worker. Here each patch has
+an arena of its own, and a row ends with its launch instead of with a barrier. The tiles are those of the persistent
+kernel, so the results are the same bit by bit.
 """
 
 from __future__ import annotations
@@ -17,47 +17,53 @@ from ape_kernels.backends.triton.worker import EXIT, run_row
 
 @triton.jit(do_not_specialize=["height", "width"])
 def begin_kernel(
-    patches, exit_index, capacity, buffers, scratch, height, width, in_channels, space_size,
+    patches, exit_index, capacity, buffers, scratch, height, width, in_channels, arena_size,
     PIXELS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Load every patch; grid ``[count]``. exit_index becomes -1 (it has not left), capacity NaN (not known)."""
+    """Load every patch. exit_index becomes -1 (not left), capacity NaN (not known). Launch grid ``[count]``."""
     patch = tl.program_id(0).to(tl.int64)
     planes = patches + patch * (in_channels * height * width)
-    load_planes(planes, scratch + patch * space_size, buffers, 0, height, width, in_channels, PIXELS, WIDE)
+    load_planes(planes, scratch + patch * arena_size, buffers, 0, height, width, in_channels, PIXELS, WIDE)
     tl.store(exit_index + patch, -1)
     tl.store(capacity + patch, float("nan"))
 
 
 @triton.jit(do_not_specialize=["row", "height", "width"])
 def row_kernel(
-    sr, exit_index, table, buffers, weights, scratch, row, height, width, sr_size, space_size,
+    sr, exit_index, table, buffers, weights, scratch, row, height, width, sr_size, arena_size,
     IN_TAIL: tl.constexpr, HAS_ATTENTION: tl.constexpr, HAS_UPSAMPLE: tl.constexpr,
     PIXELS: tl.constexpr, WIDE: tl.constexpr, CHANNELS: tl.constexpr, UNIT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, ANY_BM: tl.constexpr, PRECISION: tl.constexpr,
+    PIPELINE: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, ANY_BM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One row on every patch that has not left (in the tail: on all); grid ``[programs a patch, count]``."""
+    """One row on every patch that has not left; in the tail, on every patch.
+
+    Launch grid ``[programs per patch, count]``.
+    """
     patch = tl.program_id(1).to(tl.int64)
     if IN_TAIL or tl.load(exit_index + patch) < 0:
         run_row(
-            column(table, row, OPCODE), table, row, buffers, weights, scratch + patch * space_size,
+            column(table, row, OPCODE), table, row, buffers, weights, scratch + patch * arena_size,
             sr + patch * sr_size, height, width, tl.program_id(0), tl.num_programs(0), HAS_ATTENTION, HAS_UPSAMPLE,
-            PIXELS, WIDE, CHANNELS, UNIT, BM, BN, BK, STAGES, CACHE, SWAP, ANY_BM, PRECISION,
+            PIXELS, WIDE, CHANNELS, UNIT, BM, BN, BK, PIPELINE, CACHE, SWAP, ANY_BM, PRECISION,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["row", "stage", "last", "height", "width"])
 def exit_kernel(
-    exit_index, capacity, exit_at, table, buffers, weights, scratch, row, stage, last, height, width, space_size,
+    exit_index, capacity, exit_at, table, buffers, weights, scratch, row, stage, last, height, width, arena_size,
     boundary, FORCED: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Which patches leave after `stage`, whose last row is `row`; grid ``[count]``. last: 1 if all that remain do."""
+    """Decide which patches leave after `stage`. Launch grid ``[count]``.
+
+    row: the last row of the stage. last: 1 if all remaining patches leave.
+    """
     patch = tl.program_id(0).to(tl.int64)
     if tl.load(exit_index + patch) < 0:
         leaves = last != 0
         if column(table, row, OPCODE) == EXIT:
-            space = scratch + patch * space_size
-            prediction = predict(table, row, buffers, weights, space, height, width, PIXELS, WIDE)
+            arena = scratch + patch * arena_size
+            prediction = predict(table, row, buffers, weights, arena, height, width, PIXELS, WIDE)
             tl.store(capacity + patch, 1.0 - prediction)
             if not FORCED:
                 leaves = leaves | (prediction >= boundary)

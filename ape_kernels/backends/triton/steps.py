@@ -1,7 +1,7 @@
-"""The steps that are no convolution: exits, channel attention, upsampling, and patches in and out.
+"""The steps that are not convolutions: exits, channel attention, upsampling, and loading and saving of patches.
 
-They are bound by memory, so a program carries out each with plain tiles of PIXELS pixels times WIDE channels, WIDE the
-power of two that holds every map's channels. Sums run in a fixed order.
+They are limited by memory. One program runs each of them with plain tiles of PIXELS pixels times WIDE channels. WIDE is
+a power of two that is at least the channels of every map. Sums are in a fixed order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NEAREST: tl.constexpr = tl.constexpr(int(Interpolation.NEAREST))
 
 @triton.jit
 def _tanh(x):
-    """tl has none that also runs in the interpreter."""
+    """The hyperbolic tangent. Triton has none that also runs in the interpreter."""
     e = tl.exp(-2.0 * tl.abs(x))
     t = (1.0 - e) / (1.0 + e)
     return tl.where(x < 0, -t, t)
@@ -40,10 +40,10 @@ def _tanh(x):
 
 @triton.jit
 def load_planes(
-    planes, space, buffers, number, height, width, plane_channels, PIXELS: tl.constexpr, WIDE: tl.constexpr
+    planes, arena, buffers, number, height, width, plane_channels, PIXELS: tl.constexpr, WIDE: tl.constexpr
 ):
     """Fill a feature map from float32 ``[plane_channels, rows, pixels]``."""
-    to, stride, channels, resolution = feature_map(space, buffers, number)
+    to, stride, channels, resolution = feature_map(arena, buffers, number)
     rows, pixels = height * resolution, width * resolution
     c = tl.arange(0, WIDE)
     for begin in range(0, rows * pixels, PIXELS):
@@ -56,10 +56,10 @@ def load_planes(
 
 @triton.jit
 def save_planes(
-    planes, space, buffers, number, height, width, plane_channels, PIXELS: tl.constexpr, WIDE: tl.constexpr
+    planes, arena, buffers, number, height, width, plane_channels, PIXELS: tl.constexpr, WIDE: tl.constexpr
 ):
     """Write a feature map to float32 ``[plane_channels, rows, pixels]``."""
-    src, stride, channels, resolution = feature_map(space, buffers, number)
+    src, stride, channels, resolution = feature_map(arena, buffers, number)
     rows, pixels = height * resolution, width * resolution
     c = tl.arange(0, WIDE)
     for begin in range(0, rows * pixels, PIXELS):
@@ -84,9 +84,9 @@ def _mean(src, stride, channels, rows, pixels, PIXELS: tl.constexpr, WIDE: tl.co
 
 
 @triton.jit
-def predict(table, row, buffers, weights, space, height, width, PIXELS: tl.constexpr, WIDE: tl.constexpr):
+def predict(table, row, buffers, weights, arena, height, width, PIXELS: tl.constexpr, WIDE: tl.constexpr):
     """tanh(weight . mean + bias) of an EXIT row."""
-    src, stride, channels, resolution = feature_map(space, buffers, column(table, row, SRC))
+    src, stride, channels, resolution = feature_map(arena, buffers, column(table, row, SRC))
     mean = _mean(src, stride, channels, height * resolution, width * resolution, PIXELS, WIDE)
     c = tl.arange(0, WIDE)
     used = c < column(table, row, IN_CHANNELS)
@@ -95,10 +95,10 @@ def predict(table, row, buffers, weights, space, height, width, PIXELS: tl.const
 
 
 @triton.jit
-def attention(table, row, buffers, weights, space, height, width, PIXELS: tl.constexpr, WIDE: tl.constexpr):
-    """An ATTENTION row. The gate is in registers before the map, which may be the destination, changes."""
-    src, stride, channels, resolution = feature_map(space, buffers, column(table, row, SRC))
-    dst, dst_stride, dst_channels, _ = feature_map(space, buffers, column(table, row, DST))
+def attention(table, row, buffers, weights, arena, height, width, PIXELS: tl.constexpr, WIDE: tl.constexpr):
+    """An ATTENTION row. The gates are in registers before the map changes, which may also be the destination."""
+    src, stride, channels, resolution = feature_map(arena, buffers, column(table, row, SRC))
+    dst, dst_stride, dst_channels, _ = feature_map(arena, buffers, column(table, row, DST))
     rows, pixels = height * resolution, width * resolution
     mean = _mean(src, stride, channels, rows, pixels, PIXELS, WIDE)
     count, hidden = column(table, row, IN_CHANNELS), column(table, row, HIDDEN)
@@ -115,7 +115,7 @@ def attention(table, row, buffers, weights, space, height, width, PIXELS: tl.con
     gate = column(table, row, SCALE_BITS).to(tl.float32, bitcast=True) / (1.0 + tl.exp(-score))
     add_number = column(table, row, ADD)
     added = add_number != NONE
-    add, add_stride, add_channels, _ = feature_map(space, buffers, tl.where(added, add_number, 0))
+    add, add_stride, add_channels, _ = feature_map(arena, buffers, tl.where(added, add_number, 0))
     tl.debug_barrier()
     for begin in range(0, rows * pixels, PIXELS):
         p = begin + tl.arange(0, PIXELS)
@@ -130,7 +130,7 @@ def attention(table, row, buffers, weights, space, height, width, PIXELS: tl.con
 
 @triton.jit
 def _cubic(distance):
-    """Weight of a tap at this distance; a = -0.75, as PyTorch has it."""
+    """Weight of a tap of cubic interpolation at this distance, with PyTorch's a = -0.75."""
     d = tl.abs(distance)
     near = (1.25 * d - 2.25) * d * d + 1.0
     far = ((-0.75 * d + 3.75) * d - 6.0) * d + 3.0
@@ -138,10 +138,10 @@ def _cubic(distance):
 
 
 @triton.jit
-def upsample(table, row, buffers, space, height, width, PIXELS: tl.constexpr, WIDE: tl.constexpr):
+def upsample(table, row, buffers, arena, height, width, PIXELS: tl.constexpr, WIDE: tl.constexpr):
     """An UPSAMPLE row: nearest, or bicubic with clamped indices."""
-    src, stride, channels, resolution = feature_map(space, buffers, column(table, row, SRC))
-    dst, dst_stride, dst_channels, dst_resolution = feature_map(space, buffers, column(table, row, DST))
+    src, stride, channels, resolution = feature_map(arena, buffers, column(table, row, SRC))
+    dst, dst_stride, dst_channels, dst_resolution = feature_map(arena, buffers, column(table, row, DST))
     rows, pixels = height * resolution, width * resolution
     out_rows, out_pixels = height * dst_resolution, width * dst_resolution
     factor = column(table, row, UPSCALE)

@@ -1,8 +1,7 @@
-"""The persistent kernels: one program a worker, patches from an atomic queue, each carried all the way.
+"""The persistent kernels. Each worker is one Triton program; it takes patches from a queue and runs each to its end.
 
-A worker owns one space of scratch memory: the program's feature maps for one patch. Between two rows of the table
-all its threads meet at a barrier, so that a row reads what the one before wrote. A patch's result depends on the
-patch alone.
+A worker owns one arena: the feature maps of one patch. Between two rows of the table all its threads meet at a barrier,
+so that a row reads what the row before it wrote. A patch's result depends on this patch alone.
 """
 
 from __future__ import annotations
@@ -25,47 +24,50 @@ ATTENTION: tl.constexpr = tl.constexpr(int(Opcode.ATTENTION))
 
 @triton.jit
 def run_row(
-    opcode, table, row, buffers, weights, space, sr, height, width, first, step,
+    opcode, table, row, buffers, weights, arena, sr, height, width, first, step,
     HAS_ATTENTION: tl.constexpr, HAS_UPSAMPLE: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, ANY_BM: tl.constexpr, PRECISION: tl.constexpr,
+    PIPELINE: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, ANY_BM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Any row that writes a feature map or the picture. Tiles first, first + step, ...; other steps by program 0."""
+    """Any row that writes a feature map or the picture.
+
+    Runs the tiles first, first + step, ... of a convolution. Program 0 runs steps of other kinds.
+    """
     if (opcode == CONV) | (opcode == RECONSTRUCT):
         conv(
-            table, row, buffers, weights, space, sr, height, width, first, step,
-            CHANNELS, UNIT, BM, BN, BK, STAGES, CACHE, SWAP, ANY_BM, PRECISION,
+            table, row, buffers, weights, arena, sr, height, width, first, step,
+            CHANNELS, UNIT, BM, BN, BK, PIPELINE, CACHE, SWAP, ANY_BM, PRECISION,
         )  # fmt: skip
     if HAS_ATTENTION:
         if (opcode == ATTENTION) & (first == 0):
-            attention(table, row, buffers, weights, space, height, width, PIXELS, WIDE)
+            attention(table, row, buffers, weights, arena, height, width, PIXELS, WIDE)
     if HAS_UPSAMPLE:
         if (opcode == UPSAMPLE) & (first == 0):
-            upsample(table, row, buffers, space, height, width, PIXELS, WIDE)
+            upsample(table, row, buffers, arena, height, width, PIXELS, WIDE)
 
 
 @triton.jit(do_not_specialize=["count", "height", "width", "first_row", "tail_row"])
 def run_patches_kernel(
     patches, sr, exit_index, capacity, exit_at, table, buffers, weights, scratch, queue,
-    count, height, width, in_channels, sr_size, space_size, first_row, tail_row, boundary,
+    count, height, width, in_channels, sr_size, arena_size, first_row, tail_row, boundary,
     FORCED: tl.constexpr, HAS_ATTENTION: tl.constexpr, HAS_UPSAMPLE: tl.constexpr,
     PIXELS: tl.constexpr, WIDE: tl.constexpr, CHANNELS: tl.constexpr, UNIT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, ANY_BM: tl.constexpr, PRECISION: tl.constexpr,
+    PIPELINE: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, ANY_BM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Whole forward of every patch.
+    """The whole forward of every patch.
 
     patches: float32 ``[count, in_channels, height, width]``. sr: float32 ``[count, sr_size]``.
-    exit_index: int64, capacity: float32, exit_at (read if FORCED): int64, each ``[count]``.
-    table: int32 ``[rows, 16]``; its steps begin at first_row, the tail at tail_row. buffers: int32 ``[n, 4]``.
-    scratch: ``[programs, space_size]``, zero. queue: int32 ``[1]``, zero: the next patch.
+    exit_index: int64, capacity: float32, exit_at (only read if FORCED): int64, each ``[count]``.
+    table: int32 ``[rows, 16]``; its steps begin at first_row, the tail begins at tail_row. buffers: int32 ``[n, 4]``.
+    scratch: ``[programs, arena_size]``, zero at first. queue: int32 ``[1]``, the next patch, zero at first.
     """
-    space = scratch + tl.program_id(0).to(tl.int64) * space_size
+    arena = scratch + tl.program_id(0).to(tl.int64) * arena_size
     patch = tl.atomic_add(queue, 1, sem="relaxed")
     while patch < count:
         at = patch.to(tl.int64)
         planes = patches + at * (in_channels * height * width)
-        load_planes(planes, space, buffers, 0, height, width, in_channels, PIXELS, WIDE)
+        load_planes(planes, arena, buffers, 0, height, width, in_channels, PIXELS, WIDE)
         tl.debug_barrier()
         row = first_row
         stage = -1
@@ -79,14 +81,14 @@ def run_patches_kernel(
                     leaves = (stage >= 0) & (tl.load(exit_at + at) <= stage)
                 stage += tl.where(leaves, 0, 1)
             if opcode == EXIT:
-                prediction = predict(table, row, buffers, weights, space, height, width, PIXELS, WIDE)
+                prediction = predict(table, row, buffers, weights, arena, height, width, PIXELS, WIDE)
                 known = 1.0 - prediction
                 if not FORCED:
                     leaves = prediction >= boundary
             run_row(
-                opcode, table, row, buffers, weights, space, sr + at * sr_size, height, width, 0, 1,
+                opcode, table, row, buffers, weights, arena, sr + at * sr_size, height, width, 0, 1,
                 HAS_ATTENTION, HAS_UPSAMPLE, PIXELS, WIDE,
-                CHANNELS, UNIT, BM, BN, BK, STAGES, CACHE, SWAP, ANY_BM, PRECISION,
+                CHANNELS, UNIT, BM, BN, BK, PIPELINE, CACHE, SWAP, ANY_BM, PRECISION,
             )  # fmt: skip
             tl.debug_barrier()
             live = tl.where(opcode == RECONSTRUCT, 0, 1)
@@ -99,26 +101,28 @@ def run_patches_kernel(
 @triton.jit(do_not_specialize=["count", "height", "width", "stage", "stage_row", "last"])
 def run_stage_kernel(
     features, active, out, ids, capacity, n_left, exit_at, table, buffers, weights, scratch, queue, placed,
-    count, height, width, channels, map_size, space_size, stage, stage_row, last, boundary,
+    count, height, width, channels, map_size, arena_size, stage, stage_row, last, boundary,
     FORCED: tl.constexpr, HAS_ATTENTION: tl.constexpr, HAS_UPSAMPLE: tl.constexpr,
     PIXELS: tl.constexpr, WIDE: tl.constexpr, CHANNELS: tl.constexpr, UNIT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, ANY_BM: tl.constexpr, PRECISION: tl.constexpr,
+    PIPELINE: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, ANY_BM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One stage of the patches `active`: gather, steps, exit, and scatter to the compacted places, in one launch.
+    """One stage of the patches `active`, in one launch: load, steps, exit, and store in the order of `leaving_first`.
 
-    features: float32 ``[P, map_size]``, active: int64 ``[count]``, rows of it. out: float32 ``[count, map_size]``.
-    ids: int64, capacity: float32, each ``[count]``; n_left: int64 ``[1]``. exit_at (read if FORCED): int64 ``[P]``.
-    placed: int32 ``[count]``, zero: 1 + how many of the patches up to this one leave, once known. A patch waits for
-    that of the one before it. That one was taken from the queue earlier, by a worker that runs, so the wait ends.
+    features: float32 ``[P, map_size]``. active: int64 ``[count]``, rows of features. out: float32
+    ``[count, map_size]``. ids: int64, capacity: float32, each ``[count]``. n_left: int64 ``[1]``.
+    exit_at (only read if FORCED): int64 ``[P]``.
+    placed: int32 ``[count]``, zero at first. Once it is known, an entry is 1 + how many of the patches up to this one
+    leave. Each patch waits for the entry of the patch before it. A running worker took that patch from the queue
+    earlier, so the wait ends.
     last: 1 if the stage is the network's last, after which every patch leaves.
     """
-    space = scratch + tl.program_id(0).to(tl.int64) * space_size
+    arena = scratch + tl.program_id(0).to(tl.int64) * arena_size
     source, target = column(table, stage_row, SRC), column(table, stage_row, DST)
     i = tl.atomic_add(queue, 1, sem="relaxed")
     while i < count:
         patch = tl.load(active + i)
-        load_planes(features + patch * map_size, space, buffers, source, height, width, channels, PIXELS, WIDE)
+        load_planes(features + patch * map_size, arena, buffers, source, height, width, channels, PIXELS, WIDE)
         tl.debug_barrier()
         known = float("nan")
         leaves = False
@@ -126,13 +130,13 @@ def run_stage_kernel(
         opcode = column(table, row, OPCODE)
         while (opcode != STAGE) & (opcode != TAIL):
             if opcode == EXIT:
-                prediction = predict(table, row, buffers, weights, space, height, width, PIXELS, WIDE)
+                prediction = predict(table, row, buffers, weights, arena, height, width, PIXELS, WIDE)
                 known = 1.0 - prediction
                 leaves = prediction >= boundary
             run_row(
-                opcode, table, row, buffers, weights, space, out, height, width, 0, 1,
+                opcode, table, row, buffers, weights, arena, out, height, width, 0, 1,
                 HAS_ATTENTION, HAS_UPSAMPLE, PIXELS, WIDE,
-                CHANNELS, UNIT, BM, BN, BK, STAGES, CACHE, SWAP, ANY_BM, PRECISION,
+                CHANNELS, UNIT, BM, BN, BK, PIPELINE, CACHE, SWAP, ANY_BM, PRECISION,
             )  # fmt: skip
             tl.debug_barrier()
             row += 1
@@ -149,7 +153,7 @@ def run_stage_kernel(
         after = before + tl.where(leaves, 1, 0)
         tl.atomic_xchg(placed + i, after + 1, sem="release")
         place = tl.where(leaves, before, count - 1 - (i - before)).to(tl.int64)
-        save_planes(out + place * map_size, space, buffers, target, height, width, channels, PIXELS, WIDE)
+        save_planes(out + place * map_size, arena, buffers, target, height, width, channels, PIXELS, WIDE)
         tl.store(ids + place, patch)
         tl.store(capacity + place, known)
         if i == count - 1:

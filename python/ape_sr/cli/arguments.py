@@ -1,4 +1,4 @@
-"""Argument types shared by the subcommands; argparse turns their errors into one line and status 2."""
+"""Types of arguments that the subcommands share. argparse turns their errors into one line and status 2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Commands = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage] - a
 
 
 def existing_folder(text: str) -> Path:
-    """A folder that is there."""
+    """The path of an existing folder."""
     path = Path(text)
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"expected an existing folder, got {text}")
@@ -18,7 +18,7 @@ def existing_folder(text: str) -> Path:
 
 
 def positive_int(text: str) -> int:
-    """A whole number from 1."""
+    """A whole number of at least 1."""
     try:
         value = int(text)
     except ValueError:
@@ -45,7 +45,7 @@ def fraction(text: str) -> float:
 
 
 def non_negative_float(text: str) -> float:
-    """A finite number from 0."""
+    """A finite number of at least 0."""
     value = _float(text)
     if not (value >= 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")

@@ -14,9 +14,9 @@ from ape_sr.checkpoint import load_model, save_model
 from ape_sr.cli.arguments import Commands, existing_folder, fraction, positive_float
 from ape_sr.cli.network import add_network_arguments, open_network, weights_path
 from ape_sr.errors import UserError
-from ape_sr.evaluate import Pair, Row, at_thresholds, evaluate, find_pairs, format_table
+from ape_sr.evaluate import ImagePair, Row, at_thresholds, evaluate, find_pairs, format_table
 
-STEPS = 8  # thresholds tried a round; three rounds narrow [0, 1] down to 0.002
+STEPS = 8  # thresholds per round; three rounds narrow [0, 1] down to 0.002
 ROUNDS = 3
 
 
@@ -44,7 +44,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Calibrate and write."""
+    """Find the threshold and write the weights with it."""
     if args.weights is None:
         raise UserError("weights: expected the file to calibrate, -n FILE")
     if args.output.suffix != ".safetensors":
@@ -65,7 +65,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 class _Found(NamedTuple):
-    """The best of the thresholds tried, the two to look between next, and what was measured at 0 and at the best."""
+    """The result of a round.
+
+    threshold: the best one that was tried. low, high: the next round tries thresholds between them. full, row: the
+    results at a threshold of 0 and at the best one.
+    """
 
     threshold: float
     low: float
@@ -74,8 +78,10 @@ class _Found(NamedTuple):
     row: Row
 
 
-def _narrow(network: APEForward, pairs: Sequence[Pair], low: float, high: float, args: argparse.Namespace) -> _Found:
-    """Try thresholds from `low` to `high`."""
+def _narrow(
+    network: APEForward, pairs: Sequence[ImagePair], low: float, high: float, args: argparse.Namespace
+) -> _Found:
+    """Try `STEPS` + 1 thresholds from `low` to `high`."""
     thresholds = [low + (high - low) * i / STEPS for i in range(STEPS + 1)]
     full, *rows = evaluate(network, tqdm(pairs, unit="image", disable=None), at_thresholds([0.0, *thresholds]))
     if args.flops_share is None:

@@ -18,8 +18,8 @@ from ape_sr.errors import UserError
 from ape_sr.evaluate import (
     BICUBIC,
     PLAIN,
+    ImagePair,
     Method,
-    Pair,
     Watch,
     at_thresholds,
     evaluate,
@@ -60,7 +60,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluate, print the table, write what was asked for."""
+    """Evaluate, print the table and write the files that the arguments name."""
     for name in ("json", "csv", "plot"):
         path = getattr(args, name)
         if path is not None and path.is_dir():
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     if args.csv is not None:
         write_csv(args.csv, rows)
     if args.plot is not None:
-        from ape_sr.plots import draw_rows  # only here: it takes as long to import as a small picture to upscale
+        from ape_sr.plots import draw_rows  # only here: the import takes as long as upscaling a small image
 
         draw_rows(args.plot, rows)
     if args.json is not None:
@@ -97,9 +97,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _exit_maps(upscaler: Upscaler, folder: Path) -> Watch:
-    """Writes ``<picture>_<method>.png`` for every picture that left patches early."""
+    """A function that writes ``<picture>_<method>.png``, the exit map of a picture."""
 
-    def write(pair: Pair, method: Method, picture: np.ndarray, report: Report) -> None:
+    def write(pair: ImagePair, method: Method, picture: np.ndarray, report: Report) -> None:
         name = f"{pair.name}_{method.name.replace(' ', '_')}.png"
         write_image(folder / name, upscaler.exit_map(picture, report))
 

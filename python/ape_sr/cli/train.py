@@ -120,7 +120,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, going on where an interrupted run stopped."""
+    """Train. An interrupted run goes on where it stopped."""
     if args.regressor_only and args.init is None:
         raise UserError("regressor-only: expected --init with a trained backbone, got none")
     device = named_device(args.device)
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
             model = build_model(args.network, network_config(args))
             if args.init is not None:
                 initialise(model, load_model(args.init))
-        except (ValueError, TypeError) as error:  # of sizes and intervals that do not go together
+        except (ValueError, TypeError) as error:  # sizes or intervals that do not go together
             raise UserError(str(error)) from None
         sampler = CropSampler(args.data, args.scale, args.patch, args.seed, args.lr_data)
         if ranks.leads:
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def network_config(args: argparse.Namespace) -> dict[str, object]:
-    """The arguments as the chosen network's class calls them; UserError for one that it does not have."""
+    """The arguments by the names that the chosen network's class has. Raises UserError for one that it lacks."""
     config: dict[str, object] = {"scale": args.scale, "exit_interval": None if args.plain else args.exit_every}
     if args.network == "swinir":
         heads = 6 if args.feats % 6 == 0 else 4
@@ -158,11 +158,11 @@ def network_config(args: argparse.Namespace) -> dict[str, object]:
 
 
 def _crops(sampler: CropSampler, device: torch.device) -> CropSampler | ResidentCrops:
-    """Crops cut on a GPU where half of its free memory holds the images, on the host elsewhere."""
+    """Crops that are cut on the GPU, if the images fit in half of its free memory; else on the CPU."""
     if device.type != "cuda":
         return sampler
     free, _ = torch.cuda.mem_get_info(device)
     if sampler.nbytes <= free // 2:
         return ResidentCrops(sampler, device)
-    print(f"images: {sampler.nbytes >> 20} MiB, {free >> 20} MiB free on {device}: crops are cut on the host")
+    print(f"images: {sampler.nbytes >> 20} MiB, {free >> 20} MiB free on {device}: crops are cut on the CPU")
     return sampler

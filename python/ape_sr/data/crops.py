@@ -1,4 +1,4 @@
-"""Random training crops: every batch is a pure function of (seed, step), so a run resumes exactly."""
+"""Random training crops. Every batch is a pure function of (seed, step), so a run can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from ape_sr.data.images import image_size, read_image
 from ape_sr.data.pairs import find_training_pairs
 from ape_sr.errors import UserError
 
-MEMORY = 8 << 30  # bytes of decoded pictures that are kept
+MEMORY = 8 << 30  # the most bytes of decoded pictures that are kept
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Where a crop is cut: number of its picture, top and left in LR pixels; then quarter turns, and 1 if mirrored."""
+    """Where a crop is cut, and how it is turned.
+
+    picture: its number. top, left: in LR pixels. quarter_turns: 0 to 3, made after cutting. mirrored: 1 if the crop is
+    mirrored after turning, else 0.
+    """
 
     picture: int
     top: int
@@ -32,15 +36,17 @@ class Crop:
 
 
 class CropSampler:
-    """LR/HR crop pairs from folders of images, the LR side read from disk or made by bicubic downscaling.
+    """Image pairs of LR and HR crops from folders of images. The LR side is read, or made by bicubic downscaling.
 
-    folders, lr_folder: each folder as `find_training_pairs` takes it, an LR folder with one folder only; pictures with
-    a side under `patch` are left out. Every picture is drawn equally often, whatever its size and folder.
-    scale: upscaling factor. patch: HR crop size in pixels, a multiple of `scale`.
-    seed: of the whole run.
+    folders, lr_folder: as `find_training_pairs` takes them; an LR folder is allowed with one folder only. Pictures with
+    a side of less than `patch` pixels are left out. Every picture is drawn equally often, whatever its size and folder.
+    scale: upscaling factor. patch: side of the HR crops in pixels, a multiple of `scale`. seed: of the whole run.
 
-    Pictures are decoded and downscaled when first drawn and kept as uint8, up to `MEMORY` bytes of them.
-    `nbytes`: of all of them, both sides.
+    Pictures are decoded and downscaled when they are drawn first, and kept as uint8, up to `MEMORY` bytes of them.
+    `nbytes` counts the bytes of all pictures, LR and HR. `skipped` counts the pictures that were left out.
+
+    Raises UserError for a patch that the scale does not divide, for an LR folder beside several folders, and for
+    folders without a picture that is large enough.
     """
 
     def __init__(
@@ -75,7 +81,7 @@ class CropSampler:
         return lr, hr
 
     def draws(self, step: int, size: int, lr_size: Callable[[int], tuple[int, int]]) -> Iterator[Crop]:
-        """The `size` crops of a step, one by one. lr_size: height and width of a picture's LR side."""
+        """The `size` crops of a step, one by one. lr_size: gives the height and width of a picture's LR side."""
         rng = np.random.default_rng([self.seed, step])
         side = self.patch // self.scale
         for _ in range(size):
@@ -85,7 +91,7 @@ class CropSampler:
             yield Crop(picture, top, left, int(rng.integers(4)), int(rng.integers(2)))
 
     def load_all(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """LR and HR of every picture in turn, uint8 ``[h, w, 3]``; files are decoded by all cores."""
+        """LR and HR of every picture in turn, uint8 ``[h, w, 3]``. All cores decode files."""
         with ThreadPoolExecutor() as pool:
             for index, (lr, hr) in enumerate(pool.map(self._read, range(len(self.pairs)))):
                 yield self._matched(index, lr, hr)
@@ -98,7 +104,7 @@ class CropSampler:
         return lr, hr
 
     def _pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """LR and HR of a picture, kept while there is room; the one not drawn for longest goes first."""
+        """LR and HR of a picture. Both are kept while there is room; the pair drawn longest ago goes first."""
         if index in self._decoded:
             self._decoded.move_to_end(index)
             return self._decoded[index]
@@ -110,12 +116,12 @@ class CropSampler:
         return lr, hr
 
     def _read(self, index: int) -> tuple[np.ndarray | None, np.ndarray]:
-        """What is on disk: the LR side, None where it has to be made, and the HR side."""
+        """The LR side from disk, or None if it has to be made, and the HR side."""
         hr_path, lr_path = self.pairs[index]
         return None if lr_path is None else read_image(lr_path), modcrop(read_image(hr_path), self.scale)
 
     def _matched(self, index: int, lr: np.ndarray | None, hr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Both sides, the LR one made or checked."""
+        """Both sides. The LR side is made, or its size is checked."""
         if lr is None:
             return bicubic_downscale(hr, self.scale), hr
         expected = (hr.shape[0] // self.scale, hr.shape[1] // self.scale)

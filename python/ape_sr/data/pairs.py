@@ -1,4 +1,4 @@
-"""Where training pictures lie: plain folders, and DIV2K's and DIV8K's conventions."""
+"""Finds training pictures, in plain folders and in folders as DIV2K and DIV8K have them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ HR = "_HR"
 
 
 def find_training_pairs(folder: Path, scale: int, lr_folder: Path | None = None) -> list[tuple[Path, Path | None]]:
-    """HR pictures, each with its LR picture or None where that has to be made.
+    """The paths of all HR pictures, each with the path of its LR picture, or None if that has to be made.
 
-    folder: any folder of pictures; or one as DIV2K is unpacked, with ``<set>_train_HR`` (or one ``<set>_HR``) in it,
-        or that folder itself.
-    lr_folder: LR pictures of the same stems, with or without ``x<scale>``. Without it ``<set>_LR_bicubic/X<scale>``
-        beside an HR folder is taken where it is there.
+    folder: a folder of pictures; or the folder that DIV2K is unpacked to, with ``<set>_train_HR`` (or one ``<set>_HR``)
+        in it; or that folder itself.
+    lr_folder: a folder of LR pictures with the same names, with or without ``x<scale>`` at their end. Without it,
+        ``<set>_LR_bicubic/X<scale>`` beside an HR folder is used if it exists.
 
-    UserError where a picture has no partner in an LR folder, or several folders could be meant.
+    Raises UserError when a picture has no partner in the LR folder, and when several HR folders could be meant.
     """
     hr_folder = _hr_folder(folder)
     if lr_folder is None and hr_folder.name.endswith(HR):

@@ -1,4 +1,4 @@
-"""Training crops cut on the device: all pictures lie there, the host sends where to cut."""
+"""Training crops that are cut on the device. The device holds all pictures; the CPU sends only where to cut."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from ape_sr.data.crops import CropSampler
 
 
 class ResidentCrops:
-    """The batches of `sampler`, bit for bit, cut on `device`, which holds all its pictures as uint8.
+    """The same batches as those of `sampler`, bit for bit, cut on `device`.
 
-    Takes `sampler.nbytes` of the device's memory. `batch` does not wait for the device.
+    All pictures are stored on the device as uint8, which takes `sampler.nbytes` bytes. `batch` does not wait for the
+    device.
     """
 
     def __init__(self, sampler: CropSampler, device: torch.device) -> None:
@@ -29,10 +30,10 @@ class ResidentCrops:
                 flat[used : used + side.size] = side.ravel()
                 used += side.size
         self._levels = torch.from_numpy(flat).to(device)
-        self._white = torch.tensor(255.0, device=device)  # a tensor: a GPU multiplies by 1 / 255 where it gets a number
+        self._white = torch.tensor(255.0, device=device)  # a tensor, because PyTorch multiplies by 1 / 255 for a number
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
-        """What `CropSampler.batch` returns, on the device."""
+        """The batch that `CropSampler.batch` returns, on the device."""
         cuts = np.empty((2, size, 3), np.int64)
         for number, crop in enumerate(self.sampler.draws(step, size, self._lr_sizes.__getitem__)):
             width, scale = self._lr_sizes[crop.picture][1], 1
@@ -42,14 +43,14 @@ class ResidentCrops:
                 cuts[kind, number] = _dihedral(first, row, 3, side, crop.quarter_turns, crop.mirrored)
                 scale = self.sampler.scale
         sent = torch.from_numpy(cuts)
-        if self.device.type == "cuda":  # else the copy would wait
+        if self.device.type == "cuda":  # from other memory the copy would wait for the device
             sent = sent.pin_memory()
         sent = sent.to(self.device, non_blocking=True)
         lr, hr = (self._cut(part, side) for part, side in zip(sent, self._sides, strict=True))
         return lr, hr
 
     def _cut(self, cuts: Tensor, side: int) -> Tensor:
-        """cuts: ``[N, 3]``, of every crop its first byte and the bytes to the next row and column."""
+        """Cut crops. cuts: ``[N, 3]``, the first byte of each crop and the bytes to its next row and column."""
         first, down, right = cuts[:, :, None, None, None].unbind(1)
         along = torch.arange(side, device=self.device)
         bytes_ = first + down * along[:, None, None] + right * along[:, None] + torch.arange(3, device=self.device)
@@ -57,7 +58,7 @@ class ResidentCrops:
 
 
 def _dihedral(first: int, down: int, right: int, side: int, quarter_turns: int, mirrored: int) -> tuple[int, int, int]:
-    """First byte and the bytes to the next row and column, once a square of `side` pixels is turned and mirrored."""
-    for _ in range(quarter_turns):  # against the clock, as np.rot90: row i is what was column side - 1 - i
+    """First byte, and bytes to the next row and column, of a square of `side` pixels after turning and mirroring."""
+    for _ in range(quarter_turns):  # counterclockwise as np.rot90: column side - 1 - i becomes row i
         first, down, right = first + (side - 1) * right, -right, down
     return (first + (side - 1) * right, down, -right) if mirrored else (first, down, right)

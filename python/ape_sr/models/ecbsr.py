@@ -9,7 +9,7 @@ from torch.nn.functional import conv2d, pad
 from ape_sr.models.base import ExitNetwork
 from ape_sr.models.edsr import conv3x3
 
-EXPANSION = 2  # width of the 1x1-3x3 branch over that of the block
+EXPANSION = 2  # channels inside the 1x1-3x3 branch, divided by those of the block
 SOBEL_X = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
 SOBEL_Y = ((1.0, 2.0, 1.0), (0.0, 0.0, 0.0), (-1.0, -2.0, -1.0))
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
@@ -29,12 +29,12 @@ class ExpandBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C_in, h, w]`` to ``[N, C_out, h, w]``."""
-        # padded before the first convolution: the second one then sees b0 around the patch, not zeros
+        # The input is padded, and not the result of the first convolution: the second one reads b0 around the patch.
         return conv2d(conv2d(pad(x, (1, 1, 1, 1)), self.k0, self.b0), self.k1, self.b1)
 
 
 class EdgeBranch(nn.Module):
-    """1x1 convolution k0, b0, then a fixed 3x3 filter on every channel, times `scale`, plus `bias`."""
+    """1x1 convolution k0, b0, then a fixed 3x3 filter for every channel, times `scale`, plus `bias`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[tuple[float, ...], ...]) -> None:
         super().__init__()
@@ -52,9 +52,10 @@ class EdgeBranch(nn.Module):
 
 
 class ECB(nn.Module):
-    """Edge-oriented convolution block: five parallel branches ``[N, C_in, h, w]`` to ``[N, C_out, h, w]``, added up.
+    """Edge-oriented convolution block: the sum of five parallel branches.
 
-    with_idt: adds the input as well, where C_in equals C_out. linear: no PReLU follows.
+    with_idt: adds the input as well, if the block has as many output channels as input channels. linear: no PReLU
+    follows.
     """
 
     def __init__(self, in_channels: int, out_channels: int, with_idt: bool, linear: bool = False) -> None:
@@ -80,14 +81,15 @@ class ECBSR(ExitNetwork):
     """ECBSR, plain or with exits after every `exit_interval` blocks.
 
     scale: upscaling factor, 2, 3 or 4.
-    n_blocks, n_feats: blocks between the first and the last one, and width (16 x 64 is the paper's large form).
-    exit_interval: blocks between exits, a divisor of n_blocks; None builds a plain network without regressor.
-    exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
+    n_blocks, n_feats: blocks between the first and the last one, and channels (16 x 64 is the paper's large form).
+    exit_interval: blocks between exits, a divisor of n_blocks. None builds a plain network without regressor.
+    exit_threshold: the prediction from which on a patch leaves (1 - threshold).
     with_idt: whether blocks add their input.
-    rgb_range: value range of images.
+    rgb_range: the largest value of a pixel.
 
-    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`);
-    in evaluation mode, or without exits, the full-depth picture ``[N, 3, scale * h, scale * w]``.
+    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`). In evaluation
+    mode, or without exits, it returns the picture of full depth, ``[N, 3, scale * h, scale * w]``.
+    Raises ValueError for arguments outside these ranges.
     """
 
     def __init__(
@@ -128,7 +130,7 @@ class ECBSR(ExitNetwork):
         return skip + self.tail(self.body[-1](features))
 
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The upsampled input and the feature map at every exit; for a plain network that after the last block."""
+        """The upsampled input, and the feature map at every exit; for a plain network after the last block only."""
         interval = self.exit_interval if self.has_exits else len(self.body) - 1
         features, stream = [], self.head(x)
         for i, block in enumerate(list(self.body)[:-1], start=1):

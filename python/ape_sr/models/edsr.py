@@ -13,7 +13,7 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)  # DIV2K, as published with EDSR
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A convolution that keeps the size."""
+    """A 3x3 convolution that keeps height and width."""
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
@@ -39,11 +39,11 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, h, w]`` to the same."""
-        return torch.add(x, self.body(x), alpha=self.res_scale)  # one pass over memory
+        return torch.add(x, self.body(x), alpha=self.res_scale)  # reads and writes memory once
 
 
 class Upsampler(nn.Sequential):
-    """Convolution and pixel shuffle, once for scale 3, log2(scale) times for powers of two."""
+    """Convolution and pixel shuffle: once for scale 3, log2(scale) times for powers of two."""
 
     def __init__(self, scale: int, channels: int) -> None:
         if scale not in (1, 2, 3, 4, 8):
@@ -59,15 +59,17 @@ class EDSR(ExitNetwork):
     """EDSR, plain or with exits after every `exit_interval` residual blocks.
 
     scale: upscaling factor, 1, 2, 3, 4 or 8.
-    n_resblocks, n_feats: depth and width (16 x 64 is the paper's small form, 32 x 256 the large one).
-    exit_interval: blocks between exits, a divisor of n_resblocks; None builds a plain network without regressor.
-    exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
-    rgb_range: value range of images, 1.0 here, 255 in the published checkpoints.
-    head_exit: a patch may also leave before the first block, as a regressor that looks ahead can say; exit 0 is then
-        that after the head. All the regressor sees there is the patch's mean colour: the head is linear.
+    n_resblocks, n_feats: residual blocks and channels (16 x 64 is the paper's small form, 32 x 256 the large one).
+    exit_interval: blocks between exits, a divisor of n_resblocks. None builds a plain network without regressor.
+    exit_threshold: the prediction from which on a patch leaves (1 - threshold).
+    res_scale: factor of the residual blocks.
+    rgb_range: the largest value of a pixel: 1.0 here, 255 in the published checkpoints.
+    head_exit: a patch may also leave before the first block, which needs a regressor that looks ahead. Exit 0 is then
+        the one after the head. The head is linear, so the regressor knows only the mean colour of the patch there.
 
-    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`);
-    in evaluation mode, or without exits, the full-depth picture ``[N, 3, scale * h, scale * w]``.
+    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`). In evaluation
+    mode, or without exits, it returns the picture of full depth, ``[N, 3, scale * h, scale * w]``.
+    Raises ValueError for arguments outside these ranges.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class EDSR(ExitNetwork):
         return self.reconstruct(skip + self.body[-1](features))
 
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Head output and the feature map at every exit; for a plain network that after the last block."""
+        """The head's features, and the feature map at every exit; for a plain network after the last block only."""
         skip = self.head(self.sub_mean(x))
         interval = self.exit_interval if self.has_exits else len(self.body) - 1
         features, stream = [skip] if self.head_exit else [], skip
@@ -123,5 +125,5 @@ class EDSR(ExitNetwork):
         return skip, features
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """Features ``[N, C, h, w]`` after the body-end skip to pixels ``[N, 3, s * h, s * w]``."""
+        """The picture ``[N, 3, s * h, s * w]`` of features ``[N, C, h, w]`` after the global skip."""
         return self.add_mean(self.tail(features))

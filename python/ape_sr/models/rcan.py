@@ -8,7 +8,7 @@ from ape_sr.models.edsr import EDSR, conv3x3
 
 
 class CALayer(nn.Module):
-    """``x * gate(mean over pixels of x)`` over ``[N, C, h, w]``, the gate from `channels` through `hidden` numbers."""
+    """``x * gate(mean over pixels of x)`` over ``[N, C, h, w]``. The gate has a hidden layer of `hidden` channels."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -52,17 +52,17 @@ class ResidualGroup(nn.Module):
 
 
 class RCAN(EDSR):
-    """RCAN, plain or with exits after every `exit_interval` residual groups; all but the body is EDSR's.
+    """RCAN, plain or with exits after every `exit_interval` residual groups. Head and tail are those of EDSR.
 
     scale: upscaling factor, 1, 2, 3, 4 or 8.
-    n_resgroups, n_resblocks, n_feats: groups, blocks in each, channels (the paper's: 10, 20, 64).
-    reduction: channels per hidden number of the channel attention, 1 to n_feats.
-    exit_interval: groups between exits, a divisor of n_resgroups; None builds a plain network without regressor.
-    exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
-    rgb_range: value range of images, 1.0 here, 255 in the published checkpoints.
+    n_resgroups, n_resblocks, n_feats: groups, blocks per group, channels (the paper's: 10, 20, 64).
+    reduction: channels divided by the hidden channels of the channel attention, 1 to n_feats.
+    exit_interval: groups between exits, a divisor of n_resgroups. None builds a plain network without regressor.
+    exit_threshold: the prediction from which on a patch leaves (1 - threshold).
+    rgb_range: the largest value of a pixel: 1.0 here, 255 in the published checkpoints.
     head_exit: a patch may also leave before the first group, as in `EDSR`.
 
-    `forward` and `forward_exits` as in `EDSR`. Raises ValueError for arguments outside these.
+    `forward` and `forward_exits` are as in `EDSR`. Raises ValueError for arguments outside these ranges.
     """
 
     def __init__(

@@ -12,14 +12,15 @@ class VDSR(ExitNetwork):
     """VDSR, plain or with exits: bicubic upsampling, then a chain of convolutions at the resolution of the picture.
 
     scale: upscaling factor, 2, 3 or 4.
-    n_resblocks, n_feats: convolutions, the first and the last included, and width (20 x 64 is the paper's).
-    exit_interval: convolutions between exits, a divisor of n_resblocks - 2; None builds a plain network
-        without regressor.
-    exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
-    rgb_range: value range of images, 1.0 here, 255 in the published code.
+    n_resblocks, n_feats: convolutions, with the first and the last one, and channels (20 x 64 is the paper's form).
+    exit_interval: convolutions between exits, a divisor of n_resblocks - 2. None builds a plain network without
+        regressor.
+    exit_threshold: the prediction from which on a patch leaves (1 - threshold).
+    rgb_range: the largest value of a pixel: 1.0 here, 255 in the published code.
 
-    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`);
-    in evaluation mode, or without exits, the full-depth picture ``[N, 3, scale * h, scale * w]``.
+    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`). In evaluation
+    mode, or without exits, it returns the picture of full depth, ``[N, 3, scale * h, scale * w]``.
+    Raises ValueError for arguments outside these ranges.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class VDSR(ExitNetwork):
         return self.add_mean(skip + self.body[-1](features))
 
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The upsampled input, shifted, and the feature map at every exit; for a plain network the last one."""
+        """The upsampled input without its mean, and the feature map at every exit; for a plain network the last one."""
         skip = self.sub_mean(self.upsample(x))
         interval = self.exit_interval if self.has_exits else len(self.body) - 2
         features, stream = [], self.body[0](skip)

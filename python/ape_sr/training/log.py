@@ -12,15 +12,16 @@ from matplotlib.figure import Figure
 from ape_sr.files import atomic_path
 from ape_sr.training.losses import LossParts
 
-PARTS = ("l1", "mse", "psnr")  # one column an exit each
+PARTS = ("l1", "mse", "psnr")  # each has one column per exit
 LABELS = {"l1": "L1 (grey levels)", "mse": "regressor, squared error", "psnr": "PSNR of the crops (dB)"}
 
 
 class TrainingLog:
-    """Appends rows to `log.csv` in the folder `out`; on resuming drops those written after step `step`.
+    """Appends rows to `log.csv` in the folder `out`.
 
-    Columns: step, seconds (of training, over all starts), lr, loss, then L1, regressor's squared error and PSNR at
-    every exit.
+    step: the step from which training goes on. Rows of later steps, which are left from an interrupted run, are
+    removed. The columns are step, seconds (of training, over all starts), lr, loss, and then at every exit L1 (grey
+    levels), the regressor's squared error and PSNR (dB).
     """
 
     def __init__(self, out: Path, step: int) -> None:
@@ -31,7 +32,7 @@ class TrainingLog:
             csv.writer(file).writerows([header, *kept] if kept else [])
 
     def write(self, step: int, seconds: float, rate: float, parts: LossParts) -> None:
-        """Append the losses of a step."""
+        """Append the losses of a step. rate: the learning rate."""
         per_exit = [part.tolist() for part in (parts.l1, parts.regressor, parts.psnr)]
         row = [step, seconds, rate, parts.total.item(), *(value for part in per_exit for value in part)]
         with open(self.path, "a", newline="") as file:
@@ -42,7 +43,7 @@ class TrainingLog:
             writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
 
     def draw(self) -> None:
-        """Draw what has been logged so far, a curve an exit; nothing where nothing was."""
+        """Draw `log.png` from the rows so far, one curve per exit. Without rows nothing is written."""
         header, *rows = self._rows() or [[]]
         if not rows:
             return

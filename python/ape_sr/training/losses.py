@@ -1,4 +1,4 @@
-"""The paper's training objective: all exits at once, the regressor following the measured capacity."""
+"""The paper's training objective: all exits at once, with the regressor trained towards the measured capacity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from ape_sr.models import EDSR, ExitNetwork
 
 @dataclass
 class LossParts:
-    """total: what is minimised. l1 (grey levels), regressor, psnr (dB): one number an exit, detached."""
+    """Losses of one batch.
+
+    total: the loss that is minimised. l1 (grey levels), regressor, psnr (dB): ``[exits]``, without gradient.
+    """
 
     total: Tensor
     l1: Tensor
@@ -28,15 +31,15 @@ def joint_loss(
 ) -> LossParts:
     """Sum over exits of L1(SR_i, HR) + regressor_weight * MSE(prediction_i, 1 - I_i), section 3.3 of the APE paper.
 
-    I_i = tanh(PSNR_i - PSNR_{i-1}), PSNR_0 = 0, taken from the batch with no gradient. L1 is in grey
-    levels of 0 to 255 as in the paper, which keeps the regressor's pull on the backbone small; a weight above the
-    paper's 1 lets the backbone learn what its pooled features must tell.
-    With the target "look-ahead" the prediction at exit i is trained towards 1 - I_{i+1}: a patch then leaves before
-    the stage that would bring little, not after it.
-    lr: ``[N, 3, h, w]``, hr: ``[N, 3, s * h, s * w]``, both in [0, rgb_range].
-    A plain network has one "exit" and no regressor.
+    I_i = tanh(PSNR_i - PSNR_{i-1}) with PSNR_0 = 0, measured on the batch without gradient. L1 is in grey levels of 0
+    to 255 as in the paper. This keeps the regressor's influence on the backbone small. With a weight above the paper's
+    1 the backbone also learns pooled features from which the regressor can predict.
+    With the target "look-ahead" the prediction at exit i is trained towards 1 - I_{i+1}. A patch then leaves before the
+    stage that would bring little, and not after it.
+    lr: ``[N, 3, h, w]``, hr: ``[N, 3, s * h, s * w]``, float32, both in [0, rgb_range].
+    A network without exits has one "exit", which is its end, and no regressor.
     """
-    if isinstance(model, EDSR):  # its tail and its subclasses' are convolutions and shuffles alone
+    if isinstance(model, EDSR):  # the tail of EDSR and its subclasses has only convolutions and shuffles
         skip, features = model.exit_features(lr)
         pictures = _reconstruct_all(model, skip, features).float().view(len(features), *hr.shape)
         predicted = _predict_all(model, features)
@@ -53,7 +56,7 @@ def joint_loss(
             [batch_psnr(sr, hr_i, border, model.rgb_range) for sr, hr_i in zip(pictures, truth, strict=True)]
         )
         gain = torch.diff(psnr, dim=0, prepend=torch.zeros_like(psnr[:1]))
-        if target == "look-ahead":  # what the next stage will bring; nothing comes after the last
+        if target == "look-ahead":  # the gain of the next stage; the last exit has none
             gain = torch.cat([gain[1:], torch.zeros_like(gain[:1])])
         wanted = 1 - torch.tanh(gain)
     regressor = torch.zeros_like(l1)
@@ -63,7 +66,7 @@ def joint_loss(
 
 
 def _predict_all(model: ExitNetwork, features: list[Tensor]) -> list[Tensor]:
-    """Predictions ``[N, 1]`` of every exit, in float32: their differences are small."""
+    """Predictions ``[N, 1]`` of every exit. They are float32, because their differences are small."""
     if not model.has_exits:
         return []
     with torch.autocast(features[0].device.type, enabled=False):
@@ -73,10 +76,9 @@ def _predict_all(model: ExitNetwork, features: list[Tensor]) -> list[Tensor]:
 def _reconstruct_all(model: EDSR, skip: Tensor, features: list[Tensor]) -> Tensor:
     """Pictures of all exits, ``[exits * N, 3, s * h, s * w]``.
 
-    The tail is applied collapsed (one 5x5 convolution at low resolution instead of the whole
-    upsampler, at every exit), which is several times cheaper and differentiable. It is not right in the
-    outermost ring of low-resolution pixels, where the zero padding inside the tail shows: that ring
-    comes from the tail as it is, applied to strips just wide enough.
+    The collapsed tail is used: one 5x5 convolution at low resolution per exit, instead of the whole upsampler. It is
+    several times cheaper, and differentiable. It is wrong at the border pixels, where the zero padding inside the tail
+    matters. These pixels are computed with the tail itself, on strips that are just wide enough.
     """
     with torch.autocast(skip.device.type, enabled=False):
         kernel, bias = collapse_interior(linear_steps([model.tail, model.add_mean]))

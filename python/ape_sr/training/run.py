@@ -1,4 +1,4 @@
-"""The training loop: steps, checkpoints that survive a kill."""
+"""The training loop, with checkpoints from which an interrupted run goes on."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ from ape_sr.training.losses import LossParts, joint_loss
 from ape_sr.training.step import RecordedStep, TrainingStep, side_stream
 
 ALONE = Ranks()
-LOG_EVERY, LOG_FIRST = 50, 8  # steps; the first ones all, as that is where a run goes wrong
+LOG_EVERY, LOG_FIRST = 50, 8  # in steps; all of the first steps are logged, because faults show there
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of one run; defaults are the paper's (Adam 1e-4, batch 16, HR patch 192, halved after two thirds).
+    """Settings of one run. The defaults are the paper's (Adam 1e-4, batch 16, HR patch 192, halved after two thirds).
 
-    steps: optimiser steps at most. minutes: of training at most, None for no limit; whichever of the two is nearer its
-    end drives the schedule. batch: crops a step. patch: HR crop size in pixels. lr: learning rate.
-    schedule: "halve" (half from two thirds on) or "cosine" (to zero). warm_up: steps over which the rates grow to those
-    of the schedule. regressor_lr: rate of the regressor alone. regressor_weight: of its loss. clip: largest gradient
-    norm. precision: "fp32" or "bf16" (autocast).
+    steps: the most optimiser steps. minutes: the most minutes of training, None for no limit. The one that is nearer
+    its end drives the schedule. batch: crops per step. patch: side of the HR crops in pixels. lr: learning rate.
+    schedule: "halve" (half of the rate after two thirds of the run) or "cosine" (falls to zero). warm_up: steps over
+    which the rates rise to those of the schedule. regressor_lr: learning rate of the regressor. regressor_weight: of
+    the regressor's loss. clip: largest norm of the backbone's gradient. precision: "fp32" or "bf16" (autocast).
     target: what the regressor predicts, "paper" or "look-ahead" (`joint_loss`).
-    seed: of crops. regressor_only: leave the backbone as it is. save_seconds: between checkpoints, at least.
+    seed: of the crops. regressor_only: train the regressor and leave the backbone as it is. save_seconds: least time
+    between two checkpoints.
     """
 
     steps: int = 300_000
@@ -60,16 +61,21 @@ class TrainingConfig:
 class TrainingRun:
     """Trains `model` into the folder `out`.
 
-    There appear `last.pt` (resumable) and `model.safetensors`, the weights as of the last checkpoint, `log.csv` and its
-    picture `log.png`.
+    It writes the checkpoint `last.pt`, the weights of the last checkpoint `model.safetensors`, `log.csv`, and
+    `log.png`, a picture of the log.
 
-    Every batch depends on (seed, step) only, so a run that is killed and started again with the same
-    arguments goes on from `last.pt` as if nothing had happened; with a limit of minutes, those trained before count.
-    Losses are read, logged and checked every `LOG_EVERY` steps; between them the device is not waited for, and on a
-    CUDA device a step is one launch (`RecordedStep`) unless several processes train together.
-    crops: whose `batch(step, size)` is drawn from.
-    ranks: the processes that train together (`ape_sr.distributed.joined`), each on its share of every batch, with the
-    gradients of the whole; the first one writes.
+    Every batch depends on (seed, step) only. A run that was killed and is started again with the same arguments goes on
+    from `last.pt` as if it had not been interrupted; a limit of minutes includes the time before. Losses are read,
+    logged and checked every `LOG_EVERY` steps. Between these steps nothing waits for the device. On a CUDA device a
+    step is one launch (`RecordedStep`), unless several processes train together.
+
+    crops: gives the batches by `batch(step, size)`.
+    device: such as "cpu" or "cuda:0".
+    ranks: the processes that train together (`ape_sr.distributed.joined`). Each computes a share of every batch, and
+    gradients are averaged. The first process writes.
+
+    Raises UserError for settings that do not go together, and for a folder that holds another run or a damaged
+    checkpoint.
     """
 
     def __init__(
@@ -81,12 +87,12 @@ class TrainingRun:
         device: str,
         ranks: Ranks = ALONE,
     ) -> None:
-        smallest = 2 * (model.scale + 6) + 1  # pixels the measured capacity needs within its border
+        smallest = 2 * (model.scale + 6) + 1  # pixels; PSNR is measured without a border of scale + 6
         if config.patch < smallest:
             raise UserError(f"patch: expected at least {smallest} at scale {model.scale}, got {config.patch}")
         if config.batch % ranks.world:
             raise UserError(f"batch: expected a multiple of the {ranks.world} processes, got {config.batch}")
-        if config.minutes is not None and ranks.world > 1:  # each would stop at a step of its own
+        if config.minutes is not None and ranks.world > 1:  # the processes would stop at different steps
             raise UserError(f"minutes: expected with one process, got {ranks.world}; say how many --steps")
         if getattr(model, "head_exit", False) and config.target != "look-ahead":
             raise UserError(f"head_exit: expected with the target look-ahead, got {config.target}")
@@ -113,21 +119,24 @@ class TrainingRun:
 
     @property
     def checkpoint(self) -> Path:
-        """The file a killed run goes on from."""
+        """The file from which an interrupted run goes on."""
         return self.out / "last.pt"
 
     @property
     def weights(self) -> Path:
-        """The file of the weights so far."""
+        """The file with the weights of the last checkpoint."""
         return self.out / "model.safetensors"
 
     @property
     def identity(self) -> dict[str, dict[str, object]]:
-        """What a checkpoint must agree on to be resumed."""
+        """The settings that a checkpoint must share with this run to be resumed."""
         return {"model": self.model.config, "training": asdict(self.config)}
 
     def run(self) -> Path:
-        """Train to the end and return the path of the finished weights."""
+        """Train to the end and return the path of the finished weights.
+
+        Raises UserError when the loss becomes NaN or infinite.
+        """
         log = TrainingLog(self.out, self.step) if self.ranks.leads else None
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # every step has the same shapes
@@ -142,7 +151,7 @@ class TrainingRun:
                 self.seconds = monotonic() - began
                 ends = self._done() == 1
                 if self.step % LOG_EVERY and self.step > LOG_FIRST and not ends:
-                    continue  # the device works on
+                    continue  # without a wait for the device
                 parts = self._checked(parts)
                 if log is not None:
                     bar.set_postfix(loss=f"{parts.total.item():.3f}", psnr=f"{parts.psnr[-1].item():.2f}")
@@ -155,12 +164,12 @@ class TrainingRun:
         return self.weights
 
     def _one_step(self, rate: float) -> LossParts:
-        """A step at the share `rate` of the learning rates; the losses are of this process alone, on the device."""
+        """Run one step with the learning rates times `rate`. The losses are those of this process, on the device."""
         lr, hr = self.crops.batch(self.step, self.config.batch)
         share = slice(self.ranks.rank, None, self.ranks.world)
         lr, hr = (t[share].to(self.device, memory_format=torch.channels_last) * self.model.rgb_range for t in (lr, hr))
         for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):  # a recorded step reads it where it is
+            if isinstance(group["lr"], Tensor):  # a recorded step reads this tensor
                 group["lr"].fill_(group["initial_lr"] * rate)
             else:
                 group["lr"] = group["initial_lr"] * rate
@@ -169,7 +178,7 @@ class TrainingRun:
         return parts
 
     def _checked(self, parts: LossParts) -> LossParts:
-        """Means over the processes; UserError where the loss is no number, which no later step makes good."""
+        """Means over the processes. Raises UserError if the loss is not finite; later steps cannot mend that."""
         parts = LossParts(*(self.ranks.mean(part) for part in vars(parts).values()))
         total = parts.total.item()
         if not math.isfinite(total):
@@ -187,19 +196,19 @@ class TrainingRun:
         ]
 
     def _backbone(self) -> list[nn.Parameter]:
-        """Trainable parameters but the regressor's: their gradients are clipped together."""
+        """The trainable parameters except the regressor's. Their gradients are clipped together."""
         regressor = set(map(id, self.model.regressor.parameters())) if self.model.has_exits else set()
         return [p for p in self.model.parameters() if p.requires_grad and id(p) not in regressor]
 
     def _done(self) -> float:
-        """Share of the run that is done, 0 to 1: of the steps or of the minutes, whichever is more."""
+        """Share of the run that is done, 0 to 1: of the steps or of the minutes, the larger one."""
         done = self.step / self.config.steps
         if self.config.minutes is not None:
             done = max(done, self.seconds / (60 * self.config.minutes))
         return min(done, 1.0)
 
     def _rate(self, done: float) -> float:
-        """Share of the learning rates when `done` of the run is."""
+        """Factor of the learning rates after the share `done` of the run."""
         warmth = min((self.step + 1) / (self.config.warm_up + 1), 1.0)
         if self.config.schedule == "cosine":
             return warmth * 0.5 * (1 + math.cos(math.pi * done))
@@ -234,33 +243,33 @@ class TrainingRun:
             raise UserError(f"out: {self.out} holds another run ({'; '.join(changed)}); choose another folder")
         self.model.load_state_dict(state["model"])
         for saved, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
-            saved.update({key: value for key, value in own.items() if key != "params"})  # another device has others
+            saved.update({key: value for key, value in own.items() if key != "params"})  # of this run's device
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state.get("seconds", 0.0)
 
 
 class _Objective(nn.Module):
-    """The loss as a module, so that DistributedDataParallel sees the whole of it."""
+    """The loss as a module, because DistributedDataParallel must wrap the whole computation."""
 
     def __init__(self, model: ExitNetwork, config: TrainingConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
 
     def forward(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, ...]:
-        """The fields of `LossParts`."""
+        """The fields of `LossParts` for a batch."""
         parts = joint_loss(self.model, lr, hr, self.config.target, self.config.regressor_weight)
         return parts.total, parts.l1, parts.regressor, parts.psnr
 
 
 def _default(part: str, key: str) -> object:
-    """What a setting was in runs begun before it existed."""
+    """The value of a setting in runs that began before the setting existed."""
     return getattr(TrainingConfig(), key) if part == "training" else {"head_exit": False}.get(key)
 
 
 def initialise(model: nn.Module, source: nn.Module) -> None:
-    """Copy the weights of a (plain) network of the same size; only the regressor may be missing there.
+    """Copy the weights of `source`, a network of the same size, to `model`. Only the regressor may be missing in it.
 
-    Raises ValueError that names the first weight that does not fit.
+    Raises ValueError with the name of the first weight that does not fit.
     """
     theirs, ours = source.state_dict(), model.state_dict()
     for name in (*theirs, *(name for name in ours if not name.startswith("regressor."))):

@@ -1,4 +1,4 @@
-"""One optimiser step, and its recording as a CUDA graph: a small network's step is thousands of tiny launches."""
+"""One optimiser step, and its recording as a CUDA graph. A small network's step has thousands of tiny launches."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from ape_sr.training.losses import LossParts
 
-WARM_UP = 3  # calls before the recording, in which libraries choose their kernels and the optimiser makes its state
+WARM_UP = 3  # calls before the recording; in them libraries choose their kernels and the optimiser makes its state
 
 
 class TrainingStep:
-    """Forward, backward, clipping and update: ``step(lr, hr) -> LossParts``; does not wait for the device.
+    """Forward, backward, clipping and update: ``step(lr, hr) -> LossParts``. It does not wait for the device.
 
-    objective: `(lr, hr)` to the fields of `LossParts`. clipped: parameters whose gradients are cut together at the
-    norm `clip`. autocast: run the forward in bfloat16 where PyTorch does so.
+    objective: maps `(lr, hr)` to the fields of `LossParts`. clipped: parameters whose gradients are clipped together to
+    the norm `clip`. autocast: whether the forward runs in bfloat16 where PyTorch's autocast allows it.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class TrainingStep:
         self.clipped, self.clip, self.autocast = clipped, clip, autocast
 
     def __call__(self, lr: Tensor, hr: Tensor) -> LossParts:
-        """lr ``[N, 3, h, w]``, hr ``[N, 3, s * h, s * w]``; all that is returned is detached."""
+        """Run one step. lr: ``[N, 3, h, w]``, hr: ``[N, 3, s * h, s * w]``. The result carries no gradient."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(lr.device.type, torch.bfloat16, enabled=self.autocast):
             total, *parts = self.objective(lr, hr)
@@ -43,11 +43,11 @@ class TrainingStep:
 
 
 class RecordedStep:
-    """A `TrainingStep` of inputs of one shape on a CUDA device, recorded once and launched as a whole from then on.
+    """A `TrainingStep` on a CUDA device that is recorded once and then launched as a whole.
 
-    The first `WARM_UP` calls run as they are. To be called within `side_stream`; the optimiser has to be capturable,
-    with its rates in tensors on the device. What a call returns is overwritten by the next one.
-    A step that cannot be recorded goes on as it is, after a printed line.
+    The first `WARM_UP` calls are not recorded. All inputs must have one shape. Calls must be made within `side_stream`,
+    and the optimiser must be capturable, with its learning rates in tensors on the device. Each call overwrites the
+    result of the call before. If the step cannot be recorded, a line is printed and the step runs without a recording.
     """
 
     def __init__(self, step: TrainingStep) -> None:
@@ -56,7 +56,7 @@ class RecordedStep:
         self._recording: _Recording | None = None
 
     def __call__(self, lr: Tensor, hr: Tensor) -> LossParts:
-        """As `TrainingStep`."""
+        """As `TrainingStep.__call__`."""
         if self._calls == WARM_UP:
             try:
                 self._recording = _Recording(self.step, lr, hr)
@@ -68,7 +68,7 @@ class RecordedStep:
 
 
 class _Recording:
-    """What `step` launches on the device, recorded but not run; a call runs it."""
+    """A recording of everything that `step` launches on the device. A call runs it; making it does not."""
 
     def __init__(self, step: TrainingStep, lr: Tensor, hr: Tensor) -> None:
         self.inputs = lr.clone(), hr.clone()
@@ -85,7 +85,10 @@ class _Recording:
 
 @contextmanager
 def side_stream(device: torch.device) -> Generator[None, None, None]:
-    """A CUDA stream of the block's own, as graphs cannot be recorded on the default one; nothing on other devices."""
+    """In this context a CUDA stream of its own is current, because graphs cannot be recorded on the default stream.
+
+    On other devices it does nothing.
+    """
     if device.type != "cuda":
         yield
         return

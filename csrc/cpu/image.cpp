@@ -1,0 +1,227 @@
+#include "image.h"
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "course.h"
+#include "interpolate.h"
+#include "isa.h"
+#include "parallel.h"
+#include "regions.h"
+#include "strips.h"
+#include "workspace.h"
+
+namespace ape::cpu {
+namespace {
+
+constexpr int kTile = 48;  // low-resolution pixels a side of tiles: 64 channels of two maps fit L2 beside the weights
+
+// One run of a program on images of one size: what all workers share.
+class Run {
+ public:
+  Run(const Program& program, const ImageArgs& args)
+      : program_(program),
+        args_(args),
+        course_(program, args.sharing),
+        tile_(tile_size(program)),
+        // the tile that has moved furthest must still reach the image's end
+        tile_rows_(tiles(args.height)),
+        tile_columns_(tiles(args.width)),
+        slots_(std::min<int64_t>(args.count * tile_rows_, 2 * int64_t(args.threads) + 2)),
+        strips_(program, course_, tile_, args.width, int(slots_)),
+        done_(args.count * tile_rows_ * tile_columns_),
+        idle_(done_.size()) {
+    for (int64_t i = 0; i < int64_t(idle_.size()); i++) idle_[i] = !runs(tile_at(i), i / tiles_per_image());
+    order();
+  }
+
+  void run() {
+    const int workers = int(std::min<int64_t>(args_.threads, int64_t(order_.size())));
+    const int side = tile_ + course_.lead + course_.rest;
+    std::vector<Workspace> spaces;
+    for (int i = 0; i < workers; i++) spaces.emplace_back(program_, kernels(), args_.weights, side, side, false);
+    parallel(workers, int64_t(order_.size()), [&](int worker, int64_t i) {
+      try {
+        carry(order_[i], spaces[worker]);
+      } catch (...) {
+        stopped_ = true;
+        throw;
+      }
+    });
+  }
+
+ private:
+  // Fewer pixels where maps are larger than the image, and so the same memory.
+  static int tile_size(const Program& program) {
+    int most = 1;
+    for (const BufferSpec& buffer : program.buffers)
+      if (buffer.grouped) most = std::max(most, buffer.resolution);
+    return most == 1 ? kTile : kTile / 2;
+  }
+  int tiles(int size) const {
+    const Move& last = course_.moves.back();
+    return (size + (last.shift + last.resolution - 1) / last.resolution + tile_ - 1) / tile_;
+  }
+  int64_t tiles_per_image() const { return int64_t(tile_rows_) * tile_columns_; }
+  Tile tile_at(int64_t number) const {
+    const int row = int(number / tile_columns_), column = int(number % tile_columns_);
+    return {row, column, row % tile_rows_ * tile_, column * tile_};
+  }
+  Cells cells(int64_t image) const {
+    const int rows = (args_.height + args_.cell - 1) / args_.cell;
+    const int columns = (args_.width + args_.cell - 1) / args_.cell;
+    return {args_.exit_at ? args_.exit_at + image * rows * columns : nullptr, rows, columns, args_.cell};
+  }
+
+  // Whether any step of the tile computes a pixel, or hands on one that a cell which runs may read.
+  bool runs(const Tile& tile, int64_t image) const {
+    if (args_.exit_at == nullptr) return true;
+    const Move& last = course_.moves.back();
+    const int moved = (last.shift + last.resolution - 1) / last.resolution + course_.rest;
+    const int top = std::max(0, tile.top - moved), left = std::max(0, tile.left - moved);
+    const Area area{top, left, std::min(tile.top + tile_, args_.height) - top,
+                    std::min(tile.left + tile_, args_.width) - left};
+    int around = 0;
+    for (const Move& move : course_.moves) around = std::max(around, move.reach + move.radius());
+    return !active_parts(cells(image), 0, args_.ring + around, area, 1).empty();
+  }
+
+  // Groups of rows of tiles, as many as have a slot; in a group from the top left on, so that what a tile waits for has
+  // been taken before it, and mostly long before.
+  void order() {
+    order_.resize(done_.size());
+    for (size_t i = 0; i < order_.size(); i++) order_[i] = int64_t(i);
+    const auto key = [&](int64_t number) {
+      const int64_t row = number / tile_columns_, column = number % tile_columns_;
+      return std::make_pair(row / slots_, column + 2 * (row % slots_));
+    };
+    std::stable_sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) { return key(a) < key(b); });
+  }
+
+  // Until the tile has run as many steps.
+  void wait(int64_t number, int steps) const {
+    for (int turns = 0; done_[number].load(std::memory_order_acquire) < steps; turns++) {
+      if (stopped_) throw std::runtime_error("another worker has failed");
+      if (turns > 64) std::this_thread::yield();
+    }
+  }
+  // The tiles whose strips this one reads, or writes over. Idle ones leave strips alone: the one before them counts.
+  struct Before {
+    int64_t above = -1, left = -1, slot = -1;
+    bool takes_above = false, takes_left = false;
+  };
+  Before before(const Tile& tile) const {
+    Before found;
+    const auto number = [&](int row, int column) { return int64_t(row) * tile_columns_ + column; };
+    for (int row = tile.row - 1; row >= 0 && found.above < 0; row--)
+      if (!idle_[number(row, tile.column)]) found.above = number(row, tile.column);
+    found.takes_above = found.above == number(tile.row - 1, tile.column) && tile.top > 0;
+    for (int column = tile.column - 1; column >= 0 && found.left < 0; column--)
+      if (!idle_[number(tile.row, column)]) found.left = number(tile.row, column);
+    found.takes_left = found.left >= 0 && found.left == number(tile.row, tile.column - 1);
+    for (int row = tile.row - int(slots_); row >= 0 && found.left < 0 && found.slot < 0; row -= int(slots_))
+      for (int column = tile_columns_ - 1; column >= 0 && found.slot < 0; column--)
+        if (!idle_[number(row, column)]) found.slot = number(row, column);
+    return found;
+  }
+
+  // A tile through the whole network, and its part of the picture.
+  void carry(int64_t number, Workspace& space) {
+    const Tile tile = tile_at(number);
+    const int64_t image = number / tiles_per_image();
+    if (!idle_[number]) run_steps(number, tile, image, space);
+    const Move& last = course_.moves.back();
+    const Area area = tile_of(last, tile.top, tile.left, tile_, args_.height, args_.width);
+    const std::vector<Area> parts = active_parts(cells(image), 0, 0, area, last.resolution);
+    const Planes<float> picture =
+        planes(args_.sr, program_.reconstruct().picture_channels(), image, program_.upscale());
+    if (!idle_[number])
+      for (const Area& part : parts) {
+        if (reads_input(last)) load(image, last, part, space);
+        space.reconstruct(last.step, part, picture);
+      }
+    if (args_.exit_at == nullptr) return;
+    const int s = last.step.in.upscale, fold = program_.upscale() / args_.scale;
+    const Planes<const float> source = planes(args_.image, args_.image_channels, image, fold);
+    const Tones tones{args_.tones, args_.tone_count, args_.value_range};
+    for (const Area& part : other_parts(area, parts))
+      interpolate(source, args_.image_channels, fold * args_.height, fold * args_.width, args_.scale, tones,
+                  {part.y * s, part.x * s, part.height * s, part.width * s}, picture);
+  }
+
+  void run_steps(int64_t number, const Tile& tile, int64_t image, Workspace& space) {
+    const Before before = this->before(tile);
+    Maps& maps = space.maps();
+    maps.place(tile.top - course_.lead, tile.left - course_.lead, args_.height, args_.width);
+    const int count = int(course_.moves.size()) - 1;
+    for (int i = 0; i < count; i++) {
+      const Move& move = course_.moves[i];
+      if (move.slide > 0) maps.slide(move.slide, move.slide, move.live);
+      const Area area = tile_of(move, tile.top, tile.left, tile_, args_.height, args_.width);
+      if (!area.empty()) run_move(image, move, area, space);
+      if (move.keep == 0) continue;
+      for (int64_t other : {before.above, before.left, before.slot})
+        if (other >= 0) wait(other, i + 1);
+      const FeatureMap& map = maps[move.step.in.dst];
+      strips_.take(i, tile, before.takes_above, before.takes_left, map);
+      strips_.give(i, tile, map);
+      done_[number].store(i + 1, std::memory_order_release);
+    }
+  }
+
+  void run_move(int64_t image, const Move& move, const Area& area, Workspace& space) {
+    const int ring = move.stage == 0 && move.section != Section::kTail ? args_.ring * move.resolution : 0;
+    const std::vector<Area> parts = active_parts(cells(image), move.stage, ring + move.reach, area, move.resolution);
+    for (const Area& part : parts) {
+      if (reads_input(move)) load(image, move, part, space);
+      space.run(move.step, part);
+    }
+    const int32_t dst = move.step.in.dst;
+    if (args_.exit_at == nullptr || move.section != Section::kStages || move.carry == dst) return;
+    for (const Area& part : other_parts(area, parts)) {
+      if (move.carry == kNoBuffer)
+        clear(space.maps()[dst], part);
+      else
+        copy(space.maps()[move.carry], space.maps()[dst], part);
+    }
+  }
+
+  bool reads_input(const Move& move) const { return move.reads(0); }
+  // What the step reads of the image to compute `part`.
+  void load(int64_t image, const Move& move, const Area& part, Workspace& space) const {
+    const int f = move.factor(), r = move.radius();
+    const int y0 = std::max(0, part.y / f - r), x0 = std::max(0, part.x / f - r);
+    const int y1 = std::min(args_.height, (part.bottom() - 1) / f + 1 + r);
+    const int x1 = std::min(args_.width, (part.right() - 1) / f + 1 + r);
+    space.load(0, planes(args_.folded, program_.buffers[0].channels, image, 1), {y0, x0, y1 - y0, x1 - x0});
+  }
+
+  template <class T>
+  Planes<T> planes(T* data, int channels, int64_t image, int factor) const {
+    const int64_t row = int64_t(args_.width) * factor, plane = int64_t(args_.height) * factor * row;
+    return {data + image * channels * plane, plane, row};
+  }
+
+  const Program& program_;
+  const ImageArgs& args_;
+  const Course course_;
+  const int tile_, tile_rows_, tile_columns_;
+  const int64_t slots_;
+  const Strips strips_;
+  std::vector<std::atomic<int>> done_;  // steps of each tile that others may rely on
+  std::vector<char> idle_;              // whether a tile computes nothing
+  std::vector<int64_t> order_;
+  std::atomic<bool> stopped_{false};
+};
+
+}  // namespace
+
+void run_image(const Program& program, const ImageArgs& args) {
+  if (args.count == 0) return;
+  Run(program, args).run();
+}
+
+}  // namespace ape::cpu

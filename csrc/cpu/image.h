@@ -1,0 +1,32 @@
+// Runs a program on whole images: tiles share feature maps, so the picture is the model's own.
+#pragma once
+
+#include <cstdint>
+
+#include "program.h"
+
+namespace ape::cpu {
+
+struct ImageArgs {
+  const float* weights;    // the packed weight buffer
+  const int32_t* sharing;  // [rows of the table][2], reach and carry: see ape_kernels/sharing.py
+  const float* folded;     // [count, C, height, width], what the program reads
+  const int64_t* exit_at;  // [count, rows, columns] of cells; null: full depth
+  float* sr;               // [count, O, upscale * height, upscale * width]
+  int64_t count;
+  int height, width;
+  int cell, ring;  // pixels of the program's input
+  // What cells at -1 are interpolated from: [count, image_channels, fold * height, fold * width], `scale` to the
+  // picture.
+  const float* image;
+  int image_channels, scale;
+  const float* tones;  // [tone_count]^3[3], added to interpolated colours; null: nothing
+  int tone_count;
+  float value_range;
+  int threads;
+};
+
+// Throws std::invalid_argument for a program or `sharing` that cannot run so, std::bad_alloc.
+void run_image(const Program& program, const ImageArgs& args);
+
+}  // namespace ape::cpu

@@ -1,0 +1,82 @@
+"""Whole images on shared feature maps: the picture is the model's own, and cells stop where they are told to."""
+
+import pytest
+import torch
+from support import DEVICE, assert_pictures_close, spread_network, test_patches
+from torch.nn.functional import interpolate, max_pool2d
+
+from ape_kernels.backends.protocol import Depths
+from ape_kernels.images import Tones, cells_of, run_image
+from ape_kernels.packed import Wish, pack
+from ape_sr.models import ECBSR, EDSR, VDSR, RRDBNet
+
+RING = 4
+BACKENDS = ["torch", "cpu"]
+
+
+def networks():
+    def made(model, gain=1.0):
+        torch.manual_seed(3)
+        for parameter in model.parameters():
+            parameter.data.copy_(torch.randn(parameter.shape) * gain / max(1, parameter[0].numel()) ** 0.5)
+        return model.eval().requires_grad_(False).to(DEVICE)
+
+    return {
+        "edsr x4": spread_network(4, 4, 16, 1),
+        "edsr x2, no exits": spread_network(2, 2, 24, None),
+        "edsr x3, exit after the head": spread_network(3, 2, 16, 1, head_exit=True),
+        "vdsr x2": made(VDSR(2, 6, 16, 2), 1.4),
+        "ecbsr x4": made(ECBSR(4, 4, 16, 2)),
+        "rrdb x4": made(RRDBNet(4, 2, 16, 8, 1)),
+    }
+
+
+NETWORKS = networks()
+
+
+def depths_of(image, generator, stages, cell, lowest=-1):
+    shape = (len(image), *cells_of(*image.shape[2:], cell))
+    return torch.randint(lowest, stages, shape, generator=generator).to(DEVICE)
+
+
+def pixels(cells, cell, image, factor=1):
+    mask = cells[:, None].repeat_interleave(cell, 2).repeat_interleave(cell, 3)[..., : image.shape[2], : image.shape[3]]
+    return mask.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+
+def literal_edsr(model, image, exit_at, cell, ring=RING):
+    """An EDSR block by block: where a cell has left, its features stay as they are."""
+    x = skip = model.head(model.sub_mean(image))
+    interval = getattr(model, "exit_interval", len(model.body))
+    for i, block in enumerate(model.body[:-1]):
+        active = pixels(exit_at >= i // interval, cell, image)
+        if i < interval:
+            active = max_pool2d(active.float(), 2 * ring + 1, 1, ring) > 0
+        x = torch.where(active, block(x), x)
+    picture = model.add_mean(model.tail(skip + model.body[-1](x)))
+    bicubic = interpolate(image, scale_factor=model.scale, mode="bicubic")
+    return torch.where(pixels(exit_at >= 0, cell, image, model.scale), picture, bicubic)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (48, 48), (61, 130)], ids=str)
+def test_full_depth_is_the_model(name, size, backend):
+    model, image = NETWORKS[name], test_patches(2, *size)
+    packed = pack(model, Wish(backend))
+    sr = run_image(image, packed, Depths(None, 48, RING), Tones())
+    assert_pictures_close(sr, model(image))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("cell", [8, 16, 48])
+@pytest.mark.parametrize("name", ["edsr x4", "edsr x2, no exits"])
+def test_cells_that_left_keep_their_features(name, cell, backend):
+    model, image = NETWORKS[name], test_patches(2, 75, 110)
+    packed = pack(model, Wish(backend))
+    for seed in range(4):
+        exit_at = depths_of(image, torch.Generator().manual_seed(seed), len(packed.program.stages), cell)
+        if seed == 3:
+            exit_at[0] = -1
+        sr = run_image(image, packed, Depths(exit_at, cell, RING), Tones())
+        assert_pictures_close(sr, literal_edsr(model, image, exit_at, cell))
