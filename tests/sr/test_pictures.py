@@ -9,6 +9,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image, ImageCms, ImageOps
 from scipy.ndimage import distance_transform_edt
 
@@ -20,6 +21,7 @@ from ape_sr.pictures.planes import REACH, cover_hidden, from_planes, to_planes
 from ape_sr.pictures.png import BAND_BYTES, write_png
 from ape_sr.pictures.read import read_note, read_picture
 from ape_sr.pictures.write import write_picture
+from ape_sr.upscaler import from_device
 
 MAGENTA, GREEN = (255, 0, 255), (20, 120, 40)
 
@@ -462,6 +464,34 @@ def test_notes_come_back(tmp_path, cat, suffix):
     assert read_note(path) == note
     Image.fromarray(cat).save(path)
     assert read_note(path) is None
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gpu_rounds_as_the_cpu_does(dtype, channels):
+    planes = np.random.default_rng(0).uniform(-0.1, 1.1, (3, 50, 70)).astype(np.float32)
+    here, there = (np.empty((50, 70, channels), dtype) for _ in range(2))
+    from_planes(planes, 1.0, here)
+    from_device(torch.from_numpy(planes), 1.0, there)
+    assert np.abs(here.astype(int) - there).max() <= (channels == 1)
+
+
+def test_an_animation_of_16_bits_is_not_cut(tmp_path):
+    """An APNG whose frames Pillow would read as 8 bits."""
+    file = io.BytesIO()
+    write_png(file, deep(3))
+    data = file.getvalue()
+    control = struct.pack(">IIIIIHHBB", 0, 64, 40, 0, 0, 1, 10, 0, 0)
+    chunks = [(b"acTL", struct.pack(">II", 2, 0)), (b"fcTL", control)]
+    extra = b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+    (tmp_path / "in.png").write_bytes(data[:33] + extra + data[33:])
+    with pytest.raises(UserError, match="expected 8 bits per channel in an animation, got 16; --first-frame takes one"):
+        list(read_picture(tmp_path / "in.png").frames)
+    (frame,) = read_picture(tmp_path / "in.png", first_frame=True).frames
+    assert np.array_equal(frame.pixels, deep(3))
 
 
 def test_planes_and_back(cat):

@@ -7,7 +7,7 @@ import hashlib
 import sys
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -164,18 +164,18 @@ def _run_jobs(work: Work, jobs: list[Job], alone: bool, leads: bool) -> list[str
 
     failures: list[str] = []
     started = perf_counter()
-    results = run_stages(jobs, work.stages())
-    for done in tqdm(results, total=len(jobs), unit="image", disable=None if leads and not alone else True):
-        if done.error is not None:
+    with closing(run_stages(jobs, work.stages())) as results:
+        for done in tqdm(results, total=len(jobs), unit="image", disable=None if leads and not alone else True):
+            if done.error is not None:
+                if alone:
+                    raise done.error
+                failures.append(str(done.error))
+                _say(f"ape-sr: error: {done.error}", sys.stderr)
+                continue
+            _say(done.line, sys.stdout)
             if alone:
-                raise done.error
-            failures.append(str(done.error))
-            _say(f"ape-sr: error: {done.error}", sys.stderr)
-            continue
-        _say(done.line, sys.stdout)
-        if alone:
-            written = [done.job.picture, done.job.exits] if work.options.exit_map else [done.job.picture]
-            _say(" ".join(["written:", *map(str, written)]), sys.stdout)
+                written = [done.job.picture, done.job.exits] if work.options.exit_map else [done.job.picture]
+                _say(" ".join(["written:", *map(str, written)]), sys.stdout)
     if not alone:
         parts = work.seconds
         _say(

@@ -44,7 +44,7 @@ def read_picture(path: Path, *, max_pixels: int | None = None, first_frame: bool
                     f"--max-pixels {width * height} allows them"
                 )
             kind, places = _frames(image)
-            animated = kind == "animation"
+            animated = kind == "animation" and not first_frame
             first = _frame(path, image, places[0], animated)
             exif, plays = exif_of(image), _plays(image)
             icc = fitting_profile(image.info.get("icc_profile"), first.pixels.shape[2])
@@ -164,7 +164,9 @@ def _rest(path: Path, image: Image.Image, first: Frame, places: list[int], anima
 def _frame(path: Path, image: Image.Image, place: int, animated: bool) -> Frame:
     image.seek(place)
     pixels = None
-    if image.format == "PNG" and not animated and _png_depth(path) == 16:
+    if image.format == "PNG" and _png_depth(path) == 16:
+        if animated:
+            raise UserError(f"{path}: expected 8 bits per channel in an animation, got 16; --first-frame takes one")
         pixels = _upright(_deep_png(path, image), orientation_of(image))
     elif image.format == "TIFF" and is_deep(image):
         pixels, orientation = read_deep_page(path, place)
