@@ -23,7 +23,7 @@ from PIL import Image
 import ape_sr
 from ape_sr.data.images import list_images
 from ape_sr.pictures.png import write_png
-from ape_sr.pictures.read import read_picture
+from ape_sr.pictures.read import read_file
 
 PARTS = ("read", "network", "PNG by Pillow", "PNG by ape-sr")
 
@@ -31,13 +31,13 @@ PARTS = ("read", "network", "PNG by Pillow", "PNG by ape-sr")
 def measure_parts(paths: list[Path], weights: str) -> tuple[Counter[str], Counter[str]]:
     """Seconds of each part, and bytes of both kinds of PNG."""
     upscaler = ape_sr.load(weights)
-    (frame,) = read_picture(paths[0]).frames
+    (frame,) = read_file(paths[0]).frames
     upscaler.upscale(frame.pixels[:64, :64])  # what the first call alone does
     seconds: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for path in paths:
         started = time.process_time()
-        (frame,) = read_picture(path).frames
+        (frame,) = read_file(path).frames
         seconds["read"] += time.process_time() - started
         started = time.process_time()
         picture = upscaler.upscale(frame.pixels)

@@ -16,7 +16,7 @@ Job = TypeVar("Job")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AHEAD = 4  # pictures read before their turn
+AHEAD = 4  # images read before their turn
 HELD_BYTES = 1 << 28  # of results that wait to be written or are being written
 
 

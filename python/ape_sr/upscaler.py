@@ -22,7 +22,7 @@ from ape_sr.distributed import default_device, named_device
 from ape_sr.errors import UserError
 from ape_sr.models import ExitNetwork
 from ape_sr.pictures.planes import LUMA, bound, cover_hidden, from_planes, to_planes
-from ape_sr.pictures.read import pixels_of, read_picture
+from ape_sr.pictures.read import pixels_of, read_file
 from ape_sr.weights import find_weights
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -139,7 +139,7 @@ class Upscaler:
         or values outside the range.
         """
         if isinstance(image, (str, os.PathLike)):
-            (frame,) = read_picture(Path(image), first_frame=True).frames
+            (frame,) = read_file(Path(image), first_frame=True).frames
             picture, report = self._upscale_array(frame.pixels)
             picture = _as_pil(picture, str(image))
         elif isinstance(image, Tensor):

@@ -16,10 +16,10 @@ from scipy.ndimage import distance_transform_edt
 import ape_sr
 from ape_sr.cli import main
 from ape_sr.errors import UserError
-from ape_sr.pictures.picture import Carried, Frame
+from ape_sr.pictures.frames import Carried, Frame
 from ape_sr.pictures.planes import REACH, cover_hidden, from_planes, to_planes
 from ape_sr.pictures.png import BAND_BYTES, write_png
-from ape_sr.pictures.read import read_note, read_picture
+from ape_sr.pictures.read import read_file, read_note
 from ape_sr.pictures.write import write_picture
 from ape_sr.upscaler import from_device
 
@@ -45,7 +45,7 @@ def upscaled(weights, capsys):
 
 
 def pixels(path) -> np.ndarray:
-    (frame,) = read_picture(path).frames
+    (frame,) = read_file(path).frames
     return frame.pixels
 
 
@@ -234,7 +234,7 @@ class TestDepth:
     def test_more_is_refused(self, tmp_path):
         Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "x.tif")
         with pytest.raises(UserError, match=r"x\.tif: expected 8 or 16 bits per channel, got mode F"):
-            read_picture(tmp_path / "x.tif")
+            read_file(tmp_path / "x.tif")
 
 
 def save_deep(path, image, transparency=None):
@@ -489,8 +489,8 @@ def test_an_animation_of_16_bits_is_not_cut(tmp_path):
     )
     (tmp_path / "in.png").write_bytes(data[:33] + extra + data[33:])
     with pytest.raises(UserError, match="expected 8 bits per channel in an animation, got 16; --first-frame takes one"):
-        list(read_picture(tmp_path / "in.png").frames)
-    (frame,) = read_picture(tmp_path / "in.png", first_frame=True).frames
+        list(read_file(tmp_path / "in.png").frames)
+    (frame,) = read_file(tmp_path / "in.png", first_frame=True).frames
     assert np.array_equal(frame.pixels, deep(3))
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from ape_sr.errors import UserError
 from ape_sr.pictures.colour import to_8_bits
 from ape_sr.pictures.formats import SUFFIXES
-from ape_sr.pictures.picture import Frame
-from ape_sr.pictures.read import image_size, read_picture
+from ape_sr.pictures.frames import Frame
+from ape_sr.pictures.read import image_size, read_file
 from ape_sr.pictures.write import write_picture
 
 __all__ = ["image_size", "list_images", "read_image", "to_image", "to_tensor", "write_image"]
@@ -34,7 +34,7 @@ def list_images(folder: Path) -> list[Path]:
 
 def read_image(path: Path) -> np.ndarray:
     """Read an image file as uint8 RGB ``[H, W, 3]``: the first frame, grey expanded, alpha dropped, turned upright."""
-    (frame,) = read_picture(path, first_frame=True).frames
+    (frame,) = read_file(path, first_frame=True).frames
     pixels = to_8_bits(frame.pixels) if frame.pixels.itemsize == 2 else frame.pixels
     if pixels.shape[2] < 3:
         return np.repeat(pixels[..., :1], 3, axis=2)

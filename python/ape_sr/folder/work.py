@@ -1,4 +1,4 @@
-"""What is done to one picture: read, upscaled, written, each with its part of the time."""
+"""What is done to one image: it is read, upscaled and written. The time of each part is kept."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ape_sr.errors import UserError
 from ape_sr.folder.jobs import Job
 from ape_sr.folder.sizes import Size
 from ape_sr.pictures.formats import check_fits, check_frames, format_of
-from ape_sr.pictures.picture import Carried, Frame, Picture
-from ape_sr.pictures.read import read_note, read_picture
+from ape_sr.pictures.frames import Carried, Frame, ImageFile
+from ape_sr.pictures.read import read_file, read_note
 from ape_sr.pictures.resize import lanczos
 from ape_sr.pictures.write import write_picture
 from ape_sr.pipeline import Stages
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # PyTorch comes with it
 
 @dataclass(frozen=True)
 class Options:
-    """What the user wants of all pictures. settings: all that a result depends on besides, for its note."""
+    """What the user wants of all images. settings: all else that a result depends on, for its note."""
 
     size: Size
     settings: dict[str, object]
@@ -41,9 +41,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Item:
-    """A picture that was read, with its first frame, which says how large it is. seconds: that it took."""
+    """A file that was read, with its first frame, which says how large it is. seconds: that reading took."""
 
-    picture: Picture
+    file: ImageFile
     first: Frame
     note: str
     seconds: float
@@ -64,7 +64,7 @@ class Result:
 
 @dataclass
 class Seconds:
-    """Seconds of each part, added up over the pictures."""
+    """Seconds of each part, added up over the images."""
 
     read: float = 0
     network: float = 0
@@ -98,7 +98,7 @@ class Work:
         return Stages(self.read, self.weigh, self.compute, self.write)
 
     def read(self, job: Job) -> Item | str:
-        """The picture; a line if its result is there already."""
+        """What is in the file; a line instead if its result is there already."""
         if job.fault is not None:
             raise UserError(job.fault)
         started = time.perf_counter()
@@ -109,12 +109,12 @@ class Work:
             and (job.exits.is_file() or not self.options.exit_map)
         ):
             return f"{job.name}: done already"
-        picture = read_picture(job.source, max_pixels=self.options.max_pixels, first_frame=self.options.first_frame)
-        frames = iter(picture.frames)
+        file = read_file(job.source, max_pixels=self.options.max_pixels, first_frame=self.options.first_frame)
+        frames = iter(file.frames)
         first = next(frames)
         seconds = time.perf_counter() - started
         self.seconds.add("read", seconds)
-        return Item(replace(picture, frames=frames), first, note, seconds)
+        return Item(replace(file, frames=frames), first, note, seconds)
 
     def weigh(self, job: Job, item: Item) -> int:
         """Bytes of the result. UserError if its format cannot hold it, before the network has done anything."""
@@ -124,8 +124,8 @@ class Work:
         sides = self.options.size.sides(width, height, upscaler.scale)
         check_fits(job.picture, form, *sides)
         if not self.options.first_frame:
-            check_frames(job.picture, form, item.picture.kind, item.picture.count)
-        return item.first.pixels.nbytes * sides[0] * sides[1] * item.picture.count // (width * height)
+            check_frames(job.picture, form, item.file.kind, item.file.count)
+        return item.first.pixels.nbytes * sides[0] * sides[1] * item.file.count // (width * height)
 
     def compute(self, job: Job, item: Item) -> Result:
         """Every frame upscaled."""
@@ -148,7 +148,7 @@ class Work:
         frames: list[Frame] = []
         reports: list[Report] = []
         exits = None
-        for frame in (item.first, *item.picture.frames):
+        for frame in (item.first, *item.file.frames):
             pixels, report = upscaler.upscale(frame.pixels, return_report=True)
             if self.options.exit_map and exits is None:
                 exits = upscaler.exit_map(pixels, report)
@@ -161,8 +161,8 @@ class Work:
         self.seconds.add("network", report.seconds)
         report = replace(report, seconds=report.seconds + item.seconds)
         size = (item.first.pixels.shape[1], item.first.pixels.shape[0])
-        left_out = item.picture.count - len(frames)
-        return Result(frames, item.picture.carried, item.note, size, left_out, exits, report)
+        left_out = item.file.count - len(frames)
+        return Result(frames, item.file.carried, item.note, size, left_out, exits, report)
 
     def write(self, job: Job, result: Result, helpers: ThreadPoolExecutor) -> str:
         """The files; gives the line that reports them."""

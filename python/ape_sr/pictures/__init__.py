@@ -1,1 +1,1 @@
-"""Picture files: what is in them, how they are read and how they are written, with nothing lost on the way."""
+"""Files of images and pictures: how they are read and written, and what they carry besides pixels."""

@@ -1,4 +1,4 @@
-"""The formats of picture files, and what a file of each can hold. Imports nothing heavy: the help needs it."""
+"""The file formats, and what a file of each can hold. Nothing heavy is imported, as the help needs it."""
 
 from __future__ import annotations
 

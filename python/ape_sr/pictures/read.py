@@ -1,4 +1,4 @@
-"""Reading picture files: by Pillow what has 8 bits per channel, by imagecodecs and tifffile what has 16."""
+"""Reading image files: Pillow reads what has 8 bits per channel, imagecodecs and tifffile what has 16."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ape_sr.errors import UserError
 from ape_sr.pictures.colour import fitting_profile, to_srgb
 from ape_sr.pictures.exif import exif_of, orientation_of
 from ape_sr.pictures.formats import READ_ONLY, Kind
+from ape_sr.pictures.frames import Carried, Frame, ImageFile
 from ape_sr.pictures.notes import find_note
-from ape_sr.pictures.picture import Carried, Frame, Picture
 from ape_sr.pictures.tiff_read import deep_pages, is_deep, read_deep_page
 
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # other formats' further frames are previews
 
 
-def read_picture(path: Path, *, max_pixels: int | None = None, first_frame: bool = False) -> Picture:
-    """Read a picture with all that it carries.
+def read_file(path: Path, *, max_pixels: int | None = None, first_frame: bool = False) -> ImageFile:
+    """Read an image file with all that it carries.
 
     max_pixels: refuse more, before anything is decoded. first_frame: leave the others out.
-    UserError for whatever is wrong with the file, also while frames after the first are read.
+    Raises UserError for whatever is wrong with the file, also while frames after the first are read.
     """
     with _faults(path):
         try:
@@ -56,14 +56,14 @@ def read_picture(path: Path, *, max_pixels: int | None = None, first_frame: bool
         image.close()
     else:
         frames = _rest(path, image, first, places, animated)
-    return Picture(frames, len(places), kind, Carried(icc, exif, plays))
+    return ImageFile(frames, len(places), kind, Carried(icc, exif, plays))
 
 
-def _only_deep(path: Path, places: list[int], icc: bytes | None, first_frame: bool) -> Picture:
+def _only_deep(path: Path, places: list[int], icc: bytes | None, first_frame: bool) -> ImageFile:
     """Of TIFF files that Pillow cannot read, such as grey with alpha in 16 bits."""
     first, *others = (Frame(_upright(*read_deep_page(path, place))) for place in places[: 1 if first_frame else None])
     icc = fitting_profile(icc, first.pixels.shape[2])
-    return Picture([first, *others], len(places), "pages" if len(places) > 1 else "still", Carried(icc))
+    return ImageFile([first, *others], len(places), "pages" if len(places) > 1 else "still", Carried(icc))
 
 
 def pixels_of(image: Image.Image, name: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from tifffile import TiffFile, TiffWriter
 
 from ape_sr.pictures.exif import EXIF_IFD, GPS_IFD, exif_ifds
-from ape_sr.pictures.picture import Frame
+from ape_sr.pictures.frames import Frame
 
 ROWS_BYTES = 1 << 20
 ASCII, LONG = 2, 4

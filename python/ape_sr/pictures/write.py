@@ -15,8 +15,8 @@ from ape_sr.errors import UserError
 from ape_sr.files import atomic_path
 from ape_sr.pictures.colour import fitting_profile, on_white, to_8_bits, to_srgb
 from ape_sr.pictures.formats import Format, check_fits, format_of
+from ape_sr.pictures.frames import Carried, Frame
 from ape_sr.pictures.notes import KEY, as_text, as_xmp
-from ape_sr.pictures.picture import Carried, Frame
 from ape_sr.pictures.png import write_png
 from ape_sr.pictures.tiff_write import write_tiff
 

@@ -1,4 +1,4 @@
-"""A picture in memory: its pixels, and what its file carries beside them."""
+"""What is in a file of an image or of a picture: pixels, and what it carries beside them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Carried:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """A file that was read. frames: in order, read on the way if there are several; count: how many the file has."""
 
     frames: Iterable[Frame]
