@@ -36,7 +36,8 @@ def check_program(model: nn.Module, program: PatchProgram) -> None:
     with _evaluating(model):
         output = model(patch.to(parameter.dtype, copy=True))  # some scale their input in place
     expected, stages = _picture(output, len(program.stages) - 1)
-    packed = Packed(program, "torch", get_backend("torch").pack(program, parameter.device, torch.float32))
+    tensors = get_backend("torch").pack(program, parameter.device, torch.float32)
+    packed = Packed(program, "torch", torch.float32, tensors)
     expected, errors = expected.float(), []
     for stage in stages:
         sr = run_patches(patch, packed, Exits(0.0, torch.tensor([stage], device=patch.device))).sr

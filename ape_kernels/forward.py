@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,30 +13,44 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ape_kernels.backends import BackendUnavailable, get_backend
-from ape_kernels.backends.protocol import Exits
+from ape_kernels.backends.protocol import Depths, Exits
 from ape_kernels.check import check_program
 from ape_kernels.exits import all_exits, has_added_exits
 from ape_kernels.geometry import PATCH_SIZE, Blend, check_blend, check_patch_size, folded_geometry
+from ape_kernels.images import RING, Tones, cells_of, run_image
 from ape_kernels.packed import DTYPES, Packed, PackedModel, Wish
 from ape_kernels.policy import check_budget, check_threshold, exit_boundary, threshold_from_gain
 from ape_kernels.program import PatchProgram
-from ape_kernels.report import Report, make_report
+from ape_kernels.report import Report, make_cell_report, make_report
 from ape_kernels.run import Cut, run_images, run_patches
+from ape_kernels.sharing import why_not_shared
+
+Context = Literal["model", "patch"]
+CONTEXTS = ("model", "patch")
 
 # a picture; with its report; in training mode pictures and predictions of all exits
 _Upscaled = Tensor | tuple[Tensor, Report] | tuple[list[Tensor], list[Tensor]]
 
 
 class APEForward(nn.Module):
-    """Runs a super-resolution network patch by patch, each patch leaving as soon as more layers would bring little.
+    """Runs a super-resolution network fast: whole images, and patches that leave when more layers would bring little.
 
-    Inference only (APE, ECCV 2022, section 3). The wrapped model is not changed; its weights may be,
-    and are picked up at the next call. In training mode a call is handed on to the wrapped model.
+    Inference only. The wrapped model is not changed; its weights may be, and are picked up at the next call. In
+    training mode a call is handed on to the wrapped model.
+
+    An image runs in one of two ways. With the context "model", its patches share feature maps, and the picture is
+    ``model(image)`` to rounding. How far each cell of the image runs can be given to the call. With the context
+    "patch", the paper's way (APE, ECCV 2022, section 3), overlapping patches run on their own, each leaves as soon as
+    the regressor predicts that the next layers bring little, and the results are blended.
 
     model: a network one of the adapters recognises, with or without exits.
-    threshold: incremental capacity below which a patch leaves, in [0, 1]; 0 never early, 1 at the first
-        exit. None takes the model's own `exit_threshold` (as 1 minus it), 0 where it has none.
+    threshold: incremental capacity below which a patch leaves, in [0, 1]; 0 never early, 1 at the first exit. None
+        takes the model's own `exit_threshold` (as 1 minus it; 0 where it has none) for `forward_patches`, and runs
+        images to full depth.
     min_gain_db: the same said in dB a stage must bring; give one of the two.
+    context: "model" or "patch". None takes "patch" for a threshold above 0, for a budget, and for networks that read
+        the whole patch at once (channel attention, windows of a transformer); else "model".
+    cell: sides of the cells that `forward` takes depths for, low-resolution pixels.
     budget: share of the body's FLOPs at full depth that each image may take at most, from its first exit's to 1, spent
         where the predicted gain is highest; a threshold of None is then 0. Patches then depend on each other, and
         the host chooses who goes on.
@@ -52,8 +66,6 @@ class APEForward(nn.Module):
 
     ``torch.compile`` (fullgraph) and ``torch.export`` see one operation. A traced call uses the weights as they were
     when this module was made, loaded, moved or last set to evaluation mode.
-
-    Equivalent, at a threshold of 0 and for an image of one patch, to ``model(image)``.
     """
 
     def __init__(
@@ -63,6 +75,8 @@ class APEForward(nn.Module):
         *,
         min_gain_db: float | None = None,
         budget: float | None = None,
+        context: Context | None = None,
+        cell: int = PATCH_SIZE,
         patch_size: int = PATCH_SIZE,
         overlap: int = 2,
         blend: Blend = "linear",
@@ -80,30 +94,63 @@ class APEForward(nn.Module):
             raise ValueError(f"dtype: expected None, {', '.join(map(str, DTYPES))}, got {dtype!r}")
         if threshold is not None and min_gain_db is not None:
             raise ValueError(f"threshold: expected threshold or min_gain_db, got both ({threshold}, {min_gain_db})")
+        if context is not None and context not in CONTEXTS:
+            raise ValueError(f"context: expected one of {', '.join(CONTEXTS)}, got {context!r}")
+        if not isinstance(cell, int) or cell < 1 or cell % program.fold:
+            raise ValueError(f"cell: expected a multiple of {program.fold} pixels, at least 1, got {cell!r}")
         check_program(model, program)
         self.model = model
+        self.cell = cell
         self.patch_size, self.overlap = patch_size, overlap
         self.blend: Blend = blend
         self.backend, self.dtype = backend, dtype
+        self._programs = programs
+        self._context: Context | None = None
+        self._budget = check_budget(budget, program.stage_flops)
+        self._threshold: float | None = None
         if min_gain_db is not None:
             self.threshold = threshold_from_gain(min_gain_db)
-        elif threshold is None:
-            self.threshold = _own_threshold(program) if budget is None else 0.0
-        else:
+        elif threshold is not None:
             self.threshold = threshold
-        self._budget = check_budget(budget, program.stage_flops)
-        self._programs = programs
+        else:
+            _own_threshold(program)
+        self._context = self._checked_context(context)
         self._pack_ahead()
         self.training = model.training  # ours alone: the model's modules keep their modes
 
     @property
     def threshold(self) -> float:
         """Incremental capacity below which a patch leaves; may be set between calls."""
-        return self._threshold
+        if self._threshold is not None:
+            return self._threshold
+        return _own_threshold(self.program) if self._budget is None else 0.0
 
     @threshold.setter
     def threshold(self, value: float) -> None:
-        self._threshold = check_threshold(value)
+        value = check_threshold(value)
+        if value > 0 and self._context == "model":
+            raise ValueError(
+                f"threshold: expected 0 with the context 'model', whose patches do not decide, got {value}"
+            )
+        self._threshold = value
+
+    @property
+    def context(self) -> Context:
+        """How images run, "model" or "patch", as given or as it follows from the other settings."""
+        if self._context is not None:
+            return self._context
+        by_patch = bool(self._threshold) or self._budget is not None or why_not_shared(self.program) is not None
+        return "patch" if by_patch else "model"
+
+    def _checked_context(self, context: Context | None) -> Context | None:
+        if context != "model":
+            return context
+        if self._threshold or self._budget is not None:
+            given = "a threshold" if self._threshold else "a budget"
+            raise ValueError(f"context: expected 'patch' with {given}, got 'model'")
+        if reason := why_not_shared(self.program):
+            raise ValueError(f"context: expected 'patch' for this network, got 'model': {reason}")
+        return context
 
     @property
     def budget(self) -> float | None:
@@ -122,19 +169,27 @@ class APEForward(nn.Module):
 
     @property
     def packed(self) -> Packed:
-        """The program of the model as it is now, packed for the backend that runs it."""
-        wish = Wish(self.backend, self.dtype, self.patch_size, self._budget is not None)
-        return self._programs.get(wish)
+        """The program of the model as it is now, packed for the backend that runs patches."""
+        return self._programs.get(self._wish("patch"))
+
+    def _wish(self, context: Context) -> Wish:
+        if context == "model":
+            return Wish(self.backend, self.dtype, self.cell, images=True)
+        return Wish(self.backend, self.dtype, self.patch_size, self._budget is not None)
 
     @property
     def scale(self) -> int:
         """Upscaling factor of the model."""
         return self.program.scale
 
-    def forward(self, image: Tensor, return_report: bool = False) -> _Upscaled:
+    def forward(self, image: Tensor, return_report: bool = False, exit_at: Tensor | None = None) -> _Upscaled:
         """Upscale whole images.
 
         image: float ``[B, C, H, W]`` of any size and memory format, on the model's device, finite.
+        exit_at: int64 ``[B, rows, columns]``, with the context "model" alone: how far each cell of ``cell * cell``
+            pixels runs, the last of a row or column cut off by the edge. -1 interpolates (bicubic) and does not run
+            the network; 0 to stages - 1 is the stage after which the cell leaves, and the last is full depth. None is
+            full depth everywhere.
         Returns the picture ``[B, C, s * H, s * W]`` in the image's dtype, with `return_report` also a
         `Report`. In training mode returns what ``model(image)`` returns, or `all_exits` where `add_exits` made them.
 
@@ -142,14 +197,24 @@ class APEForward(nn.Module):
         """
         if self.training:
             return all_exits(self.model, image) if has_added_exits(self.model) else self.model(image)
+        context = self.context
         if torch.compiler.is_compiling():
-            packed = self._programs.latest
+            packed = self._programs.latest(self._wish(context))
             pixels = image.detach().float()
         else:
-            packed = self.packed
+            packed = self._programs.get(self._wish(context))
             pixels = _checked(image, "image", packed.program, self._device)
+        if context == "model":
+            exit_at = None if exit_at is None else self._checked_depths(exit_at, image)
+            sr = run_image(pixels, packed, Depths(exit_at, self.cell, RING), Tones()).to(image.dtype)
+            if not return_report:
+                return sr
+            return sr, make_cell_report(packed.program, exit_at, self.cell, image)
+        if exit_at is not None:
+            raise ValueError("exit_at: expected None with the context 'patch', whose patches decide for themselves")
         cut = Cut(self.patch_size, self.overlap, self.blend)
-        results = run_images(pixels, packed, cut, Exits(exit_boundary(self._threshold)), self._budget)
+        boundary = exit_boundary(self._threshold or 0.0)
+        results = run_images(pixels, packed, cut, Exits(boundary), self._budget)
         sr = results.sr.to(image.dtype)
         if not return_report:
             return sr
@@ -157,6 +222,19 @@ class APEForward(nn.Module):
         patch_size, _ = folded_geometry(self.patch_size, self.overlap, fold)
         area = math.prod(min(patch_size, -(-side // fold)) for side in image.shape[2:])
         return sr, make_report(packed.program, results.exit_index, results.capacity, area)
+
+    def _checked_depths(self, exit_at: Tensor, image: Tensor) -> Tensor:
+        if not isinstance(exit_at, Tensor):
+            raise TypeError(f"exit_at: expected an int64 torch.Tensor or None, got {type(exit_at).__name__}")
+        batch, _, height, width = image.shape
+        shape = (batch, *cells_of(height, width, self.cell))
+        if exit_at.dtype != torch.int64 or tuple(exit_at.shape) != shape or exit_at.device != image.device:
+            got = f"{exit_at.dtype} {list(exit_at.shape)} on {exit_at.device}"
+            raise ValueError(f"exit_at: expected int64 {list(shape)} on {image.device}, got {got}")
+        last = len(self.program.stages) - 1
+        if exit_at.numel() and not -1 <= int(exit_at.min()) <= int(exit_at.max()) <= last:
+            raise ValueError(f"exit_at: expected -1 to {last}, got {int(exit_at.min())} to {int(exit_at.max())}")
+        return exit_at
 
     def forward_patches(self, patches: Tensor, exit_at: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Upscale patches independently of each other.
@@ -173,7 +251,7 @@ class APEForward(nn.Module):
         pixels = _checked(patches, "patches", packed.program, self._device)
         if self._budget is not None and exit_at is None:
             raise ValueError(f"budget: expected None for patches, which are no whole image, got {self._budget}")
-        results = run_patches(pixels, packed, Exits(exit_boundary(self._threshold), exit_at))
+        results = run_patches(pixels, packed, Exits(exit_boundary(self.threshold), exit_at))
         return results.sr.to(patches.dtype), results.exit_index, results.capacity
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -201,7 +279,7 @@ class APEForward(nn.Module):
     def _pack_ahead(self) -> None:
         """Pack now, for calls that are traced; what cannot run yet (another device?) is said when it is called."""
         with contextlib.suppress(BackendUnavailable):
-            _ = self.packed
+            self._programs.get(self._wish(self.context))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # reached when a parent module loads: the wrapped model's keys lack our own level
@@ -210,7 +288,7 @@ class APEForward(nn.Module):
 
     def extra_repr(self) -> str:
         """What `repr` shows of the settings."""
-        names = ("threshold", "budget", "patch_size", "overlap", "blend", "backend")
+        names = ("threshold", "budget", "context", "cell", "patch_size", "overlap", "blend", "backend")
         settings = {name: getattr(self, name) for name in names}
         return ", ".join(f"{name}={value}" for name, value in settings.items())
 

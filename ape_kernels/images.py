@@ -7,7 +7,7 @@ each with as many rows around it as its pixels depend on: the picture is the sam
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from ape_kernels.packed import Packed
 from ape_kernels.sharing import receptive_field
 from ape_kernels.table import PackedProgram
 
+RING = 4  # pixels around the cells that run which go through the first stage with them, if no fit says otherwise
 BAND_BYTES = {"cpu": 1 << 30, "cuda": 1 << 33}  # of feature maps that are held at once
 
 
@@ -94,9 +95,8 @@ def _run_image(
     return cut if cut.shape == out.shape else cut.contiguous()
 
 
-def _fake_run_image(image: Tensor, *others: object) -> Tensor:
+def _fake_run_image(image: Tensor, *others: Any) -> Tensor:
     *_, upscale, out_channels, fold, _backend = others
-    assert isinstance(upscale, int) and isinstance(out_channels, int) and isinstance(fold, int)
     scale = upscale // fold
     return image.new_empty(image.shape[0], out_channels, image.shape[2] * scale, image.shape[3] * scale)
 
@@ -108,7 +108,8 @@ def _check(image: Tensor, weights: Tensor, exit_at: Tensor | None, cell: int, fo
         raise ValueError(f"weights: expected on {image.device}, packed for it, got {weights.device}")
     if cell < 1 or cell % fold:
         raise ValueError(f"cell: expected a multiple of {fold}, got {cell}")
-    shape = (len(image), *cells_of(*image.shape[2:], cell))
+    batch, _, height, width = image.shape
+    shape = (batch, *cells_of(height, width, cell))
     if exit_at is None:
         return
     if exit_at.dtype != torch.int64 or tuple(exit_at.shape) != shape or exit_at.device != image.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ape_kernels.adapters import to_program
-from ape_kernels.backends import choose, get_backend
+from ape_kernels.backends import choose, choose_for_images, get_backend
 from ape_kernels.geometry import PATCH_SIZE
 from ape_kernels.program import PatchProgram
-from ape_kernels.sharing import sharing_of, why_not_shared
+from ape_kernels.sharing import sharing_of
 from ape_kernels.table import PackedProgram
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -25,25 +26,28 @@ class Wish(NamedTuple):
     """What a program is packed for.
 
     backend: a name, or "auto". dtype: of the matrix products' operands, None for the model's. patch_size: of the
-    patches, low-resolution pixels. budgeted: whether `Packed.frame` is wanted.
+    patches, low-resolution pixels. budgeted: whether `Packed.frame` is wanted. images: for images on shared feature
+    maps, whose cells are `patch_size` pixels, and not for patches.
     """
 
     backend: str = "auto"
     dtype: torch.dtype | None = None
     patch_size: int = PATCH_SIZE
     budgeted: bool = False
+    images: bool = False
 
 
 @dataclass(frozen=True)
 class Packed:
     """A program as one backend runs it; what the operations in `ape_kernels.ops` take is all here.
 
-    backend: its name. tensors: table and weights in that backend's layout.
+    backend: its name. dtype: of the matrix products' operands. tensors: table and weights in that backend's layout.
     frame: for a budget, the program as the torch backend packs it, which runs head and tail.
     """
 
     program: PatchProgram
     backend: str
+    dtype: torch.dtype
     tensors: PackedProgram
     frame: PackedProgram | None = None
 
@@ -56,11 +60,6 @@ class Packed:
     def weights(self) -> Tensor:
         """1-D, on the device of the model."""
         return self.tensors.weights
-
-    @cached_property
-    def not_shared(self) -> str | None:
-        """None if images can run on shared feature maps, else what step prevents it."""
-        return why_not_shared(self.table)
 
     @cached_property
     def sharing(self) -> Tensor:
@@ -83,17 +82,22 @@ def pack(model: nn.Module, wish: Wish | None = None) -> Packed:
 
     Raises NotRecognised for a network that no adapter knows, BackendUnavailable for a named backend that cannot run.
     """
-    return _pack(to_program(model), next(model.parameters()), wish or Wish())
+    return _pack(to_program(model), next(model.parameters()), wish or Wish(), ())
 
 
-def _pack(program: PatchProgram, like: Tensor, wish: Wish) -> Packed:
-    """`program` for the device and, where none is wished for, the dtype of `like`."""
+def _pack(program: PatchProgram, like: Tensor, wish: Wish, others: Iterable[Packed]) -> Packed:
+    """`program` for the device and, where none is wished for, the dtype of `like`.
+
+    others: of the same program, whose tensors serve again where backend and dtype are the same.
+    """
     device, dtype = like.device, wish.dtype or like.dtype
-    backend = choose(wish.backend, program, device, dtype, wish.patch_size)
+    chosen = choose_for_images if wish.images else choose
+    backend = chosen(wish.backend, program, device, dtype, wish.patch_size)
+    known = [other.tensors for other in others if (other.backend, other.dtype) == (backend, dtype)]
     with torch.no_grad():
-        tensors = get_backend(backend).pack(program, device, dtype)
+        tensors = known[0] if known else get_backend(backend).pack(program, device, dtype)
         frame = get_backend("torch").pack(program, device, dtype) if wish.budgeted else None
-    return Packed(program, backend, tensors, frame)
+    return Packed(program, backend, dtype, tensors, frame)
 
 
 class PackedModel:
@@ -107,15 +111,13 @@ class PackedModel:
         self._lock = threading.Lock()
         self._program = to_program(model)
         self._stamp = stamp_of(model)
-        self._key: tuple[Any, ...] | None = None
-        self._packed: Packed | None = None
+        self._packed: dict[tuple[Any, ...], Packed] = {}  # of the program as it is now, by what was wished for
 
-    @property
-    def latest(self) -> Packed:
+    def latest(self, wish: Wish) -> Packed:
         """What was packed last, whatever has changed since: tracing cannot pack. RuntimeError before anything was."""
-        if self._packed is None:
+        if (packed := self._packed.get(_key(wish))) is None:
             raise RuntimeError("model: expected to be packed before it is traced; call it once")
-        return self._packed
+        return packed
 
     def program(self) -> PatchProgram:
         """Of the model as it is now."""
@@ -124,18 +126,27 @@ class PackedModel:
 
     def get(self, wish: Wish) -> Packed:
         """As `pack`, of the model as it is now."""
-        key = (wish, os.environ.get("APE_BACKEND"), os.environ.get("APE_AUTO"))
+        key = _key(wish)
         with self._lock:
             program = self._current_program()
-            if self._packed is None or self._packed.program is not program or self._key != key:
-                self._packed, self._key = _pack(program, next(self._model.parameters()), wish), key
-            return self._packed
+            if any(packed.program is not program for packed in self._packed.values()):
+                self._packed.clear()
+            if key not in self._packed:
+                packed = _pack(program, next(self._model.parameters()), wish, self._packed.values())
+                # one for patches and one for images: what was packed for another dtype is not kept
+                self._packed = {k: p for k, p in self._packed.items() if k[0].images is not wish.images}
+                self._packed[key] = packed
+            return self._packed[key]
 
     def _current_program(self) -> PatchProgram:
         stamp = stamp_of(self._model)
         if stamp != self._stamp:
             self._program, self._stamp = to_program(self._model), stamp
         return self._program
+
+
+def _key(wish: Wish) -> tuple[Any, ...]:
+    return wish, os.environ.get("APE_BACKEND"), os.environ.get("APE_AUTO")
 
 
 def stamp_of(model: nn.Module) -> tuple[Any, ...]:

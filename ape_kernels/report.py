@@ -26,6 +26,7 @@ class Report:
     exit_index: Tensor
     capacity: Tensor
     patches_per_exit: Tensor
+    interpolated: int
     flops: int
     flops_full: int
     body_flops: int
@@ -33,8 +34,8 @@ class Report:
 
     @property
     def mean_exit(self) -> float:
-        """Mean exit index over all patches."""
-        return float(self.exit_index.double().mean())
+        """Mean exit index over all patches that the network ran on."""
+        return float(self.exit_index[self.exit_index >= 0].double().mean())
 
     @property
     def share(self) -> float:
@@ -65,8 +66,42 @@ def make_report(program: PatchProgram, exit_index: Tensor, capacity: Tensor, pix
         exit_index,
         capacity,
         counts,
+        0,
         done(whole),
         total * pixels * whole[-1],
         done(body),
         total * pixels * body[-1],
+    )
+
+
+def make_cell_report(program: PatchProgram, exit_at: Tensor | None, cell: int, image: Tensor) -> Report:
+    """Of images ``[B, C, H, W]`` whose cells of `cell` pixels ran to `exit_at`, None for full depth."""
+    batch, _, height, width = image.shape
+    stages = len(program.stages)
+    sides = [torch.arange(0, size, cell) for size in (height, width)]
+    rows, columns = (
+        (starts + cell).clamp(max=size) - starts for starts, size in zip(sides, (height, width), strict=True)
+    )
+    area = (rows[:, None] * columns).expand(batch, -1, -1)
+    if exit_at is None:
+        exit_at = torch.full(area.shape, stages - 1, device=image.device)
+    index = exit_at.cpu()
+    runs = index >= 0
+
+    def done(flops_to_stage: list[int]) -> int:
+        flops = torch.tensor([*flops_to_stage, 0])  # -1 is the last
+        return int((area * flops[index]).sum()) // program.fold**2
+
+    whole = [program.flops_to_stage(i) for i in range(stages)]
+    body = [program.body_flops_to_stage(i) for i in range(stages)]
+    pixels = int(area.sum())
+    return Report(
+        exit_at,
+        torch.full(area.shape, math.nan, device=image.device),
+        torch.bincount(index[runs], minlength=stages),
+        int((~runs).sum()),
+        done(whole),
+        pixels * whole[-1] // program.fold**2,
+        done(body),
+        pixels * body[-1] // program.fold**2,
     )

@@ -18,10 +18,10 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from ape_kernels.program import INPUT
+from ape_kernels.program import INPUT, ChannelAttention, Module, PatchProgram
 from ape_kernels.table import NO_BUFFER, Column, Opcode
 
-LOCAL = (Opcode.CONV, Opcode.UPSAMPLE, Opcode.RECONSTRUCT)  # steps that read no more than a few pixels around
+FAR = (Opcode.ATTENTION, Opcode.MODULE)  # steps that may read the whole patch
 
 
 class Share(IntEnum):
@@ -31,12 +31,12 @@ class Share(IntEnum):
     CARRY = 1
 
 
-def why_not_shared(table: Tensor) -> str | None:
+def why_not_shared(program: PatchProgram) -> str | None:
     """None if every step reads a few pixels around alone, else what does not."""
-    for row in table.tolist():
-        if row[Column.OPCODE] == Opcode.ATTENTION:
+    for step in program.steps():
+        if isinstance(step, ChannelAttention):
             return "channel attention averages over the whole patch"
-        if row[Column.OPCODE] == Opcode.MODULE:
+        if isinstance(step, Module):
             return "a PyTorch module may read the whole patch"
     return None
 
@@ -50,8 +50,8 @@ def sharing_of(table: Tensor) -> Tensor:
 
     Raises ValueError for a program that cannot run on shared maps (`why_not_shared`).
     """
-    if reason := why_not_shared(table):
-        raise ValueError(f"program: expected steps that run on shared feature maps, got one that does not: {reason}")
+    if far := {Opcode(row[Column.OPCODE]).name for row in table.tolist() if row[Column.OPCODE] in FAR}:
+        raise ValueError(f"table: expected steps that read a few pixels around alone, got {', '.join(sorted(far))}")
     program = _Rows.of(table)
     shares = torch.tensor([[0, NO_BUFFER]] * len(table), dtype=torch.int32)
     for step in program.steps():
@@ -164,7 +164,7 @@ class _Rows:
         self._mark_reach(unit, {}, stop=states)
 
     def _live_after(self) -> list[set[int]]:
-        """Of each step of the stages, the buffers that later steps read, or the tail takes, before they are rewritten."""
+        """Of each step of the stages, the buffers that are read after it before they are rewritten."""
         live, after = {self.last}, []
         for step in reversed(self.stages):
             after.append(set(live))

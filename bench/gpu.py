@@ -57,7 +57,8 @@ def steps(out: Path, dry: bool) -> list[Step]:
     kernels = "tests/kernels/"
     build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     cuda_tests = [f"{kernels}test_cuda.py", f"{kernels}test_gpu.py", "-k", "not triton"]
-    triton_tests = [f"{kernels}test_triton.py", f"{kernels}test_gpu.py", "-k", "not cuda"]
+    triton_tests = [f"{kernels}test_{name}.py" for name in ("triton", "triton_images", "images", "gpu")]
+    triton_tests += ["-k", "not cuda"]
     oracle_tests = [f"{kernels}test_backends.py"]
     if dry:
         build = [sys.executable, "-c", "import ape_kernels._C"]
@@ -80,12 +81,12 @@ def steps(out: Path, dry: bool) -> list[Step]:
         Step("racecheck", 60, [*sanitizer, "--tool", "racecheck", *sanitized], "compute-sanitizer"),
         Step("ncu", 60, [*profile, *measure("profile")], "ncu"),
         Step("ncu-source", 30, ["sh", "-c", source], "ncu"),
-        Step("triton-check", 110, pytest_command(*triton_tests, processes=0 if dry else 8), environment=few),
+        Step("triton-check", 160, pytest_command(*triton_tests, processes=0 if dry else 8), environment=few),
         Step("triton-time", 100, measure("triton-time")),
-        Step("image-time", 60, measure("image-time")),
+        Step("image-time", 140, measure("image-time")),
         Step("oracle-check", 60, pytest_command(*oracle_tests, processes=0 if dry else 4), environment=few),
-        Step("verify", 110, [sys.executable, "-m", "ape_kernels", *([] if dry else ["verify", "--dtype", "float16"])]),
-        Step("compile-time", 120, measure("compile-time")),
+        Step("verify", 150, [sys.executable, "-m", "ape_kernels", *([] if dry else ["verify", "--dtype", "float16"])]),
+        Step("compile-time", 160, measure("compile-time")),
     ]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
 
+import gpu_images as images
 import gpu_peers as peers
 import torch
 from gpu_device import Gpu, Run, StandIn, ceilings, samples
@@ -228,30 +229,13 @@ def compile_time(bench: Bench) -> None:
             run = partial(peers.in_batches, forward, patches, batch, bench.device)
             label = f"torch.compile {mode} fp16, CUDA graph, batches of {batch}"
             bench.row(label, EDSR, count, FULL, tflop, run)
+    images.compile_time(bench, EDSR)
 
 
 def image_time(bench: Bench) -> None:
-    """An image of 960x540 to 3840x2160: split, network and merge, compared with the network on the whole image."""
-    model = bench.model(EDSR)
-    height, width = (20, 30) if bench.dry else (540, 960)
-    image = torch.rand(1, 3, height, width, device=bench.device.kind)
-    network = f"{EDSR}, picture of {width}x{height}"
-    half = peers.half(model, bench.device)
-    whole = peers.prepared(image, half)
-    program = APEForward(model, 0.0, backend="torch").program
-    tflop = height * width * program.flops_to_stage(len(program.stages) - 1) / 1e12
-    rows: dict[str, Callable[[], Run]] = {
-        "torch fp16 channels_last": lambda: lambda: half(whole),
-        "torch fp16 channels_last, CUDA graph": lambda: bench.device.graph(lambda: half(whole)),
-    }
-    for name in ("cuda", "triton", "torch"):
-        fast = bench.wrapped(model, name)
-        label = name if name != "torch" else "ape_kernels torch"
-        rows[label] = lambda fast=fast: lambda: fast(image)
-        if name != "torch":
-            rows[f"{name} in a CUDA graph"] = lambda fast=fast: bench.device.graph(lambda: fast(image))
-    for label, prepare in rows.items():
-        bench.row(label, network, 1, FULL, tflop, prepare)
+    images.image_time(bench, EDSR)
+    if not bench.dry:
+        images.search(bench, EDSR)
 
 
 def profile(bench: Bench) -> None:

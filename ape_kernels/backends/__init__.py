@@ -17,6 +17,7 @@ from ape_kernels.backends.protocol import Backend
 from ape_kernels.geometry import folded_geometry
 from ape_kernels.program import PatchProgram
 from ape_kernels.verify import auto
+from ape_kernels.verify.task import IMAGES, PATCHES
 
 # The order of preference where nothing is verified: on the CPU, and on a GPU with APE_AUTO=trust. On an H200 and for
 # EDSR 16x64, cuda is 4.7 times and triton 2.2 times as fast as the torch backend. For EDSR 32x256 both are half as fast
@@ -55,30 +56,62 @@ def choose(wish: str, program: PatchProgram, device: torch.device, dtype: torch.
     Raises BackendUnavailable when the named backend, or every backend, cannot run. Raises ValueError for an unknown
     name and for an unknown value of APE_AUTO.
     """
-    if wish == "auto":
-        wish = os.environ.get("APE_BACKEND", "auto")
+    wish = os.environ.get("APE_BACKEND", "auto") if wish == "auto" else wish
     able, reasons = modules_able(program, device, dtype)
     if wish == "auto":
-        mode = auto.mode()
-        if not able:
-            why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-            raise BackendUnavailable(f"backend: none can run this network on {device} in {dtype}: {why}")
-        if device.type != VERIFIED or mode == "trust" or len(able) == 1:
-            return next(iter(able))
-        if mode == "off":
-            return auto.FALLBACK
-        return auto.fastest(able, program, device, dtype, folded_geometry(patch_size, 0, program.fold)[0])
+        return _fastest(able, reasons, program, device, dtype, patch_size)
     get_backend(wish)
     if wish in reasons:
         raise BackendUnavailable(f"backend: {wish} cannot run: {reasons[wish]}; able: {', '.join(able) or 'none'}")
     return wish
 
 
+def choose_for_images(
+    wish: str, program: PatchProgram, device: torch.device, dtype: torch.dtype, patch_size: int
+) -> str:
+    """Name of the backend that runs `program` on shared feature maps, which must pack it for that.
+
+    As `choose`, but for a named backend that runs patches alone: then the first that can takes its place.
+    patch_size: sides of the cells.
+    """
+    wish = os.environ.get("APE_BACKEND", "auto") if wish == "auto" else wish
+    able, reasons = modules_able(program, device, dtype, IMAGES)
+    if wish == "auto" or not able:
+        return _fastest(able, reasons, program, device, dtype, patch_size, IMAGES)
+    get_backend(wish)
+    return wish if wish in able else next(iter(able))
+
+
+def _fastest(
+    able: dict[str, str],
+    reasons: dict[str, str],
+    program: PatchProgram,
+    device: torch.device,
+    dtype: torch.dtype,
+    patch_size: int,
+    operation: str = PATCHES,
+) -> str:
+    mode = auto.mode()
+    if not able:
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        what = "this network" if operation == PATCHES else "this network on shared feature maps"
+        raise BackendUnavailable(f"backend: none can run {what} on {device} in {dtype}: {why}")
+    if device.type != VERIFIED or mode == "trust" or len(able) == 1:
+        return next(iter(able))
+    if mode == "off":
+        return auto.FALLBACK
+    side = folded_geometry(patch_size, 0, program.fold)[0]
+    return auto.fastest(able, program, device, dtype, side, operation=operation)
+
+
 def modules_able(
-    program: PatchProgram, device: torch.device, dtype: torch.dtype
+    program: PatchProgram, device: torch.device, dtype: torch.dtype, operation: str = PATCHES
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Two dicts by backend name, in `ORDER`: the modules of those that can run `program`; why the others cannot."""
-    reasons = {name: _reason(name, program, device, dtype) for name in ORDER}
+    """Two dicts by backend name, in `ORDER`: the modules of those that can run `program`; why the others cannot.
+
+    operation: "patches", or "images" on shared feature maps.
+    """
+    reasons = {name: _reason(name, program, device, dtype, operation) for name in ORDER}
     able = {name: _module(name) for name, reason in reasons.items() if reason is None}
     return able, {name: reason for name, reason in reasons.items() if reason is not None}
 
@@ -99,6 +132,9 @@ def _module(name: str) -> str:
     return f"ape_kernels.backends.{name}"
 
 
-def _reason(name: str, program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
+def _reason(name: str, program: PatchProgram, device: torch.device, dtype: torch.dtype, operation: str) -> str | None:
     backend = get_backend(name)
-    return backend.unavailable() or backend.supports(program, device, dtype)
+    reason = backend.unavailable() or backend.supports(program, device, dtype)
+    if reason is None and operation == IMAGES:
+        return backend.supports_images(program, device, dtype)
+    return reason

@@ -59,7 +59,7 @@ class Depths(NamedTuple):
     """How far each cell of an image runs, known before the run.
 
     exit_at: int64 ``[B, R, K]``, the stage after which a cell leaves, -1 where the picture is interpolated; None for
-    full depth everywhere. cell: pixels of the program's input along the sides of a cell; the last of a row or column are
+    full depth everywhere. cell: sides of the cells, in pixels of the program's input; the last of a row or column are
     cut off by the edge. ring: pixels around the cells that run which go through the first stage with them.
     """
 
@@ -71,8 +71,8 @@ class Depths(NamedTuple):
 class Picture(NamedTuple):
     """Where the result of an image goes, and what cells are interpolated from.
 
-    out: float32 ``[B, out_channels, scale * H, scale * W]``, contiguous. image: float32 ``[B, C, H, W]``, contiguous,
-    not folded. tones, value_range: what is added to interpolated colours (`backends.torch.interpolate`).
+    out: float32 ``[B, out_channels, scale * H, scale * W]``. image: float32 ``[B, C, H, W]``, not folded. Both are
+    contiguous. tones, value_range: what is added to interpolated colours (`backends.torch.interpolate`).
     """
 
     out: Tensor
@@ -91,6 +91,10 @@ class Backend(Protocol):
 
     def supports(self, program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
         """None if `program` can run on `device` in `dtype`, else the reason."""
+        ...
+
+    def supports_images(self, program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
+        """None if `program`, which `supports` accepts, can run on shared feature maps there, else the reason."""
         ...
 
     def supports_patches(self, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -24,7 +24,7 @@ from ape_kernels.verify.device import Device
 from ape_kernels.verify.judge import verify
 from ape_kernels.verify.process import why_none
 from ape_kernels.verify.signature import Json, signature_of
-from ape_kernels.verify.task import FALLBACK, LIMIT_S, Task, Verdict
+from ape_kernels.verify.task import FALLBACK, LIMIT_S, PATCHES, Task, Verdict
 
 MODES = ("verify", "trust", "off")
 KERNEL_SETTINGS = ("APE_TRITON_AUTOTUNE", "TRITON_INTERPRET")  # environment variables that change a backend's kernels
@@ -49,18 +49,20 @@ def fastest(
     dtype: torch.dtype,
     patch_size: int,
     limit_s: float = LIMIT_S,
+    operation: str = PATCHES,
 ) -> str:
     """Name of the fastest candidate that is right on `device`; "torch" if that cannot be found out.
 
     candidates: the backends that can run `program`, with torch among them, as names and modules.
-    patch_size: side of the patches as the program reads them, folded, in pixels.
+    patch_size: side of the patches, or of the cells of images, as the program reads them, folded, in pixels.
     limit_s: seconds that the call waits at most if there is no verdict yet.
+    operation: "patches" or "images".
     """
     if torch.compiler.is_compiling():  # no processes are started here; the next call that is not compiled may do so
         return FALLBACK
     begin = time.monotonic()
     try:
-        task = make_task(program, device, dtype, patch_size, limit_s)
+        task = make_task(program, device, dtype, patch_size, limit_s, operation)
         key = make_key(task, candidates)
     except Exception as error:
         _LOG.warning("auto takes torch: nothing can be verified: %s", error)
@@ -78,7 +80,14 @@ def fastest(
         _LOCK.release()
 
 
-def make_task(program: PatchProgram, device: torch.device, dtype: torch.dtype, patch_size: int, limit_s: float) -> Task:
+def make_task(
+    program: PatchProgram,
+    device: torch.device,
+    dtype: torch.dtype,
+    patch_size: int,
+    limit_s: float,
+    operation: str = PATCHES,
+) -> Task:
     """The task of verifying `program` for square patches. Raises ValueError for a program with `Module` steps."""
     return Task(
         signature_of(program),
@@ -87,13 +96,14 @@ def make_task(program: PatchProgram, device: torch.device, dtype: torch.dtype, p
         (patch_size, patch_size),
         torch.get_float32_matmul_precision(),
         limit_s,
+        operation,
     )
 
 
 def make_key(task: Task, candidates: Mapping[str, str]) -> Json:
     """Everything that a verdict depends on, as JSON."""
     return {
-        "operation": "patches",
+        "operation": task.operation,
         "ape_kernels": ape_kernels.__version__,
         "source": cache.own_source(),
         "torch": str(torch.__version__),
@@ -138,9 +148,10 @@ def _tell(verdict: Verdict, task: Task, kept: bool) -> None:
     clean = verdict.findings and all(finding.right for finding in verdict.findings)
     _LOG.log(
         logging.INFO if clean else logging.WARNING,
-        "auto takes %s for %s patches of %dx%d on %s: %s%s",
+        "auto takes %s for %s %s of %dx%d on %s: %s%s",
         verdict.chosen,
         task.dtype,
+        "patches" if task.operation == PATCHES else "images in cells",
         *task.patch,
         task.device.name,
         verdict,

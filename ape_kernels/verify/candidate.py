@@ -7,6 +7,7 @@
     picture   an image, split and merged
 
 The first process also makes the reference: results of the torch backend in float32, and exits that split the patches.
+A task for whole images runs what images.py says.
 """
 
 from __future__ import annotations
@@ -16,10 +17,8 @@ import importlib
 import json
 import math
 import signal
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +33,15 @@ from ape_kernels.backends.torch.interpreter import run_stage as run_torch_stage
 from ape_kernels.geometry import AxisBlend, PatchGrid
 from ape_kernels.program import PatchProgram
 from ape_kernels.table import PackedProgram
-from ape_kernels.verify.device import free_bytes, processors, wait_for
+from ape_kernels.verify import images
+from ape_kernels.verify.device import fill, median_seconds
 from ape_kernels.verify.signature import program_of
-from ape_kernels.verify.task import REFERENCE, TASK, Task
+from ape_kernels.verify.task import IMAGES, REFERENCE, TASK, Task
 
 PATCHES = 12
 BOUNDARY = 0.5  # of the exits' predictions
 GAP = 0.04  # No prediction is closer to the boundary. 16-bit types change a prediction by less than half of this.
-BUSY = 2  # patches per processor that fill the device and make its workers come back to the queue
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-TIMED_S, TIMED_RUNS = 0.5, 10  # timing ends when one of these is reached
 
 
 def run(folder: Path, module: str) -> None:
@@ -57,11 +55,14 @@ def run(folder: Path, module: str) -> None:
     _end_with_parent(task.limit_s)
     try:
         device = task.device.find()
+        make, examine = (make_reference, measure)
+        if task.operation == IMAGES:
+            make, examine = images.make_reference, images.measure
         with torch.no_grad():
             if not (folder / REFERENCE).exists():
-                _write(folder / REFERENCE, make_reference(task, device))
+                _write(folder / REFERENCE, make(task, device))
             with np.load(folder / REFERENCE) as reference:
-                _write(folder / f"{module}.npz", measure(importlib.import_module(module), task, device, reference))
+                _write(folder / f"{module}.npz", examine(importlib.import_module(module), task, device, reference))
     except Exception as error:
         memory = isinstance(error, torch.OutOfMemoryError)
         line = next(iter(str(error).strip().splitlines()), "")
@@ -220,27 +221,11 @@ def split_and_merge(backend: Any, task: Task, device: torch.device) -> Tensor:
     return backend.merge(patches, *blends, 2, grid.shape[0])
 
 
-def median_seconds(call: Callable[[], object], device: torch.device) -> float:
-    """The median time of some calls, each with a wait for the device before and after it. The caller has warmed up."""
-    seconds: list[float] = []
-    while sum(seconds) < TIMED_S and len(seconds) < TIMED_RUNS:
-        wait_for(device)
-        begin = time.perf_counter()
-        call()
-        wait_for(device)
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds)
-
-
 def _repeats(program: PatchProgram, task: Task, device: torch.device) -> int:
-    """How often the patches are repeated to fill the device: at least twice, and within an eighth of its free memory.
-
-    The torch backend holds several copies of the widest buffer, and the calling process has a model and pictures there.
-    """
+    """How often the patches are repeated to fill the device. The torch backend holds copies of the widest buffer."""
     widest = max(buffer.channels * buffer.resolution**2 for buffer in program.buffers)
     patch_bytes = 4 * math.prod(task.patch) * max(widest, program.out_channels * program.upscale**2)
-    count = min(BUSY * processors(device), free_bytes(device) // (8 * patch_bytes))
-    return max(2, -(-count // PATCHES))
+    return fill(device, 1, patch_bytes, PATCHES)
 
 
 def _end_with_parent(limit_s: float) -> None:

@@ -15,7 +15,7 @@ from ape_kernels.verify.device import Device
 from ape_kernels.verify.judge import verify
 from ape_kernels.verify.programs import PROGRAMS
 from ape_kernels.verify.signature import program_of
-from ape_kernels.verify.task import Finding, Task
+from ape_kernels.verify.task import IMAGES, PATCHES, Finding, Task
 
 DTYPES = ("float16", "float32", "bfloat16")
 BY_HAND_LIMIT_S = 300.0  # for one program in one dtype; longer than in `auto`, because no picture waits for it
@@ -50,26 +50,30 @@ def main(arguments: Sequence[str]) -> int:
 
 def print_table(device: torch.device, dtypes: Sequence[str], patch_size: int) -> int:
     """Verify all `PROGRAMS` and print one row per backend. Returns 0 if every backend that can run is right, else 1."""
-    print(f"patches of {patch_size}x{patch_size} on {Device.of(device).name}")
-    print(ROW.format("program", "dtype", "backend", "right", "ms per patch", "why not").rstrip())
     all_right = True
-    for dtype in dtypes:
-        for name in PROGRAMS:
-            for finding, able in _findings(name, device, dtype, patch_size):
-                all_right &= finding.right or not able
-                right = "-" if not able else "yes" if finding.right else "no"
-                time = "" if finding.milliseconds is None else f"{finding.milliseconds:.4g}"
-                row = ROW.format(name, dtype, finding.backend, right, time, finding.why_not)
-                print(row.rstrip(), flush=True)
+    for operation, what in ((PATCHES, "patches"), (IMAGES, "images on shared feature maps, cells")):
+        print(f"{what} of {patch_size}x{patch_size} on {Device.of(device).name}")
+        print(ROW.format("program", "dtype", "backend", "right", "ms per patch", "why not").rstrip())
+        for dtype in dtypes:
+            for name in PROGRAMS:
+                for finding, able in _findings(name, device, dtype, patch_size, operation):
+                    all_right &= finding.right or not able
+                    right = "-" if not able else "yes" if finding.right else "no"
+                    time = "" if finding.milliseconds is None else f"{finding.milliseconds:.4g}"
+                    row = ROW.format(name, dtype, finding.backend, right, time, finding.why_not)
+                    print(row.rstrip(), flush=True)
     return 0 if all_right else 1
 
 
-def _findings(name: str, device: torch.device, dtype: str, patch_size: int) -> Iterator[tuple[Finding, bool]]:
+def _findings(
+    name: str, device: torch.device, dtype: str, patch_size: int, operation: str
+) -> Iterator[tuple[Finding, bool]]:
     """The finding for each backend, and whether the backend can run at all."""
     signature = PROGRAMS[name]
-    able, reasons = modules_able(program_of(signature), device, getattr(torch, dtype))
+    able, reasons = modules_able(program_of(signature), device, getattr(torch, dtype), operation)
     size = (patch_size, patch_size)
     precision = torch.get_float32_matmul_precision()
-    task = Task(signature, Device.of(device), dtype, size, precision, BY_HAND_LIMIT_S)
-    yield from ((finding, True) for finding in verify(task, able, BY_HAND_LIMIT_S).findings)
+    task = Task(signature, Device.of(device), dtype, size, precision, BY_HAND_LIMIT_S, operation)
+    if able:
+        yield from ((finding, True) for finding in verify(task, able, BY_HAND_LIMIT_S).findings)
     yield from ((Finding(backend, reason), False) for backend, reason in reasons.items())

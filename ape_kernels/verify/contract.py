@@ -17,7 +17,7 @@ Predictions are within 1e-4 (float32) or half that distance.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,12 @@ WAYS = {
     "lowest": "run_patches, device full",
     "highest": "run_patches, device full",
     "stages": "run_stage",
+}
+IMAGE_WAYS = {
+    "full": ("full", "images at full depth"),
+    "plan": ("plan", "images by a plan"),
+    "lowest": ("plan", "images by a plan, device full"),
+    "highest": ("plan", "images by a plan, device full"),
 }
 OWN = 1.5  # times the torch backend's own error
 
@@ -56,7 +62,9 @@ def why_wrong(reference: Arrays, results: Arrays, dtype: str, own: Arrays | None
     reference, results: as `candidate.make_reference` and `candidate.measure` give them. own: the torch backend's
     results in that dtype, or None.
     """
-    bounds = FLOAT32 if dtype == "float32" else _widened(SIXTEEN_BITS, reference, own)
+    bounds = FLOAT32 if dtype == "float32" else SIXTEEN_BITS
+    if dtype != "float32" and own is not None and not _no_number(reference, own, "few"):
+        bounds = _widened(bounds, _errors(reference, own, "few"))
     for way, name in WAYS.items():
         reason = _no_number(reference, results, way) or _too_far(_errors(reference, results, way), bounds)
         if reason:
@@ -69,12 +77,25 @@ def why_wrong(reference: Arrays, results: Arrays, dtype: str, own: Arrays | None
     return ""
 
 
-def _widened(bounds: Errors, reference: Arrays, own: Arrays | None) -> Errors:
+def why_images_wrong(reference: Arrays, results: Arrays, dtype: str, own: Arrays | None) -> str:
+    """As `why_wrong`, of what `images.make_reference` and `images.measure` give."""
+    bounds = FLOAT32 if dtype == "float32" else SIXTEEN_BITS
+    if dtype != "float32" and own is not None and np.isfinite(own["full"]).all():
+        bounds = _widened(bounds, _pixel_errors(reference["right.full"], own["full"]))
+    for way, (right, name) in IMAGE_WAYS.items():
+        expected, got = reference[f"right.{right}"], results[way]
+        if got.shape != expected.shape:
+            return f"{name}: picture {list(got.shape)}, not {list(expected.shape)}"
+        if lost := int((~np.isfinite(got)).sum()):
+            return f"{name}: {lost} pixels are NaN or infinite"
+        if reason := _too_far(_pixel_errors(expected, got), bounds):
+            return f"{name}: {reason}"
+    return ""
+
+
+def _widened(bounds: Errors, own: Errors) -> Errors:
     """`bounds`, each replaced by `OWN` times the torch backend's own error where that is more."""
-    if own is None or _no_number(reference, own, "few"):
-        return bounds
-    pairs = zip(astuple(bounds), astuple(_errors(reference, own, "few")), strict=True)
-    return Errors(*(max(bound, OWN * error) for bound, error in pairs))
+    return Errors(*(max(bound, OWN * error) for bound, error in zip(astuple(bounds), astuple(own), strict=True)))
 
 
 def _no_number(reference: Arrays, results: Arrays, way: str) -> str:
@@ -95,11 +116,17 @@ def _no_number(reference: Arrays, results: Arrays, way: str) -> str:
 
 
 def _errors(reference: Arrays, results: Arrays, way: str) -> Errors:
-    expected = reference["right.sr"].astype(np.float64)
-    error = np.abs(results[f"{way}.sr"] - expected) / (expected.max() - expected.min())
-    mean_square = np.sqrt((error**2).mean(axis=(1, 2, 3))).max()
     predictions = np.nan_to_num(np.abs(results[f"{way}.capacity"] - reference["right.capacity"]))
-    return Errors(float(error.max()), float(mean_square), float(predictions.max()))
+    errors = _pixel_errors(reference["right.sr"], results[f"{way}.sr"])
+    return replace(errors, prediction=float(predictions.max()))
+
+
+def _pixel_errors(right: NDArray[Any], got: NDArray[Any]) -> Errors:
+    """Of pictures or of patches' ones, ``[N, O, H, W]``."""
+    expected = right.astype(np.float64)
+    error = np.abs(got - expected) / (expected.max() - expected.min())
+    mean_square = np.sqrt((error**2).mean(axis=(1, 2, 3))).max()
+    return Errors(float(error.max()), float(mean_square), 0.0)
 
 
 def _too_far(errors: Errors, bounds: Errors) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+BUSY = 2  # patches per processor that fill the device and make its workers come back to the queue
+TIMED_S, TIMED_RUNS = 0.5, 10  # timing ends when one of these is reached
 DRIVER = Path("/proc/driver/nvidia/version")  # on Linux; PyTorch itself does not give the driver's version
 
 
@@ -80,3 +86,25 @@ def processors(device: torch.device) -> int:
 def free_bytes(device: torch.device) -> int:
     """Bytes that are free on `device`. For a CPU this is 8 GiB, which the patches of a verification do not reach."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 33
+
+
+def fill(device: torch.device, patches: float, size: int, count: int) -> int:
+    """How often `count` inputs are repeated to fill the device: at least twice.
+
+    patches: that one input amounts to. size: bytes that one takes; together they take an eighth of the free memory at
+    most, since whoever asks has a model and pictures there.
+    """
+    wanted = min(BUSY * processors(device) / patches, free_bytes(device) / (8 * size))
+    return max(2, math.ceil(wanted / count))
+
+
+def median_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """The median time of some calls, each with a wait for the device before and after it. The caller has warmed up."""
+    seconds: list[float] = []
+    while sum(seconds) < TIMED_S and len(seconds) < TIMED_RUNS:
+        wait_for(device)
+        begin = time.perf_counter()
+        call()
+        wait_for(device)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ape_kernels.verify.contract import Arrays, why_wrong
+from ape_kernels.verify.contract import Arrays, why_images_wrong, why_wrong
 from ape_kernels.verify.process import run_module
-from ape_kernels.verify.task import FALLBACK, REFERENCE, TASK, Finding, Task, Verdict
+from ape_kernels.verify.task import FALLBACK, IMAGES, REFERENCE, TASK, Finding, Task, Verdict
 
 
 def verify(task: Task, candidates: Mapping[str, str], limit_s: float) -> Verdict:
@@ -56,7 +56,8 @@ class _Court:
             return Finding(backend, fault.text, passing=fault.late)
         results = self.arrays(f"{module}.npz")
         own = self.folder / f"{self.candidates[FALLBACK]}.npz"
-        reason = why_wrong(
+        judged = why_images_wrong if self.task.operation == IMAGES else why_wrong
+        reason = judged(
             self.arrays(REFERENCE), results, self.task.dtype, self.arrays(own.name) if own.exists() else None
         )
         return Finding(backend, reason) if reason else Finding(backend, milliseconds=float(results["milliseconds"]))

@@ -12,16 +12,18 @@ from ape_kernels.verify.signature import Json
 
 FALLBACK = "torch"  # the backend that runs whenever there is doubt; it is also the reference
 TASK, REFERENCE = "task.json", "reference.npz"  # files in the folder that the candidates share
+PATCHES, IMAGES = "patches", "images"  # operations
 LIMIT_S = 60.0  # seconds that packing a program may wait for a verification
 
 
 @dataclass(frozen=True)
 class Task:
-    """The question which backend is right and fastest for the patches of one program on one device.
+    """The question which backend is right and fastest on one device, for the patches or the whole images of a program.
 
     signature: of the program (`signature_of`). dtype: such as "float16". patch: height and width of the patches as the
     program reads them (folded), in pixels. precision: `torch.get_float32_matmul_precision` of the calling process;
-    candidates are timed with it. limit_s: seconds for all candidates together.
+    candidates are timed with it. limit_s: seconds for all candidates together. operation: "patches", or "images", which
+    run on shared feature maps in cells of the size of a patch.
     """
 
     signature: Json
@@ -30,6 +32,7 @@ class Task:
     patch: tuple[int, int]
     precision: str
     limit_s: float = LIMIT_S
+    operation: str = PATCHES
 
     def write(self, path: Path) -> None:
         """Write the task to a file as JSON."""
@@ -47,8 +50,9 @@ class Task:
 class Finding:
     """The result for one candidate.
 
-    why_not: why the candidate is not right; empty if it is. milliseconds: per patch, in a call that fills the device;
-    None if the candidate is not right. passing: whether the reason may be gone another time (no memory, no time).
+    why_not: why the candidate is not right; empty if it is. milliseconds: per patch, or for as many pixels of an image,
+    in a call that fills the device; None if the candidate is not right. passing: whether the reason may be gone another
+    time (no memory, no time).
     """
 
     backend: str

@@ -231,11 +231,11 @@ struct Conv {
   }
 
   FN void finish() {
+    if (in.opcode == kReconstruct) return put_pixels();
     UNROLL for (int n = 0; n < 2 * E::kMostUnits; ++n) {
       if (n >= 2 * units_at(now)) continue;
       b.w.lanes([&](int l) {
         const int channel = now.pair * kUnitChannels + n * 8 + fragment_channel(l);
-        if (in.opcode == kReconstruct) return put_pixels(l, n, channel);
         const F2 slope = slope_of(b, in, channel);
         UNROLL for (int m = 0; m < kTileRows; ++m) UNROLL for (int j = 0; j < 2; ++j) {
           const int y = line(m), x = now.x + fragment_pixel(l, j);
@@ -256,12 +256,18 @@ struct Conv {
 
   FN int line(int m) const { return now.y + b.w.id * kTileRows + m; }
 
-  FN void put_pixels(int l, int n, int channel) {
-    const Outlet<E> outlet(b, in, patch, channel);
-    UNROLL for (int m = 0; m < kTileRows; ++m) UNROLL for (int j = 0; j < 2; ++j) {
-      const int y = line(m), x = now.x + fragment_pixel(l, j);
-      if (y >= to.height || x >= to.width || (in.mode && !is_interior(y, x, to.height, to.width))) continue;
-      outlet.put(b, y, x, acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]);
+  FN void put_pixels() {
+    const Outlet<E> outlet(b, in, patch);
+    UNROLL for (int n = 0; n < 2 * E::kMostUnits; ++n) {
+      if (n >= 2 * units_at(now)) continue;
+      b.w.lanes([&](int l) {
+        const auto place = outlet.place(now.pair * kUnitChannels + n * 8 + fragment_channel(l));
+        UNROLL for (int m = 0; m < kTileRows; ++m) UNROLL for (int j = 0; j < 2; ++j) {
+          const int y = line(m), x = now.x + fragment_pixel(l, j);
+          if (y >= to.height || x >= to.width || (in.mode && !is_interior(y, x, to.height, to.width))) continue;
+          outlet.put(b, place, outlet.at(y, x), acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]);
+        }
+      });
     }
   }
 };

@@ -73,27 +73,29 @@ struct Half {
     }
   }
 
-  // acc += 16 pixels by PAIRS units for each of COUNT chunks of 16 input channels, both straight from global memory,
-  // all loaded before the first is used. cells: the lane's two pixels in the first of the two groups of channels, null
-  // outside the patch; next: elements from a group to the next; units: of the first chunk.
-  template <int COUNT, int PAIRS>
-  static FN void multiply_direct(Warp& w, Accumulators<1, 2 * PAIRS>& acc, const PerLane<const Element* [2]>& cells,
-                                 int64_t next, const Element* units, int64_t chunk_stride, int64_t pair_stride) {
-    PerLane<U4> a[COUNT], b[COUNT][PAIRS];
+  // acc[m][..] += 16 pixels by PAIRS units for each of COUNT chunks of 16 input channels, both straight from global
+  // memory, all loaded before the first is used. channels: the first group of eight; next: elements from a group to the
+  // next; cells: the lane's two pixels of each m, -1 outside the patch; units: of the first chunk.
+  template <int COUNT, int PAIRS, int M>
+  static FN void multiply_direct(Warp& w, Accumulators<M, 2 * PAIRS>& acc, const Element* channels, int64_t next,
+                                 const PerLane<int[M][2]>& cells, const Element* units, int64_t chunk_stride,
+                                 int64_t pair_stride) {
+    PerLane<U4> a[COUNT][M], b[COUNT][PAIRS];
     w.lanes([&](int l) {
       UNROLL for (int c = 0; c < COUNT; ++c) {
-        UNROLL for (int i = 0; i < 4; ++i) {
-          const Element* cell = cells[l][i & 1];
-          a[c][l].r[i] = cell ? w.load<uint32_t>(cell + (2 * c + (i >> 1)) * next + fragment_channel(l)) : 0u;
+        UNROLL for (int m = 0; m < M; ++m) UNROLL for (int i = 0; i < 4; ++i) {
+          const int cell = cells[l][m][i & 1];
+          const Element* group = channels + (2 * c + (i >> 1)) * next + fragment_channel(l);
+          a[c][m][l].r[i] = cell < 0 ? 0u : w.load<uint32_t>(group + static_cast<int64_t>(cell) * kCellChannels);
         }
         UNROLL for (int n = 0; n < PAIRS; ++n) b[c][n][l] =
             w.load<U4>(units + c * chunk_stride + n * pair_stride + l * 8);
       }
     });
     w.converge();
-    UNROLL for (int c = 0; c < COUNT; ++c) UNROLL for (int n = 0; n < PAIRS; ++n) {
-      w.mma(acc[0][2 * n], a[c], b[c][n], 0);
-      w.mma(acc[0][2 * n + 1], a[c], b[c][n], 1);
+    UNROLL for (int c = 0; c < COUNT; ++c) UNROLL for (int n = 0; n < PAIRS; ++n) UNROLL for (int m = 0; m < M; ++m) {
+      w.mma(acc[m][2 * n], a[c][m], b[c][n], 0);
+      w.mma(acc[m][2 * n + 1], a[c][m], b[c][n], 1);
     }
   }
 };
@@ -141,19 +143,20 @@ struct Float {
     });
   }
 
-  template <int COUNT, int PAIRS>
-  static FN void multiply_direct(Warp& w, Accumulators<1, 2 * PAIRS>& acc, const PerLane<const Element* [2]>& cells,
-                                 int64_t next, const Element* units, int64_t chunk_stride, int64_t pair_stride) {
+  template <int COUNT, int PAIRS, int M>
+  static FN void multiply_direct(Warp& w, Accumulators<M, 2 * PAIRS>& acc, const Element* channels, int64_t next,
+                                 const PerLane<int[M][2]>& cells, const Element* units, int64_t chunk_stride,
+                                 int64_t pair_stride) {
     w.lanes([&](int l) {
       ROLLED for (int k = 0; k < COUNT * kUnitChannels; ++k) {
         const Element* row = units + k / kUnitChannels * chunk_stride + k % kUnitChannels * kUnitChannels;
-        UNROLL for (int j = 0; j < 2; ++j) {
-          const Element* cell = cells[l][j];
-          const float a = cell ? w.load<float>(cell + k / 8 * next + k % 8) : 0.0f;
+        UNROLL for (int m = 0; m < M; ++m) UNROLL for (int j = 0; j < 2; ++j) {
+          const int64_t cell = cells[l][m][j];
+          const float a = cell < 0 ? 0.0f : w.load<float>(channels + k / 8 * next + cell * kCellChannels + k % 8);
           UNROLL for (int n = 0; n < 2 * PAIRS; ++n) {
             const F2 b = w.load<F2>(row + n / 2 * pair_stride + n % 2 * 8 + fragment_channel(l));
-            acc[0][n][l][2 * j] += a * b.x;
-            acc[0][n][l][2 * j + 1] += a * b.y;
+            acc[m][n][l][2 * j] += a * b.x;
+            acc[m][n][l][2 * j + 1] += a * b.y;
           }
         }
       }

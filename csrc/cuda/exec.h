@@ -44,11 +44,18 @@ struct PerLane {
   FN const T& operator[](int) const { return value; }
 };
 
-// Two floats rounded to halves in one register, and back.
+// Two floats rounded to halves in one register.
 FN uint32_t pack_halves(float a, float b) {
   const __half2 h = __floats2half2_rn(a, b);
   return *reinterpret_cast<const uint32_t*>(&h);
 }
+// The same, negative ones as zero: the conversion has it for nothing.
+FN uint32_t pack_rectified(float a, float b) {
+  uint32_t bits;
+  asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(b), "f"(a));
+  return bits;
+}
+// The way back.
 FN F2 unpack_halves(uint32_t bits) {
   const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&bits));
   return {f.x, f.y};
@@ -67,6 +74,8 @@ struct Warp {
   }
   // Hides that these do not change, so that values that follow from them are not kept in registers for steps to come.
   FN void forget() { asm volatile("" : "+r"(id), "+r"(lane)); }
+  // The same of any other number.
+  FN static void forget(int& number) { asm volatile("" : "+r"(number)); }
   template <class F>
   FN void lanes(F&& f) const {
     f(lane);
@@ -85,6 +94,9 @@ struct Warp {
   FN void sts(uint32_t at, T value) const {
     *static_cast<T*>(__cvta_shared_to_generic(shared_base + at)) = value;
   }
+  // A number that is the same in all lanes, which this warp alone keeps in kLanes words at `at` of shared memory.
+  FN void keep(uint32_t at, int number) const { sts(at + lane * sizeof(int), number); }
+  FN int kept(uint32_t at) const { return lds<int>(at + lane * sizeof(int)); }
   // Global memory.
   template <class T>
   FN T load(const void* from) const {

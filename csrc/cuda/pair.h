@@ -69,17 +69,16 @@ struct Pair {
   };
   // The row of x that the warp fetches next.
   struct Coming {
-    int pixels;   // of it that are fetched: none where there is no such row
-    bool inside;  // whether it lies in the patch
+    int pixels;  // of it that are fetched: none where there is no such row, negative where it is below the patch
     PerLane<const Element*> from;
     PerLane<uint32_t> to;
   };
   Carrier<Half>& b;
-  const int number;         // of the first of the two rows
-  const int height, width;  // of x, h and y
-  const bool sums;          // wanted
-  PerLane<uint32_t> rows;   // ldmatrix addresses
-  uint32_t now = 0;         // slot of the stage computed next
+  int number;              // of the first of the two rows
+  int height, width;       // of x, h and y
+  const bool sums;         // wanted
+  PerLane<uint32_t> rows;  // ldmatrix addresses
+  uint32_t now = 0;        // slot of the stage computed next
   Ahead ahead;
   Coming coming;
   Accumulators<kPairTiles, S::kColumns> acc;
@@ -130,8 +129,7 @@ struct Pair {
   // The warp's row of x for step `step`, if there is one.
   FN void expect_row(int step) {
     const int row = step * S::kRows + 1 + line(), group = b.w.id % S::kSplit * S::kPieces * 2;
-    coming.pixels = row <= height ? width : 0;
-    coming.inside = row < height;
+    coming.pixels = row < height ? width : row == height ? -width : 0;
     b.w.lanes([&](int l) {
       coming.from[l] = x_from(l, group, row);
       coming.to[l] = x_to(l, group, row);
@@ -167,10 +165,10 @@ struct Pair {
     const bool has = turn < S::kPieceTurns && (S::kPieces % 2 == 0 || ky * S::kPieceTurns + turn < S::kPieces);
     const int pixels = has ? coming.pixels : 0;
     b.w.lanes([&](int l) {
-      if (kx * 16 + l % 16 < pixels)
+      if (kx * 16 + l % 16 < (pixels < 0 ? -pixels : pixels))
         b.w.copy(coming.to[l] + turn * 2 * S::kGroupBytes + kx * S::kTileBytes,
                  coming.from[l] + (turn * 2 * static_cast<int64_t>(height) * width + kx * 16) * kCellChannels,
-                 coming.inside);
+                 pixels > 0);
     });
   }
   // After a stage of which the last tap was (ky, kx).
@@ -251,6 +249,9 @@ struct Pair {
     }
     ROLLED for (int half = 0; half < 2 * steps(); ++half) {
       b.w.forget();
+      Warp::forget(number);
+      Warp::forget(height);
+      Warp::forget(width);
       const int step = half / 2;
       const bool makes_y = half % 2;
       const int row = step * S::kRows + line() - makes_y;
@@ -326,14 +327,19 @@ struct Pair {
 
   // A row of h to its ring.
   FN void put_h(int row) {
+    if (in1().activation == kRelu) return put_h<true>(row);
     activate<S::kColumns>(in1());
+    put_h<false>(row);
+  }
+  template <bool RECTIFIED>
+  FN void put_h(int row) {
     b.w.lanes([&](int l) {
       const uint32_t at = S::kH + slot(row) + cell(fragment_pixel(l, 0), channel_at<S::kColumns>(l, 0));
       UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
         if (m * 16 + fragment_pixel(l, j) >= width) continue;
         UNROLL for (int n = 0; n < S::kColumns; ++n)
             b.w.sts(at + n * S::kGroupBytes + (m * 16 + 8 * j) * Half::kCellBytes,
-                    pack_halves(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]));
+                    (RECTIFIED ? pack_rectified : pack_halves)(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]));
       }
     });
   }

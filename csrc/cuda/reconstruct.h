@@ -9,34 +9,54 @@ namespace ape::cuda {
 // Whether a pixel has the interior class along both axes.
 FN bool is_interior(int y, int x, int height, int width) { return y > 0 && y < height - 1 && x > 0 && x < width - 1; }
 
-// Where output channel `channel` and the next go in the picture: shuffled and added to.
+// Where values go in the picture of a patch: shuffled and added to.
 template <class E>
 struct Outlet {
-  float* out[2];                      // at the picture's first pixel of that phase; null past the last channel
-  const typename E::Element* add[2];  // the same in the buffer that is added, or null
-  int down, right;                    // pixels of the picture from one low-resolution pixel to the next
+  // Of an output channel and the next.
+  struct Place {
+    float* out[2];                      // at the picture's first pixel of that phase; null past the last channel
+    const typename E::Element* add[2];  // the same in the buffer that is added, or null
+  };
 
-  FN Outlet(Carrier<E>& b, const Instruction& in, int64_t patch, int channel) {
+  float* picture;       // [colors][s * height][s * width]
+  int64_t pixels;       // of a color
+  int s, colors, down;  // down: pixels of the picture from one low-resolution pixel to the one below
+  bool adds, paired;    // paired: the two channels are neighbours in the picture, one store
+  Feature<E> added{};
+
+  FN Outlet(Carrier<E>& b, const Instruction& in, int64_t patch) {
     const Feature<E> src = b.feature(in.src);
-    const int s = in.upscale, colors = in.out_channels / (s * s), width = src.width * s;
-    const int64_t pixels = static_cast<int64_t>(src.pixels()) * s * s;
-    right = s;
-    down = s * width;
+    s = in.upscale;
+    colors = in.picture_channels();
+    down = s * s * src.width;
+    pixels = static_cast<int64_t>(src.height) * down;
+    picture = b.args.output + patch * colors * pixels;
+    adds = in.add != kNoBuffer;
+    if (adds) added = b.feature(in.add);
+    paired = !adds && s % 2 == 0 && reinterpret_cast<uintptr_t>(picture) % sizeof(F2) == 0;
+  }
+  FN Place place(int channel) const {
+    Place at{};
     UNROLL for (int i = 0; i < 2; ++i) {
       const int color = (channel + i) / (s * s), phase = (channel + i) % (s * s);
-      const int first = phase / s * width + phase % s;
-      out[i] = color < colors ? b.args.output + (patch * colors + color) * pixels + first : nullptr;
-      add[i] =
-          in.add == kNoBuffer ? nullptr : b.feature(in.add).cell(color / kCellChannels, first) + color % kCellChannels;
+      const int first = phase / s * (down / s) + phase % s;
+      at.out[i] = color < colors ? picture + color * pixels + first : nullptr;
+      at.add[i] = adds ? added.cell(color / kCellChannels, first) + color % kCellChannels : nullptr;
     }
+    return at;
   }
-  FN void put(Carrier<E>& b, int y, int x, float v0, float v1) const {
-    const int64_t at = static_cast<int64_t>(y) * down + x * right;
+  // Where pixel (y, x) is, from that of (0, 0).
+  FN int64_t at(int y, int x) const { return static_cast<int64_t>(y) * down + x * s; }
+  FN void put(Carrier<E>& b, const Place& place, int64_t at, float v0, float v1) const {
+    if (paired) {
+      if (place.out[0]) b.w.store(place.out[0] + at, F2{v0, v1});
+      return;
+    }
     UNROLL for (int i = 0; i < 2; ++i) {
-      if (!out[i]) continue;
+      if (!place.out[i]) continue;
       float value = i ? v1 : v0;
-      if (add[i]) value += E::load_one(b.w, add[i] + at * kCellChannels);
-      b.w.store(out[i] + at, value);
+      if (place.add[i]) value += E::load_one(b.w, place.add[i] + at * kCellChannels);
+      b.w.store(place.out[i] + at, value);
     }
   }
 };
@@ -60,13 +80,14 @@ FN Span taps_of(int border_class, int kernel) {
   return {starts ? kernel / 2 : 0, ends ? kernel / 2 + 1 : kernel};
 }
 
-// The ring: the border pixels by class, 16 at a time, operands straight from global memory. A warp takes every eighth
-// (16 pixels, up to kMostUnits5 * 16 output channels). 188 of 48 x 48 pixels are in the ring: 16 tiles next to the
-// interior's 144; of k = 5 an edge has 15 taps that touch the patch, a corner 9.
+// The ring: the border pixels by class, up to 48 at a time, operands straight from global memory. A warp takes every
+// eighth (48 pixels, up to kMostUnits5 * 16 output channels): of 48 x 48 pixels the four edges and the four corners are
+// one for each warp. Of k = 5 an edge has 15 taps that touch the patch, a corner 9.
 template <class E>
 struct Ring {
   using Element = typename E::Element;
   static constexpr int kMost = E::kMostUnits5, kRest = kMost > 2 ? 2 : 1;  // units of output channels at once
+  static constexpr int kTiles = 3;                                         // of 16 pixels
 
   Carrier<E>& b;
   const Instruction& in;
@@ -97,7 +118,7 @@ struct Ring {
       right = taps_of(column_class, kernel);
       if (lines.begin >= lines.end) continue;
       const int count = (lines.end - lines.begin) * (columns.end - columns.begin);
-      ROLLED for (int first = 0; first < count; first += 16) {
+      ROLLED for (int first = 0; first < count; first += kTiles * 16) {
         ROLLED for (int pair = 0; pair < pairs; pair += kMost) {
           if (turn++ % kWarps != b.w.id) continue;
           const int units = pairs - pair;
@@ -112,24 +133,26 @@ struct Ring {
     }
   }
 
-  // Pixels `first` to `first` + 15 of the class's `count`, UNITS units of output channels from `pair` on.
+  // Pixels `first` to `first` + 47 of the class's `count`, UNITS units of output channels from `pair` on.
   template <int UNITS>
   FN void run(int first, int count, int pair) {
-    PerLane<int[2]> y, x;  // the lane's two pixels; y is -1 past the end
-    Accumulators<1, 2 * UNITS> acc;
+    PerLane<int[kTiles][2]> y, x;  // the lane's pixels; y is -1 past the end
+    Accumulators<kTiles, 2 * UNITS> acc;
     const int across = columns.end - columns.begin;
     const int number = variant * pairs + pair;
     b.w.lanes([&](int l) {
-      UNROLL for (int j = 0; j < 2; ++j) {
-        const int pixel = first + fragment_pixel(l, j);
-        y[l][j] = pixel < count ? lines.begin + pixel / across : -1;
-        x[l][j] = columns.begin + pixel % across;
+      UNROLL for (int m = 0; m < kTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
+        const int pixel = first + m * 16 + fragment_pixel(l, j);
+        y[l][m][j] = pixel < count ? lines.begin + pixel / across : -1;
+        x[l][m][j] = columns.begin + pixel % across;
       }
       const float* bias = b.vector(in.bias) + number * kUnitChannels + fragment_channel(l);
       UNROLL for (int n = 0; n < 2 * UNITS; ++n) {
         const F2 start = b.w.template load<F2>(bias + n * 8);
-        acc[0][n][l][0] = acc[0][n][l][2] = start.x;
-        acc[0][n][l][1] = acc[0][n][l][3] = start.y;
+        UNROLL for (int m = 0; m < kTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
+          acc[m][n][l][2 * j] = start.x;
+          acc[m][n][l][2 * j + 1] = start.y;
+        }
       }
     });
     const int64_t chunk_stride = static_cast<int64_t>(kernel) * kernel * kUnitElements;
@@ -138,38 +161,34 @@ struct Ring {
       ROLLED for (int kx = right.begin; kx < right.end; ++kx) tap<UNITS>(
           acc, y, x, ky - kernel / 2, kx - kernel / 2, units + (ky * kernel + kx) * kUnitElements, chunk_stride);
     }
+    const Outlet<E> outlet(b, in, patch);
     UNROLL for (int n = 0; n < 2 * UNITS; ++n) b.w.lanes([&](int l) {
-      const Outlet<E> outlet(b, in, patch, pair * kUnitChannels + n * 8 + fragment_channel(l));
-      UNROLL for (int j = 0; j < 2; ++j) if (y[l][j] >= 0)
-          outlet.put(b, y[l][j], x[l][j], acc[0][n][l][2 * j], acc[0][n][l][2 * j + 1]);
+      const auto place = outlet.place(pair * kUnitChannels + n * 8 + fragment_channel(l));
+      UNROLL for (int m = 0; m < kTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) if (y[l][m][j] >= 0)
+          outlet.put(b, place, outlet.at(y[l][m][j], x[l][m][j]), acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]);
     });
   }
 
   template <int UNITS>
-  FN void tap(Accumulators<1, 2 * UNITS>& acc, const PerLane<int[2]>& y, const PerLane<int[2]>& x, int below,
-              int beside, const Element* units, int64_t chunk_stride) {
+  FN void tap(Accumulators<kTiles, 2 * UNITS>& acc, const PerLane<int[kTiles][2]>& y, const PerLane<int[kTiles][2]>& x,
+              int below, int beside, const Element* units, int64_t chunk_stride) {
     const int64_t next = static_cast<int64_t>(src.pixels()) * kCellChannels;
-    PerLane<const Element* [2]> cells;
+    PerLane<int[kTiles][2]> cells;
     b.w.lanes([&](int l) {
-      UNROLL for (int j = 0; j < 2; ++j) {
-        const int at_y = y[l][j] + below, at_x = x[l][j] + beside;
-        const bool inside = y[l][j] >= 0 && at_y >= 0 && at_y < src.height && at_x >= 0 && at_x < src.width;
-        cells[l][j] = inside ? src.cell(0, at_y * src.width + at_x) : nullptr;
+      UNROLL for (int m = 0; m < kTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
+        const int at_y = y[l][m][j] + below, at_x = x[l][m][j] + beside;
+        const bool inside = y[l][m][j] >= 0 && at_y >= 0 && at_y < src.height && at_x >= 0 && at_x < src.width;
+        cells[l][m][j] = inside ? at_y * src.width + at_x : -1;
       }
     });
-    const auto chunks_done = [&](int done) {
-      units += done * chunk_stride;
-      b.w.lanes([&](int l) { UNROLL for (int j = 0; j < 2; ++j) if (cells[l][j]) cells[l][j] += 2 * done * next; });
-    };
+    const Element* channels = src.data;
     int chunk = 0;
-    ROLLED for (; chunk + 4 <= chunks; chunk += 4) {
-      E::template multiply_direct<4, UNITS>(b.w, acc, cells, next, units, chunk_stride, chunks * chunk_stride);
-      chunks_done(4);
-    }
-    ROLLED for (; chunk < chunks; ++chunk) {
-      E::template multiply_direct<1, UNITS>(b.w, acc, cells, next, units, chunk_stride, chunks * chunk_stride);
-      chunks_done(1);
-    }
+    ROLLED for (; chunk + 2 <= chunks; chunk += 2, channels += 4 * next, units += 2 * chunk_stride)
+        E::template multiply_direct<2, UNITS>(b.w, acc, channels, next, cells, units, chunk_stride,
+                                              chunks * chunk_stride);
+    ROLLED for (; chunk < chunks; ++chunk, channels += 2 * next, units += chunk_stride)
+        E::template multiply_direct<1, UNITS>(b.w, acc, channels, next, cells, units, chunk_stride,
+                                              chunks * chunk_stride);
   }
 };
 

@@ -7,10 +7,10 @@
 //            the queue's counter alone, which orders nothing else: no fence is needed between them.
 // Program    the rows of the instruction table, read as they stand (docs/program.md). Steps hand on through the arena,
 //            in the L2 cache where that holds the arenas of all blocks (docs/kernels.md); one barrier after each.
-// Shared     one place for the rings of convolutions (conv.h, pair.h) and the floats of pooling (steps.h); after it 16
-//            bytes for the queue's answer. 227 KB parts: 203 792 B, 163 KB: 162 832 B, 99 KB: 94 224 B;
-//            Float: 78 352 B.
-// Arithmetic at the head of pair.h and conv.h, by tap.
+// Shared     one place for the rings of convolutions (conv.h, pair.h, stream.h) and the floats of pooling (steps.h);
+//            after it 16 bytes for the queue's answer and 3 KB of where each warp stands. 227 KB parts: 206 864 B,
+//            163 KB: 165 904 B, 99 KB: 97 296 B; Float: 81 424 B.
+// Arithmetic at the head of pair.h, stream.h and conv.h, by tap.
 // Registers  up to 255 a thread: what a patch has come to is looked up, in shared memory and in the table, not held.
 // Rounding   products take operands of type E, sums are float32; features are rounded to E where they are stored.
 #pragma once
@@ -18,8 +18,8 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "pair.h"
 #include "steps.h"
+#include "stream.h"
 
 namespace ape::cuda {
 
@@ -29,8 +29,10 @@ struct PairShapes {
   static constexpr uint32_t kBytes = std::max({S::kBytes...});
 
   static FN bool has(int channels) { return ((channels == S::kChannels) || ...); }
-  static FN void run(Carrier<Half>& b, int row, int channels, bool sums) {
-    ((channels == S::kChannels ? Pair<S>(b, row, sums).run() : void()), ...);
+  static FN void run(Carrier<Half>& b, int row, bool sums) {
+    // the table is asked again for every shape, so that nothing is kept while one runs
+    static_cast<void>(
+        ((padded(b.row(row).out_channels) == S::kChannels && (Pair<S>(b, row, sums).run(), true)) || ...));
   }
 };
 // For parts with 227 KB of shared memory a block, with 163 KB and with 99 KB.
@@ -39,21 +41,16 @@ using Shapes227 = PairShapes<PairShape<16, 8, 3, 3>, PairShape<32, 8, 3, 3>, Pai
 using Shapes163 = PairShapes<PairShape<16, 8, 1, 4>, PairShape<32, 8, 1, 4>, PairShape<48, 8, 1, 4>,
                              PairShape<64, 8, 1, 4>, PairShape<96, 4, 1, 2>>;
 using Shapes99 = PairShapes<PairShape<16, 8, 1, 4>, PairShape<32, 8, 1, 4>, PairShape<64, 4, 1, 2>>;
-static_assert(Shapes227::kBytes + 16 <= 227 * 1024 && Shapes163::kBytes + 16 <= 163 * 1024 &&
-                  Shapes99::kBytes + 16 <= 99 * 1024,
-              "shared memory of a block: H100 227 KB, A100 163 KB, RTX 99 KB");
-
 template <class E, class Shapes>
 struct Worker {
   static constexpr bool kFuses = std::is_same_v<E, Half>;
   static constexpr uint32_t kTaken =
       kFuses && Shapes::kBytes > ConvShared<E>::kBytes ? Shapes::kBytes : ConvShared<E>::kBytes;
-  static constexpr uint32_t kSharedBytes = kTaken + 16;
+  static constexpr uint32_t kKept = kLanes * sizeof(int);  // of shared memory, for a number that a warp keeps
+  static constexpr uint32_t kProgress = kTaken + 16, kSharedBytes = kProgress + 3 * kWarps * kKept;
   static_assert(kPoolBytes <= kTaken, "pooled sums lie where the rings are");
 
   Carrier<E> b;
-  int stage;    // being run, -1 before the first
-  bool leaves;  // after the stage that has ended
 
   FN Worker(Warp& w, const WorkerArgs& args) : b{w, args} {}
 
@@ -63,6 +60,22 @@ struct Worker {
 
   // The patch that the block carries. Read anew wherever it is needed: a register less while convolutions run.
   FN int number() const { return b.w.template lds<int>(kTaken); }
+
+  // What each warp knows of the patch's way is kept in shared memory for the same reason.
+  FN uint32_t progress(int what) const {
+    b.w.forget();
+    return kProgress + (what * kWarps + b.w.id) * kKept;
+  }
+  // The stage being run, -1 before the first.
+  FN int stage() const { return b.w.kept(progress(0)); }
+  FN void set_stage(int stage) const { b.w.keep(progress(0), stage); }
+  // Whether the patch leaves after the stage that has ended.
+  FN bool leaves() const { return b.w.kept(progress(1)) != 0; }
+  FN void set_leaves(bool leaves) const { b.w.keep(progress(1), leaves ? 1 : 0); }
+
+  // The row of the table that runs or, after it, ran.
+  FN int row() const { return b.w.kept(progress(2)); }
+  FN void set_row(int row) const { b.w.keep(progress(2), row); }
 
   // Takes the next patch for the whole block; false when there is none left.
   FN bool take() {
@@ -90,24 +103,24 @@ struct Worker {
     load_feature(b, b.args.input + input_row() * to.channels * to.pixels(), to, in_range());
     b.once([&] { b.w.store(b.args.capacity + number(), NAN); });
     b.w.sync();
-    stage = b.args.stage;
-    leaves = false;
-    for (int row = b.args.first_row + (whole ? 0 : 1);; ++row) {
-      const int opcode = b.row(row).opcode;
+    set_stage(b.args.stage);
+    set_leaves(false);
+    for (set_row(b.args.first_row + (whole ? 0 : 1));; set_row(row() + 1)) {
+      const int opcode = b.row(row()).opcode;
       if (opcode != kStage && opcode != kTail) {
-        step(row);
-        if (opcode == kReconstruct) break;
+        step();
+        if (b.row(row()).opcode == kReconstruct) break;
         continue;
       }
-      if (stage >= 0) {  // a stage has ended
-        if (b.args.exit_at) leaves = b.w.template load<int64_t>(b.args.exit_at + input_row()) <= stage;
-        leaves = leaves || opcode == kTail;
+      if (stage() >= 0) {  // a stage has ended
+        if (b.args.exit_at) set_leaves(b.w.template load<int64_t>(b.args.exit_at + input_row()) <= stage());
+        if (opcode == kTail) set_leaves(true);
         if (!whole) break;
       }
-      if (leaves)
-        row = b.args.tail_row;
+      if (leaves())
+        set_row(b.args.tail_row);
       else
-        ++stage;
+        set_stage(stage() + 1);
     }
     if (!whole) {
       const Feature<E> from = b.feature(b.row(b.args.first_row).dst);
@@ -115,44 +128,83 @@ struct Worker {
     }
     b.once([&] {
       if (whole)
-        b.w.store(b.args.exit_index + number(), static_cast<int64_t>(stage));
+        b.w.store(b.args.exit_index + number(), static_cast<int64_t>(stage()));
       else
-        b.w.store(b.args.leaves + number(), static_cast<uint8_t>(leaves));
+        b.w.store(b.args.leaves + number(), static_cast<uint8_t>(leaves()));
     });
   }
 
   // Runs one row, or two that are fused, up to and with the barrier that lets the next one see what they wrote.
-  FN void step(int& row) {
+  FN void step() {
     b.w.forget();
-    const int first = row;
-    while (b.row(row).opcode == kSource) ++row;
-    const Instruction& in = b.row(row);
+    const int first = row();
+    int last = first;
+    while (b.row(last).opcode == kSource) ++last;
+    set_row(last);
+    const Instruction& in = b.row(last);
     switch (in.opcode) {
       case kConv:
       case kReconstruct:
-        if (fuses(in)) {
-          run_pair(row);
-          break;
-        }
-        Conv<E>(b, row, first, number()).run();
-        if (in.opcode == kReconstruct && in.mode) Ring<E>(b, in, number()).run();
+        if (fuses(in))
+          run_pair();
+        else if (first != last || !stream(in))
+          Conv<E>(b, last, first, number()).run();
+        if (b.row(row()).opcode == kReconstruct && b.row(row()).mode) Ring<E>(b, b.row(row()), number()).run();
         break;
       case kUpsample:
         upsample(b, in);
         break;
       case kAttention:
-        if (!is_pooled(row)) pool(b, b.feature(in.src));
+        if (!is_pooled(last)) pool(b, b.feature(in.src));
         attention(b, in);
         break;
       case kExit: {
-        if (!is_pooled(row)) pool(b, b.feature(in.src));
+        if (!is_pooled(last)) pool(b, b.feature(in.src));
         const float prediction = predict(b, in);
         b.once([&] { b.w.store(b.args.capacity + number(), 1.0f - prediction); });
-        leaves = prediction >= b.args.boundary;
+        set_leaves(prediction >= b.args.boundary);
         break;
       }
     }
     b.w.sync();
+  }
+
+  // Runs a convolution of one source by whole rows, if it is one of those and its rows fit in shared memory.
+  FN bool stream(const Instruction& in) {
+    if (!kFuses || b.feature(in.src).width > kPairWidth) return false;
+    const int units = padded(in.out_channels) / kUnitChannels;
+    if (in.opcode == kConv && in.kernel == 3) {
+      switch (units) {
+        case 1:
+          return stream<3, 1>(in);
+        case 2:
+          return stream<3, 2>(in);
+        case 3:
+          return stream<3, 3>(in);
+        case 4:
+          return stream<3, 4>(in);
+      }
+    }
+    if (in.opcode == kReconstruct && in.kernel == 5 && in.add == kNoBuffer) {
+      switch (units) {
+        case 1:
+          return stream<5, 1>(in);
+        case 2:
+          return stream<5, 2>(in);
+        case 3:
+          return stream<5, 3>(in);
+      }
+    }
+    return false;
+  }
+  template <int K, int UNITS>
+  FN bool stream(const Instruction& in) {
+    if constexpr (kFuses) {
+      const int of_stage = Stream<K, UNITS>::stage_chunks(b.feature(in.src).groups / 2, kTaken);
+      if (of_stage) Stream<K, UNITS>(b, in, number(), of_stage).run();
+      return of_stage > 0;
+    }
+    return false;
   }
 
   // Whether the two rows before `row` ran as a fused pair and left in kPooled the sums that `row` begins with.
@@ -168,9 +220,9 @@ struct Worker {
     return kFuses && in.fused && b.feature(in.src).width <= kPairWidth && Shapes::has(padded(in.out_channels));
   }
 
-  FN void run_pair(int& row) {
-    if constexpr (kFuses) Shapes::run(b, row, padded(b.row(row).out_channels), sums_follow(row));
-    ++row;
+  FN void run_pair() {
+    if constexpr (kFuses) Shapes::run(b, row(), sums_follow(row()));
+    set_row(row() + 1);
   }
 };
 
@@ -181,6 +233,11 @@ constexpr int shared_kb_of(int arch) {
 }
 template <int KB>
 using ShapesOf = std::conditional_t<KB == 227, Shapes227, std::conditional_t<KB == 163, Shapes163, Shapes99>>;
+
+static_assert(Worker<Half, Shapes227>::kSharedBytes <= 227 * 1024 &&
+                  Worker<Half, Shapes163>::kSharedBytes <= 163 * 1024 &&
+                  Worker<Half, Shapes99>::kSharedBytes <= 99 * 1024,
+              "shared memory of a block: H100 227 KB, A100 163 KB, RTX 99 KB");
 
 // Shared memory that a block of the kernel compiled for `arch` asks for.
 constexpr uint32_t shared_bytes_of(bool half, int arch) {

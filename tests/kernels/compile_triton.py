@@ -23,9 +23,11 @@ from triton.compiler import ASTSource
 
 from ape_kernels import to_program
 from ape_kernels.backends import triton as backend
-from ape_kernels.backends.protocol import Exits, PatchResults
+from ape_kernels.backends.protocol import Depths, Exits, PatchResults, Picture
 from ape_kernels.backends.triton import config as configurations
+from ape_kernels.backends.triton import image as image_launches
 from ape_kernels.backends.triton import launch as launches
+from ape_kernels.sharing import sharing_of
 from ape_sr.models import EDSR, RCAN, VDSR
 
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
@@ -38,7 +40,9 @@ NETWORKS = {
     "vdsr-64": lambda: VDSR(2, 4, 64, 1),
 }
 PATCHES, STAGE, ROW = "run_patches_kernel", "run_stage_kernel", "row_kernel"
+IMAGE = ("main_kernel", "any_kernel", "upsample_kernel", "margin_kernel", "load_kernel", "interpolate_kernel")
 KERNELS = {name: getattr(launches, name) for name in (PATCHES, STAGE, ROW, "begin_kernel", "exit_kernel")}
+KERNELS |= {name: getattr(image_launches, name) for name in IMAGE}
 CASES = [
     ("edsr-64", torch.float16, PATCHES),
     ("edsr-64", torch.float16, STAGE),
@@ -50,6 +54,11 @@ CASES = [
     ("edsr-16", torch.float16, PATCHES),
     ("rcan-64", torch.float16, PATCHES),
     ("vdsr-64", torch.float16, PATCHES),
+    *(("edsr-64", torch.float16, kernel) for kernel in IMAGE if kernel != "upsample_kernel"),
+    ("vdsr-64", torch.float16, "upsample_kernel"),
+    ("edsr-64", torch.bfloat16, "main_kernel"),
+    ("edsr-64", torch.float32, "main_kernel"),
+    ("edsr-256", torch.float16, "main_kernel"),
 ]
 
 
@@ -69,13 +78,20 @@ class Recorder:
 def record(network: str, dtype: torch.dtype, kernel: str, capability: int) -> Recorder:
     """Launch as the backend would on a device of this capability."""
     recorders = {name: Recorder(function) for name, function in KERNELS.items()}
-    vars(launches).update(recorders)
+    vars(launches).update({name: recorders[name] for name in recorders if name not in IMAGE})
+    vars(image_launches).update({name: recorders[name] for name in IMAGE})
     launches.choose = lambda channels, dtype, *_: configurations.shipped(channels, dtype, divmod(capability, 10))
-    launches._Call.workers = launches._Call.workers_by_device = lambda *_: 132
+    launches.Call.workers = launches.Call.workers_by_device = lambda *_: 132
     launches.SPREAD_BELOW = 1.0 if kernel == ROW else 0.0
     program = to_program(randomise(NETWORKS[network]()))
     packed = backend.pack(program, torch.device("cpu"), dtype)
-    if kernel == STAGE:
+    if kernel in IMAGE:
+        image = torch.empty(2, program.in_channels, 96, 144)
+        out = torch.empty(2, program.out_channels, 96 * program.upscale, 144 * program.upscale)
+        picture = Picture(out, image, program.upscale, torch.empty(17, 17, 17, 3), 1.0)
+        depths = Depths(torch.zeros(2, 2, 3, dtype=torch.int64), 48, 4)
+        backend.run_image(packed, sharing_of(packed.table), image, depths, picture)
+    elif kernel == STAGE:
         channels = program.buffers[program.stages[0].src].channels
         active = torch.arange(2)
         backend.run_stage(packed, 0, torch.empty(2, channels, 48, 48), active, Exits(0.5))
@@ -125,7 +141,7 @@ def figures(compiled: triton.compiler.CompiledKernel, arch: str) -> dict[str, ob
 
 def compile_case(network: str, dtype: torch.dtype, kernel: str, capability: int) -> dict[str, object]:
     launch = record(network, dtype, kernel, capability)
-    options = {name: launch.constants[name] for name in ("num_warps", "maxnreg")}
+    options = {name: launch.constants[name] for name in ("num_warps", "maxnreg") if name in launch.constants}
     compiled = triton.compile(source(launch), GPUTarget("cuda", capability, 32), options)
     arch = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
     return {"case": f"{network} {TYPES[dtype]} {kernel}", **figures(compiled, arch)}

@@ -20,13 +20,9 @@ from ape_kernels import APEForward, to_program
 from ape_kernels.backends import BackendUnavailable, cuda, get_backend
 from ape_kernels.backends.cuda import launch
 from ape_kernels.backends.protocol import Exits, PatchResults
+from ape_kernels.collapse import CollapsedTail
 from ape_kernels.policy import exit_boundary
-from ape_kernels.program import (
-    Buffer,
-    Conv,
-    Module,
-    PatchProgram,
-)
+from ape_kernels.program import Activation, Buffer, Conv, Module, PatchProgram, Reconstruct, Stage
 from ape_kernels.table import Column, Opcode
 from ape_sr.models import ECBSR, EDSR, RCAN, VDSR, RRDBNet
 
@@ -186,6 +182,54 @@ def test_whole_numbers_come_out_exactly(host, channels, shared_kb):
     assert torch.equal(results[0][0], results[1][0])
     if host:
         assert any("pair.h" in site for site in host.sites) == (channels + -channels % 16 in FUSED[shared_kb])
+
+
+def whole_numbers(channels: int, scale: int) -> PatchProgram:
+    """A head, a convolution that scales and adds, and a 5x5 tail with its border classes, of small whole numbers."""
+    generator = torch.Generator().manual_seed(channels + scale)
+
+    def sparse(*shape: int, taps: int) -> torch.Tensor:
+        signs = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1
+        return (signs * (torch.rand(shape, generator=generator) < taps / math.prod(shape[-3:]))).to(DEVICE)
+
+    phases = 3 * scale**2
+    tail = CollapsedTail(
+        sparse(4, 4, phases, channels, 5, 5, taps=40), torch.randint(-4, 5, (4, 4, phases)).float().to(DEVICE)
+    )
+    body = Conv(1, 2, sparse(channels, channels, 3, 3, taps=12), None, Activation.RELU, scale=2.0, add=1)
+    return PatchProgram(
+        buffers=(Buffer(3), Buffer(channels), Buffer(channels)),
+        head=(Conv(0, 1, sparse(channels, 3, 3, 3, taps=6), torch.ones(channels, device=DEVICE)),),
+        stages=(Stage(1, 2, (body,)),),
+        tail=(Reconstruct(2, tail, scale),),
+    )
+
+
+# channels, padded, whose convolutions run by whole rows from end to end where a block has this much shared memory
+STREAMED = {227: (16, 32, 48, 64), 163: (16, 32, 48, 64), 99: (16, 32)}
+
+
+@pytest.mark.parametrize("channels", [16, 24, 48, 64, 80])
+@pytest.mark.parametrize("shared_kb", PARTS, ids=PART_IDS)
+def test_rows_that_stream_come_out_exactly(host, channels, shared_kb):
+    """Single convolutions and the tail, its border included: the oracle's bits at every scale and odd size."""
+    if host:
+        host.shared_kb = shared_kb
+    for scale, sizes in ((4, ((1, 1), (2, 48), (9, 47), (17, 5), (3, 49))), (3, ((9, 10),)), (2, ((8, 33),))):
+        program = whole_numbers(channels, scale)
+        for height, width in sizes:
+            patches = (test_patches(2, height, width) * 5 - 2).round()
+            results = []
+            for name, dtype in (("cuda", torch.float16), ("torch", torch.float32)):
+                backend, out = get_backend(name), PatchResults.empty(patches, scale, 3)
+                backend.run_patches(backend.pack(program, DEVICE, dtype), patches, Exits(math.inf), out)
+                results.append(out.sr)
+            assert results[1].abs().max() > 4
+            assert torch.equal(*results)
+            if host:
+                streams = width <= 48 and channels + -channels % 16 in STREAMED[shared_kb]
+                assert any("conv.h" in site for site in host.sites) != streams
+                host.sites.clear()
 
 
 @pytest.mark.parametrize("channels", [*range(16, 257, 16), 1, 24, 50, 60, 100, 255])

@@ -139,17 +139,26 @@ STAGES = {
     163: {16: (6, 3, 1), 32: (24, 6, 4), 48: (54, 9, 9), 64: (96, 12, 16), 96: (54, 9, 9)},
     99: {16: (6, 3, 1), 32: (24, 6, 4), 64: (48, 12, 8)},
 }
+# The same of a convolution by whole rows: a row of taps for 16 input channels, by kernel and by units of 16 output
+# channels.
+ROWS = {
+    **{(3, units): (18 * units, 9, 3 * units) for units in (1, 2, 3, 4)},
+    **{(5, units): (30 * units, 15, 5 * units) for units in (1, 2, 3)},
+}
 
 
 @pytest.mark.parametrize("arch", BUILT)
-def test_the_inner_loops_of_the_fused_pair(arch):
-    """A stage has nothing but what it needs: no local memory, no loads from global memory."""
+def test_the_inner_loops(arch):
+    """A stage of the fused pair and a row of taps of a convolution by whole rows have nothing but what they need.
+
+    No local memory, no loads from global memory.
+    """
     needs(arch)
     found = {}
     for run in straight_runs(arch):
         counts = run.count("HMMA.16816.F32"), len(re.findall(r"LDSM\S*\.4", run)), run.count("LDS.128")
         found.setdefault(counts, []).append(run)
-    for counts in STAGES[SHARED[arch] // KIB].values():
+    for counts in (*STAGES[SHARED[arch] // KIB].values(), *ROWS.values()):
         assert counts in found, f"no stage of {counts}, found {sorted(found)}"
         for run in found[counts]:
             assert not re.search(r"\b(LDL|STL|LDG)\b", run)

@@ -75,6 +75,8 @@ def test_every_barrier_and_every_wait_is_needed(monkeypatch, threads):
         "wait conv",
         "sync pair",
         "wait pair",
+        "sync stream",
+        "wait stream",
         "sync worker",
     }
     assert [site for site in sorted(host.sites) if unnoticed(host, site, runs, results)] == []
@@ -97,6 +99,10 @@ MISTAKES = {
         "if (step + 1 < steps()) expect_row",
     ),
     "row-fetched-too-long": ("pair.h", "if (ky == 1) coming.pixels = 0", "if (ky == 2) coming.pixels = 0"),
+    "stream-ring-one-row-short": ("stream.h", "2 * kWarps + K - 1;", "2 * kWarps + K - 2;"),
+    "stream-one-stage-of-weights": ("stream.h", "2 * weights() + stage_bytes() - stage", "stage"),
+    "stream-side-not-zero": ("stream.h", "column : width + column", "column : width + column + 1"),
+    "stream-fetches-too-few-rows": ("stream.h", "row < height + kReach ? width", "row < height ? width"),
     "halo-one-row-short": ("conv.h", "y >= 0 && y < to.height", "y >= 0 && y < to.height - 1"),
 }
 

@@ -5,8 +5,11 @@ import torch
 from families import randomise
 from support import DEVICE, assert_pictures_close, bitwise, spread_network, test_patches
 
-from ape_kernels import APEForward, PatchGrid
+from ape_kernels import APEForward, PatchGrid, to_program
 from ape_kernels.backends import get_backend
+from ape_kernels.backends.protocol import Depths
+from ape_kernels.images import Tones, run_image
+from ape_kernels.packed import Wish, pack
 from ape_kernels.run import merge, split
 from ape_sr.models import EDSR
 
@@ -134,6 +137,64 @@ class TestFused:
                 torch.rand(2, 16, 4, 4, device=DEVICE), torch.tensor([0]), packed.table, packed.weights, 0, 0.5, None,
                 backend,
             )  # fmt: skip
+
+
+def _why_no_images(name):
+    return get_backend(name).supports_images(to_program(EDSR(4, 4, 64, 1)), DEVICE, torch.float16)
+
+
+IMAGES = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            bool(reason := get_backend(name).unavailable() or _why_no_images(name)), reason=f"{name}: {reason}"
+        ),
+    )
+    for name in ("triton", "cuda")
+]
+
+
+@pytest.mark.parametrize("backend", IMAGES)
+class TestImages:
+    """Whole images on shared feature maps, by a plan."""
+
+    @pytest.fixture
+    def run(self, backend):
+        """``run(image, exit_at)``, EDSR 4x64 in float16."""
+        model = randomise(EDSR(4, 4, 64, 1)).to(DEVICE)
+        packed = {name: pack(model, Wish(name, torch.float16)) for name in ("torch", backend)}
+        return lambda image, exit_at, name=backend: run_image(image, packed[name], Depths(exit_at, 16, 4), Tones())
+
+    @pytest.fixture
+    def plan(self):
+        return torch.randint(-1, 4, (2, 16, 23), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+
+    def test_is_the_oracle_and_the_same_bits_every_time(self, run, plan):
+        image = test_patches(2, 250, 361)
+        for exit_at in (None, plan):
+            first = run(image, exit_at)
+            assert_pictures_close(first, run(image, exit_at, "torch"), 2e-2)
+            for _ in range(5):
+                assert bitwise([run(image, exit_at)], [first])
+            one = run(image[1:], None if exit_at is None else exit_at[1:])
+            assert bitwise([one], [first[1:]])
+
+    def test_captured_in_a_graph_without_asking_the_host(self, run, plan):
+        image = test_patches(2, 250, 361)
+        run(image, plan)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run(image, plan)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = run(image, plan)
+        image.copy_(test_patches(2, 250, 361, seed=5))
+        plan.copy_(plan.flip(1))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert bitwise([got], [run(image, plan)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -39,9 +39,10 @@ def test_every_measuring_step_writes_its_rows(tmp_path):
     assert len(ended) == 9
     assert not [record for record in records if record["kind"] == "refused"], printed
     rows = {record["row"] for record in records if record["kind"] == "row"}
-    assert {"cuda", "cuda in a CUDA graph", "triton", "torch fp16 channels_last", "ape_kernels torch"} <= rows
+    assert {"cuda", "cuda in a CUDA graph", "triton", "torch fp16 channels_last", "triton, shared maps"} <= rows
     exits = {record["exits"] for record in records if record["kind"] == "row"}
     assert {"full depth", "50% of the body", "all leave after stage 0"} <= exits
+    assert "half interpolated, a checkerboard" in exits
     assert all(record["tflop"] > 0 and len(record["ms"]) >= 5 for record in records if record["kind"] == "row")
     assert {path.name for path in tmp_path.iterdir()} == {"results.jsonl", "log.txt", "table.txt"}
     assert "x own full depth" in printed

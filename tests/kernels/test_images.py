@@ -8,10 +8,10 @@ from torch.nn.functional import interpolate, max_pool2d
 from ape_kernels.backends.protocol import Depths
 from ape_kernels.images import Tones, cells_of, run_image
 from ape_kernels.packed import Wish, pack
-from ape_sr.models import ECBSR, EDSR, VDSR, RRDBNet
+from ape_sr.models import ECBSR, VDSR, RRDBNet
 
 RING = 4
-BACKENDS = ["torch", "cpu"]
+BACKENDS = ["torch", "cpu"] if DEVICE.type == "cpu" else ["torch", "triton"]  # interpreted: test_triton_images.py
 
 
 def networks():

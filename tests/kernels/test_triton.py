@@ -134,7 +134,7 @@ def test_spread_over_the_chip_gives_the_same_bits(name, monkeypatch):
     patches = test_patches(2, 17, 18)  # two tiles
     kept = fast.forward_patches(patches)
     monkeypatch.setattr(launches, "SPREAD_BELOW", math.inf)
-    monkeypatch.setattr(launches._Call, "persistent", None)
+    monkeypatch.setattr(launches.Call, "persistent", None)
     assert bitwise(fast.forward_patches(patches), kept)
     forced = torch.tensor([1, 0], device=DEVICE)
     _, exit_index, _ = fast.forward_patches(patches, forced)
@@ -144,8 +144,8 @@ def test_spread_over_the_chip_gives_the_same_bits(name, monkeypatch):
 def test_few_patches_are_spread_and_many_are_not(monkeypatch):
     calls = []
     for name in ("spread", "persistent"):
-        monkeypatch.setattr(launches._Call, name, lambda *_, name=name: calls.append(name))
-    monkeypatch.setattr(launches._Call, "workers", lambda *_: 8)
+        monkeypatch.setattr(launches.Call, name, lambda *_, name=name: calls.append(name))
+    monkeypatch.setattr(launches.Call, "workers", lambda *_: 8)
     fast = APEForward(light(), backend="triton")
     for count in (1, 5, 6, 9):
         fast.forward_patches(test_patches(count, 2, 2))

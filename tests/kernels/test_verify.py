@@ -296,7 +296,8 @@ class TestAPEForward:
     def calls(self, monkeypatch) -> list[tuple[object, ...]]:
         found: list[tuple[object, ...]] = []
 
-        def record(able: dict[str, str], *arguments: object) -> str:
+        def record(able: dict[str, str], *arguments: object, operation: str) -> str:
+            assert operation == "patches"
             found.append((list(able), *arguments[1:]))
             return "torch"
 

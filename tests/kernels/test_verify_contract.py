@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +20,11 @@ from ape_kernels import to_program
 from ape_kernels.backends import torch as oracle
 from ape_kernels.program import Activation, ChannelAttention, Conv, Exit, Interpolation, Reconstruct, Upsample
 from ape_kernels.table import Column
-from ape_kernels.verify import candidate, contract
+from ape_kernels.verify import candidate, contract, images
 from ape_kernels.verify.device import Device
 from ape_kernels.verify.programs import PROGRAMS, residual
 from ape_kernels.verify.signature import Json, program_of, signature_of
-from ape_kernels.verify.task import Task
+from ape_kernels.verify.task import IMAGES, Task
 from ape_sr.models import ECBSR, EDSR, RCAN, VDSR, RRDBNet, SwinIR
 
 NETWORKS = {
@@ -234,6 +234,57 @@ class TestContract:
         assert contract.why_wrong(reference(), measured(noisy(0.07), dtype="float16"), "float16", own) == ""
         assert contract.why_wrong(reference(), measured(noisy(0.13), dtype="float16"), "float16", own) != ""
         assert contract.why_wrong(reference(), measured(noisy(0.07)), "float32", own) != "", "float32 knows no excuse"
+
+
+@cache
+def image_reference(name: str = "small") -> dict[str, Any]:
+    return arrays(images.make_reference(image_task(name), DEVICE))
+
+
+def image_task(name: str, dtype: str = "float32") -> Task:
+    return replace(task(SIGNATURES[name], dtype), operation=IMAGES)
+
+
+def images_measured(backend: Any, name: str = "small", dtype: str = "float32") -> dict[str, Any]:
+    return arrays(images.measure(backend, image_task(name, dtype), DEVICE, image_reference(name)))
+
+
+def spoilt_image(spoil: Callable[..., None]) -> SimpleNamespace:
+    """The torch backend, which spoils pictures: ``spoil(out, whether there is a plan)``."""
+
+    def run_image(packed: Any, sharing: Tensor, image: Tensor, depths: Any, picture: Any) -> None:
+        oracle.run_image(packed, sharing, image, depths, picture)
+        spoil(picture.out, depths.exit_at is not None)
+
+    return SimpleNamespace(**{**vars(oracle), "run_image": run_image})
+
+
+IMAGE_FAULTS = {
+    "one pixel": (lambda out, planned: out[1, 1, 5, 6].add_(2e-3), "images at full depth: pixels off by up to"),
+    "by a plan": (lambda out, planned: out[0, 0, 0, 0].add_(2e-3 * planned), "images by a plan: pixels off by up to"),
+    "NaN": (lambda out, planned: out[0, 0, 0, :2].fill_(torch.nan), "images at full depth: 2 pixels are NaN or inf"),
+    "company": (
+        lambda out, planned: out[-1].add_(1e-2 * (len(out) > images.IMAGES)),
+        "images by a plan, device full: pixels off by up to",
+    ),
+}
+
+
+class TestImages:
+    def test_what_is_right_is_found_right(self):
+        for name, dtype in (("small", "float32"), ("parametric", "float16"), ("high resolution", "float32")):
+            results = images_measured(oracle, name, dtype)
+            assert contract.why_images_wrong(image_reference(name), results, dtype, results) == ""
+            assert 0 < results["milliseconds"] < 1000
+
+    @pytest.mark.parametrize("name", IMAGE_FAULTS)
+    def test_a_fault_is_found(self, name):
+        spoil, reason = IMAGE_FAULTS[name]
+        results = images_measured(spoilt_image(spoil))
+        assert contract.why_images_wrong(image_reference(), results, "float32", None).startswith(reason)
+
+    def test_the_plan_has_interpolated_cells_and_all_depths(self):
+        assert set(np.unique(image_reference()["plan"])) == {-1, 0, 1, 2}
 
 
 class TestDevice:

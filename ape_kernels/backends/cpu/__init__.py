@@ -19,6 +19,7 @@ from ape_kernels.backends.protocol import Depths, Exits, PatchResults, Picture, 
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.native import core, missing
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Weighted
+from ape_kernels.sharing import why_not_shared
 from ape_kernels.table import Column, Fill, Opcode, PackedProgram, bias_of, matrices_and_biases
 from ape_kernels.table import pack as pack_program
 
@@ -50,6 +51,10 @@ def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) ->
     if program.opaque:
         return f"has no kernels for {program.opaque}"
     return None
+
+
+def supports_images(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
+    return why_not_shared(program)
 
 
 def supports_patches(device: torch.device, dtype: torch.dtype) -> str | None:

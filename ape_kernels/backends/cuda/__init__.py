@@ -17,7 +17,17 @@ from ape_kernels.native import core, missing
 from ape_kernels.program import PatchProgram
 from ape_kernels.table import ELEMENT_TYPES
 
-__all__ = ["merge", "pack", "run_patches", "run_stage", "split", "supports", "supports_patches", "unavailable"]
+__all__ = [
+    "merge",
+    "pack",
+    "run_patches",
+    "run_stage",
+    "split",
+    "supports",
+    "supports_images",
+    "supports_patches",
+    "unavailable",
+]
 
 DEVICE = "cuda"
 CAPABILITY = (8, 0)  # the first one with cp.async and with mma.sync of the size that the kernels use
@@ -42,6 +52,10 @@ def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) ->
         major, minor = torch.cuda.get_device_capability(device)
         return f"needs compute capability 8.0, {torch.cuda.get_device_name(device)} has {major}.{minor}"
     return None
+
+
+def supports_images(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
+    return "does not run images on shared feature maps yet"
 
 
 def supports_patches(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -10,6 +10,7 @@ from ape_kernels.backends.torch.image import image_bytes, run_image
 from ape_kernels.backends.torch.interpreter import run_patches, run_stage
 from ape_kernels.backends.torch.split_merge import merge, split
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Weighted
+from ape_kernels.sharing import why_not_shared
 from ape_kernels.table import PackedProgram, bias_of, matrices_and_biases
 from ape_kernels.table import pack as pack_program
 
@@ -22,6 +23,7 @@ __all__ = [
     "run_stage",
     "split",
     "supports",
+    "supports_images",
     "supports_patches",
     "unavailable",
 ]
@@ -35,6 +37,10 @@ def unavailable() -> str | None:
 
 def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
     return None if dtype in DTYPES else f"computes in {', '.join(map(str, DTYPES))}, not {dtype}"
+
+
+def supports_images(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
+    return why_not_shared(program)
 
 
 def supports_patches(device: torch.device, dtype: torch.dtype) -> str | None:

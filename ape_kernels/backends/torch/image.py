@@ -19,7 +19,8 @@ from ape_kernels.table import NO_BUFFER, Column, Opcode, PackedProgram
 
 
 def run_image(packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Depths, picture: Picture) -> None:
-    sections = Sections.of(torch.cat([packed.table, sharing], dim=1))  # a row's reach and carry stand behind its columns
+    # the reach and the carry of a row follow its columns
+    sections = Sections.of(torch.cat([packed.table, sharing], dim=1))
     buffers = {INPUT: image}
     run_steps(sections.head, buffers, packed.weights)
     for number, stage in enumerate(sections.stages):
@@ -27,11 +28,11 @@ def run_image(packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Dep
             run_steps(stage.steps, buffers, packed.weights)
         elif (active := active_pixels(depths, number, image)).any():
             _run_where(stage.steps, active, buffers, packed.weights)
-    upscaled = run_steps(sections.tail, buffers, packed.weights)[:, :, : picture.out.shape[2], : picture.out.shape[3]]
+    upscaled = run_steps(sections.tail, buffers, packed.weights)
     if depths.exit_at is not None:
-        planned = cell_pixels(depths.exit_at >= 0, depths.cell, image)
-        planned = _enlarged(planned, upscaled.shape[2] // image.shape[2])[:, :, : upscaled.shape[2], : upscaled.shape[3]]
-        upscaled = torch.where(planned, upscaled, interpolate(picture.image, picture.scale, picture.tones, picture.value_range))
+        runs = _enlarged(cell_pixels(depths.exit_at >= 0, depths.cell, image), upscaled.shape[2] // image.shape[2])
+        interpolated = interpolate(picture.image, picture.scale, picture.tones, picture.value_range)
+        upscaled = torch.where(runs, upscaled, interpolated)
     picture.out.copy_(upscaled)
 
 

@@ -4,6 +4,8 @@ conv.py, steps.py   what each row of the table does for one patch
 worker.py           the two operations as persistent kernels that take patches from a queue
 spread.py           the same for few patches: one launch per row
 launch.py           starts the kernels
+image_kernels.py    whole images on shared feature maps: one launch per row
+image.py            starts these kernels
 plan.py             what a launch needs to know of a table
 config.py           tile configurations
 split_merge.py      split and merge
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from ape_kernels.backends.triton.plan import program_unit
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step
+from ape_kernels.sharing import why_not_shared
 from ape_kernels.table import PackedProgram, bias_of, matrices_and_biases
 from ape_kernels.table import pack as pack_program
 
@@ -25,10 +28,23 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 if importlib.util.find_spec("triton") is not None:
     from ape_kernels.backends.triton.config import INTERPRETED
+    from ape_kernels.backends.triton.image import image_bytes, run_image
     from ape_kernels.backends.triton.launch import run_patches, run_stage
     from ape_kernels.backends.triton.split_merge import merge, split
 
-    __all__ = ["merge", "pack", "run_patches", "run_stage", "split", "supports", "supports_patches", "unavailable"]
+    __all__ = [
+        "image_bytes",
+        "merge",
+        "pack",
+        "run_image",
+        "run_patches",
+        "run_stage",
+        "split",
+        "supports",
+        "supports_images",
+        "supports_patches",
+        "unavailable",
+    ]
 
 
 def unavailable() -> str | None:
@@ -47,6 +63,10 @@ def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) ->
     if program.opaque:
         return f"has no kernels for {program.opaque}"
     return None
+
+
+def supports_images(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
+    return why_not_shared(program)
 
 
 def supports_patches(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -62,7 +62,7 @@ def feature_map(arena, buffers, number):
 
 
 @triton.jit
-def _span(border_class, size):
+def span(border_class, size):
     """First pixel and number of pixels of a border class on an axis of `size` pixels."""
     begin = tl.where(border_class == CLASS_INTERIOR, 1, tl.where(border_class == CLASS_LAST, size - 1, 0))
     one = (border_class == CLASS_ONLY) == (size == 1)
@@ -71,7 +71,7 @@ def _span(border_class, size):
 
 
 @triton.jit
-def _accumulate(
+def accumulate(
     acc, source, stride, channels, weights, out_channels, kernel, y, x, n,
     BK: tl.constexpr, PIPELINE: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -103,7 +103,7 @@ def _epilogue_arguments(table, row, buffers, weights, arena):
 
 
 @triton.jit
-def _store_features(acc, table, row, buffers, weights, arena, y, x, n, inside):
+def store_features(acc, table, row, buffers, weights, arena, y, x, n, inside):
     """dst = scale * activation(acc) + add. A ReLU is a PReLU of slope 0; no activation is a PReLU of slope 1."""
     scale, added, add, add_stride, add_channels = _epilogue_arguments(table, row, buffers, weights, arena)
     dst, stride, channels, _ = feature_map(arena, buffers, column(table, row, DST))
@@ -119,7 +119,7 @@ def _store_features(acc, table, row, buffers, weights, arena, y, x, n, inside):
 
 
 @triton.jit
-def _store_pixels(acc, table, row, buffers, weights, arena, sr, rows, pixels, y, x, n, inside):
+def store_pixels(acc, table, row, buffers, weights, arena, sr, rows, pixels, y, x, n, inside):
     """Store pixel_shuffle(acc) + add to sr, float32 ``[O, s * rows, s * pixels]``."""
     _, added, add, add_stride, add_channels = _epilogue_arguments(table, row, buffers, weights, arena)
     upscale = column(table, row, UPSCALE)
@@ -155,13 +155,13 @@ def _main_tiles(
             acc = tl.zeros((BN, BM), dtype=tl.float32)
         else:
             acc = tl.zeros((BM, BN), dtype=tl.float32)
-        acc = _accumulate(
+        acc = accumulate(
             acc, source, stride, CHANNELS, weight, CHANNELS, 3, y, x, n, BK, PIPELINE, CACHE, SWAP, PRECISION
         )
         if SWAP:
             acc = tl.trans(acc)
         acc += tl.load(weights + column(table, row, BIAS) + n).to(tl.float32)[None, :]
-        _store_features(acc, table, row, buffers, weights, arena, y, x, n, inside)
+        store_features(acc, table, row, buffers, weights, arena, y, x, n, inside)
 
 
 @triton.jit
@@ -187,8 +187,8 @@ def _any_tiles(
         top, ny = 0, rows
         left, nx = 0, pixels
         if in_classes:
-            top, ny = _span(variant // 4, rows)
-            left, nx = _span(variant % 4, pixels)
+            top, ny = span(variant // 4, rows)
+            left, nx = span(variant % 4, pixels)
         count = ny * nx
         tiles = tl.cdiv(count, BM) * (out_channels // UNIT)
         for tile in range((first - base % step + step) % step, tiles, step):
@@ -203,7 +203,7 @@ def _any_tiles(
             part_row = from_row
             while part_row <= row:
                 source, stride, channels, _ = feature_map(arena, buffers, column(table, part_row, SRC))
-                acc = _accumulate(
+                acc = accumulate(
                     acc, source, stride, channels, part_weight, out_channels, kernel, y, x, n,
                     UNIT, PIPELINE, "", False, PRECISION,
                 )  # fmt: skip
@@ -211,9 +211,9 @@ def _any_tiles(
                 part_row += 1
             acc += tl.load(weights + column(table, row, BIAS) + variant * out_channels + n).to(tl.float32)[None, :]
             if reconstructs:
-                _store_pixels(acc, table, row, buffers, weights, arena, sr, rows, pixels, y, x, n, inside)
+                store_pixels(acc, table, row, buffers, weights, arena, sr, rows, pixels, y, x, n, inside)
             else:
-                _store_features(acc, table, row, buffers, weights, arena, y, x, n, inside)
+                store_features(acc, table, row, buffers, weights, arena, y, x, n, inside)
         base += tiles
 
 

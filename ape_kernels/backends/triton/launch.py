@@ -37,7 +37,7 @@ def run_patches(packed: PackedProgram, patches: Tensor, exits: Exits, out: Patch
     if not count:
         return
     with torch.cuda.device_of(patches):
-        call = _Call(plan(packed.table, patches.device), packed.weights, height, width, exits)
+        call = Call(plan(packed.table, patches.device), packed.weights, height, width, exits)
         config = call.config(lambda c: call.seconds(c, patches, out))
         workers = call.workers(config, patches, out)
         if count < SPREAD_BELOW * workers:
@@ -63,7 +63,7 @@ def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tenso
     row = network.stage_rows[stage]
     resolution = network.buffer(network.rows[row][Column.SRC])[Column.RESOLUTION]
     with torch.cuda.device_of(features):
-        call = _Call(network, packed.weights, height // resolution, width // resolution, exits)
+        call = Call(network, packed.weights, height // resolution, width // resolution, exits)
         config = call.config()
         workers = min(call.workers_by_device(), count)
         zeros = torch.zeros(1 + count, dtype=torch.int32, device=features.device)
@@ -76,7 +76,7 @@ def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tenso
     return out
 
 
-class _Call:
+class Call:
     """One call of an operation: the program, the size of the patches, and what decides the exits."""
 
     def __init__(self, network: Plan, weights: Tensor, height: int, width: int, exits: Exits) -> None:
@@ -88,15 +88,16 @@ class _Call:
         self.device = weights.device
 
     def config(self, seconds: Callable[[Config], float] | None = None) -> Config:
+        """Tiles of the main convolution; `seconds` as in `choose`."""
         return choose(self.network.channels, self.weights.dtype, _capability(self.device), seconds)
 
-    def scratch(self, arenas: int) -> Tensor:
-        """Zeroed memory for so many arenas. Feature maps are float32 for bfloat16 weights.
+    def scratch(self, arenas: int, make: Callable[..., Tensor] = torch.zeros) -> Tensor:
+        """Memory for so many arenas, zeroed or as `make` makes it. Feature maps are float32 for bfloat16 weights.
 
         A residual stream needs more bits than bfloat16 has.
         """
         dtype = torch.float16 if self.weights.dtype == torch.float16 else torch.float32
-        return torch.zeros(arenas * self.geometry.arena_size, dtype=dtype, device=self.device)
+        return make(arenas * self.geometry.arena_size, dtype=dtype, device=self.device)
 
     def constants(self, config: Config) -> dict[str, Any]:
         """The constant arguments of the kernels that run rows."""
@@ -182,6 +183,7 @@ class _Call:
         return tiles * triton.cdiv(columns[Column.OUT_CHANNELS], config.bn)
 
     def workers_by_device(self) -> int:
+        """Multiprocessors of the device."""
         return (
             INTERPRETED_WORKERS if INTERPRETED else torch.cuda.get_device_properties(self.device).multi_processor_count
         )

@@ -15,6 +15,8 @@ from ape_kernels.table import Column, Opcode
 
 SMALLEST, LARGEST = 16, 64  # units: a tensor core takes at least 16 channels, a tile takes at most 64 at once
 
+MOST_IN_32_BITS = 1 << 31  # elements
+
 
 def channel_unit(widest: int) -> int:
     """16, 32 or 64. The channels of feature maps and weights are padded to multiples of it.
@@ -34,10 +36,11 @@ def program_unit(program: PatchProgram) -> int:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the feature maps stand in an arena, for patches of one size.
+    """Where the feature maps stand in an arena, for patches or images of one size.
 
-    buffers: int32 ``[n, 4]`` on the device. The columns are the element of pixel (0, 0), the elements from row to row,
-    the elements from pixel to pixel (the padded channels), and the resolution. arena_size: elements of an arena.
+    buffers: int32 ``[n, 4]`` on the device, int64 where there are more elements than int32 counts. The columns are the
+    element of pixel (0, 0), the elements from row to row, the elements from pixel to pixel (the padded channels), and
+    the resolution. arena_size: elements of an arena.
     """
 
     buffers: Tensor
@@ -96,6 +99,17 @@ class Plan:
             tail_row=opcodes.index(Opcode.TAIL),
         )
 
+    def padded(self, channels: int) -> int:
+        """Channels of a feature map as it is stored."""
+        return -(-channels // self.unit) * self.unit
+
+    def is_main(self, number: int) -> bool:
+        """Whether a CONV or RECONSTRUCT row is one of the main 3x3 convolutions, from one source."""
+        row = self.rows[number]
+        square = self.padded(row[Column.IN_CHANNELS]) == self.padded(row[Column.OUT_CHANNELS]) == self.channels
+        one_source = self.rows[number - 1][Column.OPCODE] != Opcode.SOURCE
+        return row[Column.OPCODE] == Opcode.CONV and row[Column.KERNEL] == 3 and square and one_source
+
     def has(self, opcode: Opcode) -> bool:
         """Whether a row has this opcode."""
         return any(row[Column.OPCODE] == opcode for row in self.rows)
@@ -109,12 +123,13 @@ class Plan:
         if (height, width) not in self.geometries:
             entries, position = [], 0
             for row in self.rows[: self.first_row]:
-                channels = -(-row[Column.IN_CHANNELS] // self.unit) * self.unit
+                channels = self.padded(row[Column.IN_CHANNELS])
                 resolution = row[Column.RESOLUTION]
                 stride = (width * resolution + 2 * self.margin) * channels
                 entries.append([position + self.margin * (stride + channels), stride, channels, resolution])
                 position += (height * resolution + 2 * self.margin) * stride
-            buffers = torch.tensor(entries, dtype=torch.int32, device=self.table.device)
+            dtype = torch.int32 if position < MOST_IN_32_BITS else torch.int64
+            buffers = torch.tensor(entries, dtype=dtype, device=self.table.device)
             self.geometries[height, width] = Geometry(buffers, position)
         return self.geometries[height, width]
 

@@ -129,7 +129,7 @@ def attention(table, row, buffers, weights, arena, height, width, PIXELS: tl.con
 
 
 @triton.jit
-def _cubic(distance):
+def cubic(distance):
     """Weight of a tap of cubic interpolation at this distance, with PyTorch's a = -0.75."""
     d = tl.abs(distance)
     near = (1.25 * d - 2.25) * d * d + 1.0
@@ -140,30 +140,36 @@ def _cubic(distance):
 @triton.jit
 def upsample(table, row, buffers, arena, height, width, PIXELS: tl.constexpr, WIDE: tl.constexpr):
     """An UPSAMPLE row: nearest, or bicubic with clamped indices."""
-    src, stride, channels, resolution = feature_map(arena, buffers, column(table, row, SRC))
-    dst, dst_stride, dst_channels, dst_resolution = feature_map(arena, buffers, column(table, row, DST))
+    _, _, _, resolution = feature_map(arena, buffers, column(table, row, DST))
     rows, pixels = height * resolution, width * resolution
-    out_rows, out_pixels = height * dst_resolution, width * dst_resolution
+    for begin in range(0, rows * pixels, PIXELS):
+        p = begin + tl.arange(0, PIXELS)
+        upsample_pixels(table, row, buffers, arena, height, width, p // pixels, p % pixels, p < rows * pixels, WIDE)
+
+
+@triton.jit
+def upsample_pixels(table, row, buffers, arena, height, width, out_y, out_x, wanted, WIDE: tl.constexpr):
+    """Pixels of an UPSAMPLE row's destination, where `wanted`; out_y, out_x int32 ``[P]``, wanted bool ``[P]``."""
+    src, stride, channels, resolution = feature_map(arena, buffers, column(table, row, SRC))
+    dst, dst_stride, dst_channels, _ = feature_map(arena, buffers, column(table, row, DST))
+    rows, pixels = height * resolution, width * resolution
     factor = column(table, row, UPSCALE)
     c = tl.arange(0, WIDE)
-    for begin in range(0, out_rows * out_pixels, PIXELS):
-        p = begin + tl.arange(0, PIXELS)
-        out_y, out_x = p // out_pixels, p % out_pixels
-        inside = (p < out_rows * out_pixels)[:, None] & (c < channels)[None, :]
-        if column(table, row, MODE) == NEAREST:
-            at = src + (out_y // factor * stride + out_x // factor * channels)[:, None] + c[None, :]
-            values = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-        else:
-            centre_y = (out_y.to(tl.float32) + 0.5) / factor - 0.5
-            centre_x = (out_x.to(tl.float32) + 0.5) / factor - 0.5
-            first_y, first_x = tl.floor(centre_y) - 1.0, tl.floor(centre_x) - 1.0
-            values = tl.zeros((PIXELS, WIDE), dtype=tl.float32)
-            for tap in range(0, 16):
-                tap_y, tap_x = first_y + tap // 4, first_x + tap % 4
-                weight = _cubic(centre_y - tap_y) * _cubic(centre_x - tap_x)
-                y = tl.minimum(tl.maximum(tap_y.to(tl.int32), 0), rows - 1)
-                x = tl.minimum(tl.maximum(tap_x.to(tl.int32), 0), pixels - 1)
-                at = src + (y * stride + x * channels)[:, None] + c[None, :]
-                values += weight[:, None] * tl.load(at, mask=inside, other=0.0).to(tl.float32)
-        out = dst + (out_y * dst_stride + out_x * dst_channels)[:, None] + c[None, :]
-        tl.store(out, values.to(dst.dtype.element_ty), mask=inside)
+    inside = wanted[:, None] & (c < channels)[None, :]
+    if column(table, row, MODE) == NEAREST:
+        at = src + (out_y // factor * stride + out_x // factor * channels)[:, None] + c[None, :]
+        values = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    else:
+        centre_y = (out_y.to(tl.float32) + 0.5) / factor - 0.5
+        centre_x = (out_x.to(tl.float32) + 0.5) / factor - 0.5
+        first_y, first_x = tl.floor(centre_y) - 1.0, tl.floor(centre_x) - 1.0
+        values = tl.zeros((out_y.shape[0], WIDE), dtype=tl.float32)
+        for tap in range(0, 16):
+            tap_y, tap_x = first_y + tap // 4, first_x + tap % 4
+            weight = cubic(centre_y - tap_y) * cubic(centre_x - tap_x)
+            y = tl.minimum(tl.maximum(tap_y.to(tl.int32), 0), rows - 1)
+            x = tl.minimum(tl.maximum(tap_x.to(tl.int32), 0), pixels - 1)
+            at = src + (y * stride + x * channels)[:, None] + c[None, :]
+            values += weight[:, None] * tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    out = dst + (out_y * dst_stride + out_x * dst_channels)[:, None] + c[None, :]
+    tl.store(out, values.to(dst.dtype.element_ty), mask=inside)

@@ -41,6 +41,7 @@ inline uint32_t pack_halves(float a, float b) {
   std::memcpy(&bits, h, 4);
   return bits;
 }
+inline uint32_t pack_rectified(float a, float b) { return pack_halves(a < 0.0f ? 0.0f : a, b < 0.0f ? 0.0f : b); }
 inline F2 unpack_halves(uint32_t bits) {
   _Float16 h[2];
   std::memcpy(h, &bits, 4);
@@ -54,6 +55,7 @@ struct Cell {
   int reader = -1;              // warp that read in that epoch, -2: several
   int arriving = 0;             // copies under way into it
   int leaving = 0;              // copies under way out of it
+  int keeper = -1;              // the warp that keeps numbers of its own there
 };
 
 // An array in global memory that the kernel was given.
@@ -91,6 +93,7 @@ struct Warp {
   std::vector<Copy> open{};
 
   void forget() {}
+  static void forget(int&) {}
   template <class F>
   void lanes(F&& f) {
     for (int l = 0; l < kLanes; ++l) f(l);
@@ -109,6 +112,14 @@ struct Warp {
   void sts(uint32_t at, T value) {
     give_way();
     if (shared_writes(at, sizeof(T))) std::memcpy(home->shared.data() + at, &value, sizeof(T));
+  }
+  void keep(uint32_t at, int number) {
+    if (keeps(at)) std::memcpy(home->shared.data() + at, &number, sizeof number);
+  }
+  int kept(uint32_t at) {
+    int number = 0;
+    if (keeps(at)) std::memcpy(&number, home->shared.data() + at, sizeof number);
+    return number;
   }
   template <class T>
   T load(const void* from) {
@@ -231,13 +242,25 @@ struct Warp {
     fail("shared: access outside or not aligned, offset " + std::to_string(at));
     return false;
   }
+  // Whether nothing but `keep` of this warp uses what it would on a GPU: a word for each lane.
+  bool keeps(uint32_t at) {
+    for (uint32_t cell_at = at; cell_at < at + kLanes * sizeof(int); cell_at += 16) {
+      if (!shared_at(cell_at, 16)) return false;
+      Cell& cell = home->cells[cell_at / 16];
+      if (cell.keeper < 0) cell.keeper = id;
+      if (cell.keeper != id || cell.written >= 0 || cell.read >= 0) fail("shared: kept where something else is");
+    }
+    return true;
+  }
   bool shared_reads(uint32_t at, uint32_t bytes) {
     if (!shared_at(at, bytes)) return false;
+    if (home->cells[at / 16].keeper >= 0) fail("shared: something else is kept here");
     reads(home->cells[at / 16], "shared");
     return true;
   }
   bool shared_writes(uint32_t at, uint32_t bytes) {
     if (!shared_at(at, bytes)) return false;
+    if (home->cells[at / 16].keeper >= 0) fail("shared: something else is kept here");
     writes(home->cells[at / 16], "shared");
     return true;
   }

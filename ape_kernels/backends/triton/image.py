@@ -1,0 +1,172 @@
+"""Launches for whole images on shared feature maps: one a row of the table, nothing decided and nothing waited for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ape_kernels.backends.protocol import Depths, Exits, Picture
+from ape_kernels.backends.triton.config import INTERPRETED
+from ape_kernels.backends.triton.image_kernels import (
+    KEEP,
+    any_kernel,
+    interpolate_kernel,
+    load_kernel,
+    main_kernel,
+    margin_kernel,
+    upsample_kernel,
+)
+from ape_kernels.backends.triton.launch import Call
+from ape_kernels.backends.triton.plan import Plan, plan
+from ape_kernels.collapse import FIRST, INTERIOR, LAST, ONLY
+from ape_kernels.sharing import Share
+from ape_kernels.table import Column, Opcode, PackedProgram
+
+INTERPOLATED = 4096 if INTERPRETED else 256  # pixels that a program interpolates
+ZEROED = 1024  # elements that a program sets to zero at once
+MAIN_REGISTERS = 255  # a thread's, of the main convolution
+SQUARE = {64: 8, 128: 16, 256: 16}  # pixels of a tile: how many of them stand side by side
+
+
+class _Step(NamedTuple):
+    """A row as images run it.
+
+    stage: that a cell must run to; -1 for the head, which runs everywhere. radius, ring: how far around such cells.
+    carry: buffer that stands for the destination elsewhere.
+    """
+
+    row: int
+    stage: int
+    radius: int
+    ring: int
+    carry: int
+
+
+def run_image(packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Depths, picture: Picture) -> None:
+    if not image.numel():
+        return
+    with torch.cuda.device_of(image):
+        run = _Run(packed, image, depths, picture)
+        run.begin()
+        for step in _steps(run.network, sharing, depths.ring):
+            run.step(step)
+        run.interpolate()
+
+
+def image_bytes(packed: PackedProgram) -> int:
+    network = plan(packed.table, packed.weights.device)
+    maps = network.rows[: network.first_row]
+    pixels = sum(network.padded(row[Column.IN_CHANNELS]) * row[Column.RESOLUTION] ** 2 for row in maps)
+    return pixels * (2 if packed.weights.dtype == torch.float16 else 4)
+
+
+def _steps(network: Plan, sharing: Tensor, ring: int) -> Iterator[_Step]:
+    """The rows that compute something, in order."""
+    shares, stage = sharing.tolist(), -1
+    for number in range(network.first_row, len(network.rows)):
+        row = network.rows[number]
+        radius, carry = shares[number][Share.REACH], shares[number][Share.CARRY]
+        match row[Column.OPCODE]:
+            case Opcode.STAGE:
+                stage += 1
+            case Opcode.CONV | Opcode.UPSAMPLE if number < network.tail_row:
+                carry = KEEP if carry == row[Column.DST] else carry
+                yield _Step(number, stage, radius, ring if stage == 0 else 0, carry)
+            case Opcode.CONV | Opcode.UPSAMPLE | Opcode.RECONSTRUCT:
+                yield _Step(number, 0, radius, 0, KEEP)
+            case _:
+                pass
+
+
+class _Run:
+    """One call: the maps, and what every launch is given."""
+
+    def __init__(self, packed: PackedProgram, image: Tensor, depths: Depths, picture: Picture) -> None:
+        self.batch, _, self.height, self.width = image.shape
+        self.image, self.depths, self.picture = image, depths, picture
+        self.network, self.weights = plan(packed.table, image.device), packed.weights
+        call = Call(self.network, packed.weights, self.height, self.width, Exits(math.inf))
+        self.config, self.geometry = call.config(), call.geometry
+        self.constants, self.blocks = call.constants(self.config), call.step_constants()
+        self.arena = call.scratch(self.batch, torch.empty)
+        self.exit_at = self.network.table if depths.exit_at is None else depths.exit_at  # any tensor: it is not read
+        self.cells = (1, 1) if depths.exit_at is None else tuple(depths.exit_at.shape[1:])
+
+    def begin(self) -> None:
+        """Load the images; nothing else of the maps is read before it is written, but the zeros around them."""
+        maps = [row[Column.RESOLUTION] for row in self.network.rows[: self.network.first_row]]
+        margin = self.network.margin
+        margin_kernel[self.height * max(maps) + 2 * margin, len(maps), self.batch](
+            self.geometry.buffers, self.arena, self.height, self.width, margin, self.geometry.arena_size, ZEROED
+        )
+        grid = (triton.cdiv(self.height * self.width, self.blocks["PIXELS"]), self.batch)
+        load_kernel[grid](
+            self.image, self.geometry.buffers, self.arena, self.height, self.width, self.image.shape[1],
+            self.geometry.arena_size, **self.blocks,
+        )  # fmt: skip
+
+    def step(self, step: _Step) -> None:
+        network, row = self.network, self.network.rows[step.row]
+        head = (self.exit_at, network.table, self.geometry.buffers)
+        where = (*step, self.depths.cell, *self.cells, self.height, self.width, self.geometry.arena_size)
+        planned = self.depths.exit_at is not None and step.stage >= 0
+        if row[Column.OPCODE] == Opcode.UPSAMPLE:
+            resolution = network.buffer(row[Column.DST])[Column.RESOLUTION]
+            blocks = triton.cdiv(self.height * self.width * resolution**2, self.blocks["PIXELS"])
+            upsample_kernel[blocks, self.batch](*head, self.arena, *where, PLANNED=planned, **self.blocks)
+            return
+        names, bm = ("PIPELINE", "PRECISION", "num_warps", "maxnreg"), self.constants["ANY_BM"]
+        kernel, out = any_kernel, network.unit
+        more: dict[str, Any] = {"UNIT": out}
+        if is_main := network.is_main(step.row):
+            kernel, bm, out = main_kernel, self.config.bm, self.config.bn
+            names = (*names, "CHANNELS", "BN", "BK", "CACHE", "SWAP")
+            more = {}
+        constants = {name: self.constants[name] for name in names}
+        if is_main:
+            constants["maxnreg"] = MAIN_REGISTERS
+        groups = network.padded(row[Column.OUT_CHANNELS]) // out
+        sr = () if is_main else (self.picture.out,)
+        sr_size = () if is_main else (self.picture.out[0].numel(),)
+        kernel[self._tiles(row, bm) * groups, self.batch](
+            *head, self.weights, self.arena, *sr, *where, *sr_size,
+            PLANNED=planned, BM=bm, WIDTH=SQUARE[bm], **more, **constants,
+        )  # fmt: skip
+
+    def interpolate(self) -> None:
+        """Cells that the network does not run for."""
+        if self.depths.exit_at is None:
+            return
+        image, tones = self.picture.image, self.picture.tones
+        blocks = triton.cdiv(self.picture.out.shape[2] * self.picture.out.shape[3], INTERPOLATED)
+        interpolate_kernel[blocks, self.batch](
+            image, self.picture.out, self.exit_at, image if tones is None else tones, *image.shape[2:],
+            self.picture.scale, image.shape[1], self.depths.cell * (image.shape[2] // self.height), *self.cells,
+            0 if tones is None else len(tones) - 1, self.picture.value_range,
+            HAS_TONES=tones is not None, PIXELS=INTERPOLATED,
+        )  # fmt: skip
+
+    def _tiles(self, row: list[int], bm: int) -> int:
+        """Of a row's destination, all border classes together."""
+        resolution = self.network.buffer(row[Column.SRC])[Column.RESOLUTION]
+        rows, pixels = self.height * resolution, self.width * resolution
+        if row[Column.OPCODE] != Opcode.RECONSTRUCT or not row[Column.MODE]:
+            return _tiles_of(rows, pixels, bm)
+        return sum(_tiles_of(y, x, bm) for y in _class_sizes(rows) for x in _class_sizes(pixels))
+
+
+def _tiles_of(rows: int, pixels: int, bm: int) -> int:
+    """As the kernels' `_tile` counts them."""
+    wide = bm if rows == 1 else 1 if pixels == 1 else SQUARE[bm]
+    return triton.cdiv(rows, bm // wide) * triton.cdiv(pixels, wide)
+
+
+def _class_sizes(size: int) -> list[int]:
+    """Pixels of each border class of an axis."""
+    sizes = {FIRST: 1, LAST: 1, INTERIOR: size - 2} if size > 1 else {ONLY: 1}
+    return [count for count in sizes.values() if count > 0]

@@ -1,0 +1,331 @@
+"""Whole images: one launch a row of the table over maps that all patches share, for the tiles that still run.
+
+Each image of a batch has a arena of its own, laid out as a patch's (conv.py), of the size of the image. A program
+computes one tile of a row's destination. `exit_at` says how far each cell runs, so a program whose tile nobody needs
+leaves the convolution out. A convolution never writes a map that it reads around its own pixel, so the order in which
+tiles run does not matter.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ape_kernels.backends.triton.conv import (
+    BIAS,
+    DST,
+    IN_CHANNELS,
+    KERNEL,
+    MODE,
+    OPCODE,
+    OUT_CHANNELS,
+    RECONSTRUCT,
+    SOURCE,
+    SRC,
+    WEIGHT,
+    accumulate,
+    column,
+    feature_map,
+    span,
+    store_features,
+    store_pixels,
+)
+from ape_kernels.backends.triton.steps import cubic, upsample_pixels
+
+KEEP = -2  # in place of a buffer to carry: what stands in the destination stays there
+NOTHING: tl.constexpr = tl.constexpr(KEEP)
+WHERE = ["row", "stage", "radius", "ring", "carry"]  # of one row; compiled once for all
+VARYING = [*WHERE, "cell", "cell_rows", "cell_columns", "height", "width"]
+
+
+@triton.jit
+def _tile(number, top, left, rows, pixels, PIXELS: tl.constexpr, WIDTH: tl.constexpr):
+    """Pixels of a tile of a rectangle, int32 ``[PIXELS]``, and which of them it has.
+
+    Tiles are WIDTH pixels wide; in a rectangle of one row, or of one pixel a row, as long as they can be.
+    """
+    wide = tl.where(rows == 1, PIXELS, tl.where(pixels == 1, 1, WIDTH))
+    across = tl.cdiv(pixels, wide)
+    p = tl.arange(0, PIXELS)
+    y = number // across * (PIXELS // wide) + p // wide
+    x = number % across * wide + p % wide
+    inside = (y < rows) & (x < pixels)
+    return top + tl.minimum(y, rows - 1), left + tl.minimum(x, pixels - 1), inside
+
+
+@triton.jit
+def _runs(exit_at, stage, y, x, factor, radius, ring, cell, cell_rows, cell_columns, height, width):
+    """Whether pixels of a map lie within `radius` of a cell that runs to `stage`, or of the `ring` around one.
+
+    exit_at: int64 ``[cell_rows, cell_columns]``. factor: of the map's resolution. radius: pixels of the map. ring,
+    cell, height, width: pixels of the image.
+    """
+    top = tl.maximum(tl.maximum(y - radius, 0) // factor - ring, 0) // cell
+    bottom = tl.minimum((y + radius) // factor + ring, height - 1) // cell
+    left = tl.maximum(tl.maximum(x - radius, 0) // factor - ring, 0) // cell
+    right = tl.minimum((x + radius) // factor + ring, width - 1) // cell
+    most = (2 * (tl.cdiv(radius, factor) + ring) + cell - 1) // cell + 1  # cells of a row that a pixel can be near to
+    deepest = tl.full(y.shape, -1, tl.int64)
+    for i in range(0, most * most):
+        at = tl.minimum(top + i // most, bottom) * cell_columns + tl.minimum(left + i % most, right)
+        deepest = tl.maximum(deepest, tl.load(exit_at + at))
+    return deepest >= stage
+
+
+@triton.jit
+def _carry(arena, buffers, carry, dst_number, y, x, n, wanted):
+    """Where `wanted`, dst = what the buffer `carry` holds, zero for -1."""
+    dst, stride, channels, _ = feature_map(arena, buffers, dst_number)
+    src, src_stride, src_channels, _ = feature_map(arena, buffers, tl.maximum(carry, 0))
+    at = src + (y * src_stride + x * src_channels)[:, None] + n[None, :]
+    values = tl.load(at, mask=wanted[:, None] & (carry >= 0), other=0.0)
+    tl.store(dst + (y * stride + x * channels)[:, None] + n[None, :], values, mask=wanted[:, None])
+
+
+@triton.jit(do_not_specialize=["height", "width", "margin"])
+def margin_kernel(buffers, arena, height, width, margin, arena_size, BLOCK: tl.constexpr):
+    """Zero around every map, all that must be zero; grid ``[rows of the highest map and margins, maps, B]``."""
+    origin, stride, channels, resolution = feature_map(
+        arena + tl.program_id(2).to(tl.int64) * arena_size, buffers, tl.program_id(1)
+    )
+    y = tl.program_id(0) - margin
+    rows, side = height * resolution, margin * channels
+    inside = (y >= 0) & (y < rows)
+    if y < rows + margin:
+        line = origin + y * stride - side
+        right = tl.where(inside, stride - side, 0)
+        for begin in range(0, tl.where(inside, side, stride), BLOCK):
+            i = begin + tl.arange(0, BLOCK)
+            zeros = tl.zeros((BLOCK,), dtype=arena.dtype.element_ty)
+            mask = i < tl.where(inside, side, stride)
+            tl.store(line + i, zeros, mask=mask)
+            tl.store(line + right + i, zeros, mask=mask & inside)
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def load_kernel(
+    image, buffers, arena, height, width, in_channels, arena_size, PIXELS: tl.constexpr, WIDE: tl.constexpr
+):
+    """Images float32 ``[B, in_channels, height, width]`` into buffer 0; grid ``[blocks of PIXELS pixels, B]``."""
+    at = tl.program_id(1).to(tl.int64)
+    to, stride, channels, _ = feature_map(arena + at * arena_size, buffers, 0)
+    p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    c = tl.arange(0, WIDE)
+    inside = p < height * width
+    planes = image + at * in_channels * (height * width)
+    known = inside[:, None] & (c < in_channels)[None, :]
+    values = tl.load(planes + p[:, None] + c[None, :] * (height * width), mask=known, other=0.0)
+    out = to + ((p // width) * stride + (p % width) * channels)[:, None] + c[None, :]
+    tl.store(out, values.to(to.dtype.element_ty), mask=inside[:, None] & (c < channels)[None, :])
+
+
+@triton.jit(do_not_specialize=VARYING)
+def main_kernel(
+    exit_at, table, buffers, weights, arena, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
+    height, width, arena_size,
+    PLANNED: tl.constexpr, CHANNELS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    WIDTH: tl.constexpr, PIPELINE: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A 3x3 CONV from one source, CHANNELS to CHANNELS; grid ``[tiles * CHANNELS // BN, B]``.
+
+    PLANNED: `_runs` says which pixels are computed; for the others `_carry` does, unless `carry` is KEEP.
+    """
+    at = tl.program_id(1).to(tl.int64)
+    arena += at * arena_size
+    source, stride, _, resolution = feature_map(arena, buffers, column(table, row, SRC))
+    n = tl.program_id(0) % (CHANNELS // BN) * BN + tl.arange(0, BN)
+    number = tl.program_id(0) // (CHANNELS // BN)
+    y, x, inside = _tile(number, 0, 0, height * resolution, width * resolution, BM, WIDTH)
+    wanted = inside
+    needed = 1
+    if PLANNED:
+        cells = exit_at + at * (cell_rows * cell_columns)
+        near = _runs(cells, stage, y, x, resolution, radius, ring, cell, cell_rows, cell_columns, height, width)
+        wanted = inside & near
+        needed = tl.max(wanted.to(tl.int32), 0)
+    if needed != 0:
+        weight = weights + tl.multiple_of(column(table, row, WEIGHT), 16)
+        if SWAP:
+            acc = tl.zeros((BN, BM), dtype=tl.float32)
+        else:
+            acc = tl.zeros((BM, BN), dtype=tl.float32)
+        acc = accumulate(
+            acc, source, stride, CHANNELS, weight, CHANNELS, 3, y, x, n, BK, PIPELINE, CACHE, SWAP, PRECISION
+        )
+        if SWAP:
+            acc = tl.trans(acc)
+        acc += tl.load(weights + column(table, row, BIAS) + n).to(tl.float32)[None, :]
+        store_features(acc, table, row, buffers, weights, arena, y, x, n, wanted)
+    if PLANNED:
+        if carry != NOTHING:
+            _carry(arena, buffers, carry, column(table, row, DST), y, x, n, inside & (wanted == 0))
+
+
+@triton.jit(do_not_specialize=VARYING)
+def any_kernel(
+    exit_at, table, buffers, weights, arena, sr, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
+    height, width, arena_size, sr_size,
+    PLANNED: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr, WIDTH: tl.constexpr, PIPELINE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Any CONV or RECONSTRUCT, as `main_kernel`; grid ``[tiles of all border classes * padded channels // UNIT, B]``.
+
+    sr: float32 ``[B, sr_size]``, written by a RECONSTRUCT.
+    """
+    at = tl.program_id(1).to(tl.int64)
+    arena += at * arena_size
+    kernel = column(table, row, KERNEL)
+    in_channels = tl.cdiv(column(table, row, IN_CHANNELS), UNIT) * UNIT
+    out_channels = tl.cdiv(column(table, row, OUT_CHANNELS), UNIT) * UNIT
+    reconstructs = column(table, row, OPCODE) == RECONSTRUCT
+    _, _, _, resolution = feature_map(arena, buffers, column(table, row, SRC))
+    rows, pixels = height * resolution, width * resolution
+    n = tl.program_id(0) % (out_channels // UNIT) * UNIT + tl.arange(0, UNIT)
+    number = tl.program_id(0) // (out_channels // UNIT)
+    variant, top, left, ny, nx = 0, 0, 0, rows, pixels
+    if reconstructs & (column(table, row, MODE) != 0):
+        begin, first = 0, 0
+        for i in range(0, 16):
+            from_y, count_y = span(i // 4, rows)
+            from_x, count_x = span(i % 4, pixels)
+            wide = tl.where(count_y == 1, BM, tl.where(count_x == 1, 1, WIDTH))
+            end = begin + tl.cdiv(count_y, BM // wide) * tl.cdiv(count_x, wide)
+            here = (number >= begin) & (number < end)
+            variant = tl.where(here, i, variant)
+            first = tl.where(here, begin, first)
+            top, ny = tl.where(here, from_y, top), tl.where(here, count_y, ny)
+            left, nx = tl.where(here, from_x, left), tl.where(here, count_x, nx)
+            begin = end
+        number -= first
+    y, x, inside = _tile(number, top, left, ny, nx, BM, WIDTH)
+    wanted = inside
+    needed = 1
+    if PLANNED:
+        cells = exit_at + at * (cell_rows * cell_columns)
+        near = _runs(cells, stage, y, x, resolution, radius, ring, cell, cell_rows, cell_columns, height, width)
+        wanted = inside & near
+        needed = tl.max(wanted.to(tl.int32), 0)
+    if needed != 0:
+        acc = tl.zeros((BM, UNIT), dtype=tl.float32)
+        weight = weights + tl.multiple_of(column(table, row, WEIGHT), 16)
+        weight += variant * kernel * kernel * out_channels * in_channels
+        part_row = row
+        while column(table, part_row - 1, OPCODE) == SOURCE:
+            part_row -= 1
+        while part_row <= row:
+            source, stride, channels, _ = feature_map(arena, buffers, column(table, part_row, SRC))
+            acc = accumulate(
+                acc, source, stride, channels, weight, out_channels, kernel, y, x, n,
+                UNIT, PIPELINE, "", False, PRECISION,
+            )  # fmt: skip
+            weight += kernel * kernel * out_channels * channels
+            part_row += 1
+        acc += tl.load(weights + column(table, row, BIAS) + variant * out_channels + n).to(tl.float32)[None, :]
+        if reconstructs:
+            store_pixels(acc, table, row, buffers, weights, arena, sr + at * sr_size, rows, pixels, y, x, n, wanted)
+        else:
+            store_features(acc, table, row, buffers, weights, arena, y, x, n, wanted)
+    if PLANNED:
+        if carry != NOTHING:
+            _carry(arena, buffers, carry, column(table, row, DST), y, x, n, inside & (wanted == 0))
+
+
+@triton.jit(do_not_specialize=VARYING)
+def upsample_kernel(
+    exit_at, table, buffers, arena, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
+    height, width, arena_size, PLANNED: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """An UPSAMPLE row, as `main_kernel`; grid ``[blocks of PIXELS pixels, B]``."""
+    at = tl.program_id(1).to(tl.int64)
+    arena += at * arena_size
+    _, _, channels, resolution = feature_map(arena, buffers, column(table, row, DST))
+    pixels = width * resolution
+    p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    y, x = p // pixels, p % pixels
+    inside = y < height * resolution
+    y = tl.minimum(y, height * resolution - 1)
+    wanted = inside
+    if PLANNED:
+        cells = exit_at + at * (cell_rows * cell_columns)
+        near = _runs(cells, stage, y, x, resolution, radius, ring, cell, cell_rows, cell_columns, height, width)
+        wanted = inside & near
+    upsample_pixels(table, row, buffers, arena, height, width, y, x, wanted, WIDE)
+    if PLANNED:
+        if carry != NOTHING:
+            # WIDE may be more than the map has channels
+            for begin in range(0, channels, 16):
+                n = begin + tl.arange(0, 16)
+                _carry(arena, buffers, carry, column(table, row, DST), y, x, n, inside & (wanted == 0))
+
+
+@triton.jit
+def _bicubic(plane, height, width, centre_y, centre_x, wanted):
+    """Values of a plane ``[height, width]`` between its pixels, indices clamped at the border."""
+    first_y, first_x = tl.floor(centre_y) - 1.0, tl.floor(centre_x) - 1.0
+    total = tl.zeros(centre_y.shape, dtype=tl.float32)
+    for i in range(0, 4):
+        y = tl.minimum(tl.maximum((first_y + i).to(tl.int32), 0), height - 1)
+        line = tl.zeros(centre_y.shape, dtype=tl.float32)
+        for j in range(0, 4):
+            x = tl.minimum(tl.maximum((first_x + j).to(tl.int32), 0), width - 1)
+            pixel = tl.load(plane + y * width + x, mask=wanted, other=0.0)
+            line += cubic(centre_x - (first_x + j)) * pixel
+        total += cubic(centre_y - (first_y + i)) * line
+    return total
+
+
+@triton.jit
+def _position(colour, steps, value_range):
+    """Where a colour stands on an axis of the table of tones: the step below it, and how far beyond that."""
+    position = tl.minimum(tl.maximum(colour * (steps / value_range), 0.0), steps.to(tl.float32))
+    below = tl.minimum(tl.floor(position), steps - 1.0)
+    return below.to(tl.int32), position - below
+
+
+@triton.jit(do_not_specialize=["height", "width", "scale", "channels", "cell", "cell_rows", "cell_columns", "steps"])
+def interpolate_kernel(
+    image, out, exit_at, tones, height, width, scale, channels, cell, cell_rows, cell_columns, steps, value_range,
+    HAS_TONES: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """The pixels of cells at -1, bicubic and with the network's tones; grid ``[blocks of PIXELS pixels, B]``.
+
+    image: float32 ``[B, channels, height, width]``; out: the picture, float32, `scale` times that; cell: pixels of the
+    image. tones (read if HAS_TONES): float32 ``[N, N, N, 3]`` with N = steps + 1.
+    """
+    at = tl.program_id(1).to(tl.int64)
+    plane = height * width
+    image += at * channels * plane
+    out += at * channels * plane * (scale * scale)
+    p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    y, x = p // (width * scale), p % (width * scale)
+    inside = y < height * scale
+    number = y // scale // cell * cell_columns + x // scale // cell
+    deepest = tl.load(exit_at + at * (cell_rows * cell_columns) + number, mask=inside, other=0)
+    wanted = deepest < 0
+    if tl.max(wanted.to(tl.int32), 0) != 0:
+        centre_y = (y.to(tl.float32) + 0.5) / scale - 0.5
+        centre_x = (x.to(tl.float32) + 0.5) / scale - 0.5
+        target = out + y * (width * scale) + x
+        if HAS_TONES:
+            red = _bicubic(image, height, width, centre_y, centre_x, wanted)
+            green = _bicubic(image + plane, height, width, centre_y, centre_x, wanted)
+            blue = _bicubic(image + 2 * plane, height, width, centre_y, centre_x, wanted)
+            r, red_part = _position(red, steps, value_range)
+            g, green_part = _position(green, steps, value_range)
+            b, blue_part = _position(blue, steps, value_range)
+            for i in range(0, 8):
+                weight = tl.where(i // 4 == 1, red_part, 1.0 - red_part)
+                weight *= tl.where(i // 2 % 2 == 1, green_part, 1.0 - green_part)
+                weight *= tl.where(i % 2 == 1, blue_part, 1.0 - blue_part)
+                corner = tones + (((r + i // 4) * (steps + 1) + g + i // 2 % 2) * (steps + 1) + b + i % 2) * 3
+                red += weight * tl.load(corner, mask=wanted, other=0.0)
+                green += weight * tl.load(corner + 1, mask=wanted, other=0.0)
+                blue += weight * tl.load(corner + 2, mask=wanted, other=0.0)
+            size = plane * (scale * scale)
+            tl.store(target, red, mask=wanted)
+            tl.store(target + size, green, mask=wanted)
+            tl.store(target + 2 * size, blue, mask=wanted)
+        else:
+            for c in range(0, channels):
+                value = _bicubic(image + c * plane, height, width, centre_y, centre_x, wanted)
+                tl.store(target + c * plane * (scale * scale), value, mask=wanted)

@@ -1,0 +1,181 @@
+"""Whole pictures on a GPU: on shared feature maps, at full depth and by plans, beside the plain network.
+
+Every row of ours is checked against the torch backend in float32 before it is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import gpu_peers as peers
+import torch
+from gpu_device import Run
+from torch import Tensor, nn
+
+from ape_kernels.backends import get_backend
+from ape_kernels.backends.protocol import Depths
+from ape_kernels.images import Tones, cells_of, run_image
+from ape_kernels.packed import Packed, Wish, pack
+from ape_kernels.program import PatchProgram
+
+if TYPE_CHECKING:
+    from gpu_steps import Bench
+
+SIZES = ((540, 960), (1080, 1920))
+CELL, RING = 48, 4
+FULL = "full depth"
+BACKENDS = ("triton", "cuda", "torch")
+TOLERANCE = 2e-2  # of the oracle's standard deviation, root mean square, in float16
+WORST = 0.3  # of the same, any pixel: one that stands in a wrong place is off by more than 1
+TONES = 17  # colours on each axis of the table
+# pixels of a tile, warps, depth of the pipeline, most registers of a thread; none of them spills on sm_90
+SEARCHED = ((256, 8, 3, 255), (256, 8, 3, 128), (256, 8, 4, 255), (128, 4, 3, 168), (128, 4, 4, 168), (128, 8, 4, 128))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture, its network and what each plan needs; `name` as the rows have it."""
+
+    name: str
+    model: nn.Module
+    image: Tensor
+    packed: Packed
+    tones: Tones
+
+    @classmethod
+    def of(cls, bench: Bench, network: str, size: tuple[int, int]) -> Picture:
+        """A random one on the device; `packed` is the oracle."""
+        torch.manual_seed(1)
+        image = torch.rand(1, 3, *size, device=bench.device.kind)
+        tones = torch.rand(TONES, TONES, TONES, 3, device=bench.device.kind) * 0.1
+        model = bench.model(network)
+        name = f"{network}, picture of {size[1]}x{size[0]}"
+        return cls(name, model, image, pack(model, Wish("torch", torch.float32)), Tones(tones))
+
+    @property
+    def program(self) -> PatchProgram:
+        """Of the network."""
+        return self.packed.program
+
+    def plans(self, cell: int) -> dict[str, Tensor | None]:
+        """Depths of the cells, int64 ``[1, R, K]``, by what the rows call them."""
+        rows, columns = cells_of(*self.image.shape[2:], cell)
+        deepest = len(self.program.stages) - 1
+        y, x = torch.arange(rows)[:, None], torch.arange(columns)[None]
+        board, upper = (y + x) % 2 == 0, (y < rows // 2).expand(rows, columns)
+        depths = {
+            "half leave after stage 0, a checkerboard": torch.where(board, 0, deepest),
+            "half interpolated, a checkerboard": torch.where(board, -1, deepest),
+            "half interpolated, the upper half": torch.where(upper, -1, deepest),
+        }
+        return {FULL: None, **{name: plan[None].to(self.image.device) for name, plan in depths.items()}}
+
+    def tflop(self, exit_at: Tensor | None, cell: int) -> float:
+        """Of a plan; nothing for what is interpolated, nor for the ring."""
+        deepest = len(self.program.stages) - 1
+        height, width = self.image.shape[2:]
+        if exit_at is None:
+            return height * width * self.program.flops_to_stage(deepest) / 1e12
+        pixels = exit_at[0].repeat_interleave(cell, 0).repeat_interleave(cell, 1)[:height, :width].flatten().cpu()
+        counts = torch.bincount(pixels + 1, minlength=deepest + 2).tolist()[1:]
+        return sum(count * self.program.flops_to_stage(stage) for stage, count in enumerate(counts)) / 1e12
+
+
+def check(got: Tensor, oracle: Tensor) -> None:
+    """ValueError unless the picture is the oracle's, but for what half precision brings."""
+    error = (got.float() - oracle).abs_().div_(oracle.std())
+    mean_square, worst = float(error.square().mean().sqrt()), float(error.max())
+    if not (mean_square <= TOLERANCE and worst <= WORST):
+        raise ValueError(f"another picture: {mean_square:.1e}, at worst {worst:.1e} of the oracle's deviation off")
+
+
+def ours(bench: Bench, picture: Picture) -> None:
+    """Rows of our backends, all plans."""
+    cell = 8 if bench.dry else CELL
+    packed = {}
+    for name in BACKENDS:
+        backend = bench.backend(name)
+        device = picture.image.device
+        if reason := get_backend(backend).supports_images(picture.program, device, bench.dtype):
+            print(f"{name}, {picture.name}: not run: {reason}", flush=True)
+        else:
+            packed[name] = pack(picture.model, Wish(backend, bench.dtype))
+    for exits, exit_at in picture.plans(cell).items():
+        depths = Depths(exit_at, cell, RING)
+        with torch.inference_mode():
+            oracle = run_image(picture.image, picture.packed, depths, picture.tones)
+        for name, program in packed.items():
+            run = lambda program=program, depths=depths: run_image(picture.image, program, depths, picture.tones)  # noqa: E731
+
+            def eager(run=run, oracle=oracle) -> Run:
+                check(run(), oracle)
+                return run
+
+            tflop = picture.tflop(exit_at, cell)
+            label = "ape_kernels torch, shared maps" if name == "torch" else f"{name}, shared maps"
+            bench.row(label, picture.name, 1, exits, tflop, eager)
+            if name != "torch":  # that one asks the host
+                bench.row(
+                    f"{label}, CUDA graph", picture.name, 1, exits, tflop, lambda run=run: bench.device.graph(run)
+                )
+
+
+def image_time(bench: Bench, network: str) -> None:
+    """Pictures to 3840x2160 and 7680x4320 by PyTorch's plain network, by patches merged, and on shared maps."""
+    for size in ((20, 30),) if bench.dry else SIZES:
+        picture = Picture.of(bench, network, size)
+        half = peers.half(picture.model, bench.device)
+        whole = peers.prepared(picture.image, half)
+        rows: dict[str, Callable[[], Run]] = {
+            "torch fp16 channels_last": lambda half=half, whole=whole: lambda: half(whole),
+            "torch fp16 channels_last, CUDA graph": lambda half=half, whole=whole: bench.device.graph(
+                lambda: half(whole)
+            ),
+        }
+        if size == SIZES[0] or bench.dry:
+            for name in ("cuda", "triton"):
+                fast = bench.wrapped(picture.model, name)
+                rows[f"{name}, patches merged, CUDA graph"] = lambda fast=fast, image=picture.image: bench.device.graph(
+                    lambda: fast(image)
+                )
+        for label, prepare in rows.items():
+            bench.row(label, picture.name, 1, FULL, picture.tflop(None, CELL), prepare)
+        ours(bench, picture)
+
+
+def compile_time(bench: Bench, network: str) -> None:
+    """torch.compile on the same pictures."""
+    for size in ((20, 30),) if bench.dry else SIZES:
+        picture = Picture.of(bench, network, size)
+        half = peers.half(picture.model, bench.device)
+        whole = peers.prepared(picture.image, half)
+        forward = half if bench.dry else torch.compile(half, dynamic=False)
+        run = lambda forward=forward, whole=whole: bench.device.graph(lambda: forward(whole))  # noqa: E731
+        label = "torch.compile default fp16, CUDA graph"
+        bench.row(label, picture.name, 1, FULL, picture.tflop(None, CELL), run)
+
+
+def search(bench: Bench, network: str) -> None:
+    """Tiles and registers of triton's main convolution, which decide how many programs a multiprocessor holds."""
+    from ape_kernels.backends.triton import image as images
+    from ape_kernels.backends.triton import launch
+    from ape_kernels.backends.triton.config import Config
+
+    picture = Picture.of(bench, network, SIZES[0])
+    packed = pack(picture.model, Wish("triton", bench.dtype))
+    depths = Depths(None, CELL, RING)
+    with torch.inference_mode():
+        oracle = run_image(picture.image, picture.packed, depths, picture.tones)
+    for bm, warps, pipeline, registers in SEARCHED:
+        config = Config(bm, 64, 64, warps, pipeline, ".ca", True)
+        launch.choose = lambda *_, config=config: config
+        images.MAIN_REGISTERS = registers
+
+        def run() -> Run:
+            check(run_image(picture.image, packed, depths, picture.tones), oracle)
+            return bench.device.graph(lambda: run_image(picture.image, packed, depths, picture.tones))
+
+        label = f"triton, shared maps, {bm} px, {warps} warps, {pipeline} deep, {registers} regs"
+        bench.row(label, picture.name, 1, FULL, picture.tflop(None, CELL), run)
