@@ -77,6 +77,7 @@ def _run_image(
     packed = PackedProgram(table, weights)
     image = reflect_to_multiple(image, fold).contiguous()
     folded = fold_pixels(image, fold).contiguous()
+    exit_at, tones = (None if values is None else values.contiguous() for values in (exit_at, tones))
     out = image.new_empty(batch, out_channels, *(side * scale for side in image.shape[2:]))
     for part in _bands(packed, folded, cell // fold, backend):
         rows = slice(part.first * fold, part.stop * fold)

@@ -71,15 +71,16 @@ def choose_for_images(
 ) -> str:
     """Name of the backend that runs `program` on shared feature maps, which must pack it for that.
 
-    As `choose`, but for a named backend that runs patches alone: then the first that can takes its place.
+    As `choose`, but where a named backend runs patches alone, the choice is that of "auto".
     patch_size: sides of the cells.
     """
     wish = os.environ.get("APE_BACKEND", "auto") if wish == "auto" else wish
     able, reasons = modules_able(program, device, dtype, IMAGES)
-    if wish == "auto" or not able:
-        return _fastest(able, reasons, program, device, dtype, patch_size, IMAGES)
-    get_backend(wish)
-    return wish if wish in able else next(iter(able))
+    if wish != "auto":
+        get_backend(wish)
+    if wish in able:
+        return wish
+    return _fastest(able, reasons, program, device, dtype, patch_size, IMAGES)
 
 
 def _fastest(

@@ -40,7 +40,8 @@ NETWORKS = {
     "vdsr-64": lambda: VDSR(2, 4, 64, 1),
 }
 PATCHES, STAGE, ROW = "run_patches_kernel", "run_stage_kernel", "row_kernel"
-IMAGE = ("main_kernel", "any_kernel", "upsample_kernel", "margin_kernel", "load_kernel", "interpolate_kernel")
+IMAGE = ("main_kernel", "any_kernel", "upsample_kernel")
+IMAGE += ("margin_kernel", "load_kernel", "count_kernel", "place_kernel", "carry_kernel", "interpolate_kernel")
 KERNELS = {name: getattr(launches, name) for name in (PATCHES, STAGE, ROW, "begin_kernel", "exit_kernel")}
 KERNELS |= {name: getattr(image_launches, name) for name in IMAGE}
 CASES = [

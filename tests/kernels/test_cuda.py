@@ -224,8 +224,10 @@ def test_rows_that_stream_come_out_exactly(host, channels, shared_kb):
                 backend, out = get_backend(name), PatchResults.empty(patches, scale, 3)
                 backend.run_patches(backend.pack(program, DEVICE, dtype), patches, Exits(math.inf), out)
                 results.append(out.sr)
-            assert results[1].abs().max() > 4
-            assert torch.equal(*results)
+            got, expected = results
+            whole = expected.round()  # PyTorch's convolutions on a GPU may transform, and then round
+            assert whole.abs().max() > 4 and (whole - expected).abs().max() < 1e-2
+            assert torch.equal(got, whole)
             if host:
                 streams = width <= 48 and channels + -channels % 16 in STREAMED[shared_kb]
                 assert any("conv.h" in site for site in host.sites) != streams

@@ -80,3 +80,15 @@ def test_cells_that_left_keep_their_features(name, cell, backend):
             exit_at[0] = -1
         sr = run_image(image, packed, Depths(exit_at, cell, RING), Tones())
         assert_pictures_close(sr, literal_edsr(model, image, exit_at, cell))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_plan_and_tones_may_be_strided(backend):
+    model, image = NETWORKS["edsr x4"], test_patches(2, 30, 45)
+    packed = pack(model, Wish(backend))
+    exit_at = depths_of(image, torch.Generator().manual_seed(0), len(packed.program.stages), 8)
+    strided = exit_at.transpose(1, 2).contiguous().transpose(1, 2)
+    tones = torch.rand(3, 3, 3, 3, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    expected = run_image(image, packed, Depths(exit_at, 8, RING), Tones(tones))
+    strided_tones = tones.transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.equal(run_image(image, packed, Depths(strided, 8, RING), Tones(strided_tones)), expected)

@@ -7,8 +7,10 @@ from support import DEVICE, assert_pictures_close, bitwise, spread_network, test
 from test_compact import Compact
 from test_images import RING, depths_of
 from test_rrdb import BasicSR
+from torch.nn.functional import max_pool2d
 
-from ape_kernels.backends.protocol import Depths
+from ape_kernels.backends.protocol import Depths, Picture
+from ape_kernels.backends.torch.image import cell_pixels
 from ape_kernels.images import Tones, run_image
 from ape_kernels.packed import Packed, Wish, pack
 from ape_kernels.table import Column
@@ -118,6 +120,22 @@ def test_what_no_cell_needs_is_not_computed(kept):
     pixels = kept["arena"][origin : origin + 48 * stride].view(48, stride)[:, : 64 * channels].view(48, 64, channels)
     last = pixels.isfinite().any(2).nonzero().amax(0)
     assert last.tolist() == [16 + RING, 16 + RING]
+
+
+@pytest.mark.parametrize("radius, ring", [(0, 0), (1, 0), (2, 4)])
+def test_a_convolution_takes_the_pixels_that_run_and_no_others(radius, ring):
+    """The list that it takes them from, for each stage, against a plain mask."""
+    fast, _ = packed_of("edsr-x2")
+    image = test_patches(2, 21, 37)
+    depths = Depths(depths_of(image, torch.Generator().manual_seed(4), 2, 8), 8, ring)
+    picture = Picture(torch.empty(2, 3, 42, 74, device=DEVICE), image, 2, None, 1.0)
+    pixels, ends = launches._Run(fast.tensors, image, depths, picture)._list(1, radius, ring)
+    for stage in range(2):
+        active = cell_pixels(depths.exit_at >= stage, 8, image).float()
+        active = max_pool2d(active, 2 * (ring + radius) + 1, 1, ring + radius) > 0
+        for i in range(2):
+            listed = pixels[i, : ends[i, 2 - stage - 1, -1]]
+            assert torch.equal(listed.sort().values, active[i].flatten().nonzero().flatten().int())
 
 
 def test_choice_for_images():

@@ -378,16 +378,24 @@ class TestByHand:
         assert not list(tmp_path.glob("ape-verify-*"))
 
     def test_table_and_status(self, plant, monkeypatch, capsys):
-        able = TORCH | plant("wrong", PLANTED.format(spoil="sr[0] = 0"))
+        spoilt = textwrap.dedent(PLANTED.format(spoil="sr[0] = 0")) + textwrap.dedent("""
+            def run_image(packed, sharing, image, depths, picture):
+                honest.run_image(packed, sharing, image, depths, picture)
+                picture.out[0] = 0
+        """)
+        able = TORCH | plant("wrong", spoilt)
         monkeypatch.setattr(command, "PROGRAMS", {"small": SMALL})
         monkeypatch.setattr(command, "modules_able", lambda *_: (able, {"absent": "is not built"}))
         arguments = ["--device", str(DEVICE), "--dtype", "float32", "--patch-size", "8"]
         assert command.main(arguments) == 1
-        _, head, torch_, wrong, absent = capsys.readouterr().out.splitlines()
-        assert head.split() == ["program", "dtype", "backend", "right", "ms", "per", "patch", "why", "not"]
-        assert torch_.split()[:4] == ["small", "float32", "torch", "yes"] and float(torch_.split()[4]) > 0
-        assert wrong.split()[:4] == ["small", "float32", "wrong", "no"] and "pixels off" in wrong
-        assert absent.split(None, 4) == ["small", "float32", "absent", "-", "is not built"]
+        lines = capsys.readouterr().out.splitlines()
+        patches, images = lines[:5], lines[5:]
+        assert "patches of 8x8" in patches[0] and "images on shared feature maps" in images[0]
+        for head, torch_, wrong, absent in (patches[1:], images[1:]):
+            assert head.split() == ["program", "dtype", "backend", "right", "ms", "per", "patch", "why", "not"]
+            assert torch_.split()[:4] == ["small", "float32", "torch", "yes"] and float(torch_.split()[4]) > 0
+            assert wrong.split()[:4] == ["small", "float32", "wrong", "no"] and "pixels off" in wrong
+            assert absent.split(None, 4) == ["small", "float32", "absent", "-", "is not built"]
         monkeypatch.setattr(command, "modules_able", lambda *_: (TORCH, {"absent": "is not built"}))
         assert command.main(arguments) == 0, "all that can run are right"
 

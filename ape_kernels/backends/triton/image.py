@@ -15,10 +15,13 @@ from ape_kernels.backends.triton.config import INTERPRETED
 from ape_kernels.backends.triton.image_kernels import (
     KEEP,
     any_kernel,
+    carry_kernel,
+    count_kernel,
     interpolate_kernel,
     load_kernel,
     main_kernel,
     margin_kernel,
+    place_kernel,
     upsample_kernel,
 )
 from ape_kernels.backends.triton.launch import Call
@@ -30,6 +33,7 @@ from ape_kernels.table import Column, Opcode, PackedProgram
 INTERPOLATED = 4096 if INTERPRETED else 256  # pixels that a program interpolates
 ZEROED = 1024  # elements that a program sets to zero at once
 MAIN_REGISTERS = 255  # a thread's, of the main convolution
+LISTED = 256  # pixels of a tile where lists are made
 SQUARE = {64: 8, 128: 16, 256: 16}  # pixels of a tile: how many of them stand side by side
 
 
@@ -95,6 +99,7 @@ class _Run:
         self.constants, self.blocks = call.constants(self.config), call.step_constants()
         self.arena = call.scratch(self.batch, torch.empty)
         self.exit_at = self.network.table if depths.exit_at is None else depths.exit_at  # any tensor: it is not read
+        self.lists: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self.cells = (1, 1) if depths.exit_at is None else tuple(depths.exit_at.shape[1:])
 
     def begin(self) -> None:
@@ -120,23 +125,50 @@ class _Run:
             blocks = triton.cdiv(self.height * self.width * resolution**2, self.blocks["PIXELS"])
             upsample_kernel[blocks, self.batch](*head, self.arena, *where, PLANNED=planned, **self.blocks)
             return
-        names, bm = ("PIPELINE", "PRECISION", "num_warps", "maxnreg"), self.constants["ANY_BM"]
-        kernel, out = any_kernel, network.unit
-        more: dict[str, Any] = {"UNIT": out}
-        if is_main := network.is_main(step.row):
-            kernel, bm, out = main_kernel, self.config.bm, self.config.bn
-            names = (*names, "CHANNELS", "BN", "BK", "CACHE", "SWAP")
-            more = {}
-        constants = {name: self.constants[name] for name in names}
-        if is_main:
-            constants["maxnreg"] = MAIN_REGISTERS
-        groups = network.padded(row[Column.OUT_CHANNELS]) // out
-        sr = () if is_main else (self.picture.out,)
-        sr_size = () if is_main else (self.picture.out[0].numel(),)
-        kernel[self._tiles(row, bm) * groups, self.batch](
-            *head, self.weights, self.arena, *sr, *where, *sr_size,
-            PLANNED=planned, BM=bm, WIDTH=SQUARE[bm], **more, **constants,
+        constants = {name: self.constants[name] for name in ("PIPELINE", "PRECISION", "num_warps", "maxnreg")}
+        if network.is_main(step.row):
+            self._main(step, planned, constants)
+            if planned and step.carry != KEEP:
+                grid = self._tiles(row, LISTED), self.batch
+                carry_kernel[grid](*head, self.arena, *where, BM=LISTED, WIDTH=SQUARE[LISTED])
+            return
+        bm, unit = self.constants["ANY_BM"], network.unit
+        groups = network.padded(row[Column.OUT_CHANNELS]) // unit
+        any_kernel[self._tiles(row, bm) * groups, self.batch](
+            *head, self.weights, self.arena, self.picture.out, *where, self.picture.out[0].numel(),
+            PLANNED=planned, UNIT=unit, BM=bm, WIDTH=SQUARE[bm], **constants,
         )  # fmt: skip
+
+    def _main(self, step: _Step, planned: bool, constants: dict[str, Any]) -> None:
+        network, row, config = self.network, self.network.rows[step.row], self.config
+        resolution = network.buffer(row[Column.DST])[Column.RESOLUTION]
+        pixels = ends = network.table  # any tensor: it is not read
+        tiles, end, ends_size = self._tiles(row, config.bm), 0, 0
+        if planned:
+            pixels, ends = self._list(resolution, step.radius, step.ring)
+            tiles = triton.cdiv(pixels.shape[1], config.bm)
+            end, ends_size = (ends.shape[1] - step.stage) * ends.shape[2] - 1, ends[0].numel()
+        main_kernel[tiles * network.channels // config.bn, self.batch](
+            pixels, ends, network.table, self.geometry.buffers, self.weights, self.arena, step.row, end, ends_size,
+            self.height, self.width, self.geometry.arena_size, PLANNED=planned, CHANNELS=network.channels,
+            BM=config.bm, BN=config.bn, BK=config.bk, WIDTH=SQUARE[config.bm], CACHE=config.cache, SWAP=config.swap,
+            **{**constants, "maxnreg": MAIN_REGISTERS},
+        )  # fmt: skip
+
+    def _list(self, factor: int, radius: int, ring: int) -> tuple[Tensor, Tensor]:
+        """Pixels of a map of `factor` times the resolution, and ends, as `place_kernel` has them; made once a call."""
+        if (factor, radius, ring) not in self.lists:
+            rows, columns, stages = self.height * factor, self.width * factor, len(self.network.stage_rows)
+            tiles = _tiles_of(rows, columns, LISTED)
+            counts = torch.empty(self.batch, stages, tiles, dtype=torch.int32, device=self.image.device)
+            pixels = torch.empty(self.batch, rows * columns, dtype=torch.int32, device=self.image.device)
+            cells = (self.depths.cell, *self.cells, self.height, self.width, stages)
+            tile = {"PIXELS": LISTED, "WIDTH": SQUARE[LISTED]}
+            count_kernel[tiles, self.batch](self.exit_at, counts, factor, radius, ring, *cells, **tile)
+            ends = counts.flatten(1).cumsum(1, dtype=torch.int32).view_as(counts)
+            place_kernel[tiles, self.batch](self.exit_at, counts, ends, pixels, factor, radius, ring, *cells, **tile)
+            self.lists[factor, radius, ring] = pixels, ends
+        return self.lists[factor, radius, ring]
 
     def interpolate(self) -> None:
         """Cells that the network does not run for."""

@@ -1,9 +1,13 @@
-"""Whole images: one launch a row of the table over maps that all patches share, for the tiles that still run.
+"""Whole images: one launch per row of the table, over maps that all patches of an image share.
 
-Each image of a batch has a arena of its own, laid out as a patch's (conv.py), of the size of the image. A program
-computes one tile of a row's destination. `exit_at` says how far each cell runs, so a program whose tile nobody needs
-leaves the convolution out. A convolution never writes a map that it reads around its own pixel, so the order in which
-tiles run does not matter.
+Each image of a batch has an arena of its own, laid out as a patch's (conv.py). A map of the whole image for what stands
+between the two convolutions of a residual block costs its traffic: with 64 channels in float16, 256 bytes per pixel,
+0.1 ns at 3 TB/s, beside 0.6 ns for a convolution at 120 TFLOP/s. Keeping it in the program instead would make the first
+convolution of a 16x16 tile 27 % dearer. A convolution never writes a map that it reads around its own pixel, so the
+order in which programs run does not matter.
+
+`exit_at` says how far each cell runs. The main convolutions take their pixels from lists that the device makes of it;
+the other rows run tile by tile, and a program whose tile nobody needs computes nothing.
 """
 
 from __future__ import annotations
@@ -34,8 +38,10 @@ from ape_kernels.backends.triton.steps import cubic, upsample_pixels
 
 KEEP = -2  # in place of a buffer to carry: what stands in the destination stays there
 NOTHING: tl.constexpr = tl.constexpr(KEEP)
-WHERE = ["row", "stage", "radius", "ring", "carry"]  # of one row; compiled once for all
-VARYING = [*WHERE, "cell", "cell_rows", "cell_columns", "height", "width"]
+# arguments that no kernel is compiled for anew
+CELLS = ["radius", "ring", "cell", "cell_rows", "cell_columns", "height", "width"]
+VARYING = ["row", "stage", "carry", *CELLS]
+LISTING = ["factor", "stages", *CELLS]
 
 
 @triton.jit
@@ -54,8 +60,8 @@ def _tile(number, top, left, rows, pixels, PIXELS: tl.constexpr, WIDTH: tl.const
 
 
 @triton.jit
-def _runs(exit_at, stage, y, x, factor, radius, ring, cell, cell_rows, cell_columns, height, width):
-    """Whether pixels of a map lie within `radius` of a cell that runs to `stage`, or of the `ring` around one.
+def _deepest(exit_at, y, x, factor, radius, ring, cell, cell_rows, cell_columns, height, width):
+    """The last stage of those cells that pixels of a map lie within `radius` of, or within `radius` of their `ring`.
 
     exit_at: int64 ``[cell_rows, cell_columns]``. factor: of the map's resolution. radius: pixels of the map. ring,
     cell, height, width: pixels of the image.
@@ -69,7 +75,7 @@ def _runs(exit_at, stage, y, x, factor, radius, ring, cell, cell_rows, cell_colu
     for i in range(0, most * most):
         at = tl.minimum(top + i // most, bottom) * cell_columns + tl.minimum(left + i % most, right)
         deepest = tl.maximum(deepest, tl.load(exit_at + at))
-    return deepest >= stage
+    return deepest
 
 
 @triton.jit
@@ -119,31 +125,77 @@ def load_kernel(
     tl.store(out, values.to(to.dtype.element_ty), mask=inside[:, None] & (c < channels)[None, :])
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=LISTING)
+def count_kernel(
+    exit_at, counts, factor, radius, ring, cell, cell_rows, cell_columns, height, width, stages,
+    PIXELS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """How many pixels of each tile run to which stage at most; grid ``[tiles, B]``.
+
+    counts: int32 ``[B, stages, tiles]``, the last stage first.
+    """
+    tile, at, tiles = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.num_programs(0)
+    y, x, inside = _tile(tile, 0, 0, height * factor, width * factor, PIXELS, WIDTH)
+    cells = exit_at + at * (cell_rows * cell_columns)
+    deepest = _deepest(cells, y, x, factor, radius, ring, cell, cell_rows, cell_columns, height, width)
+    for stage in range(0, stages):
+        count = tl.sum((inside & (deepest == stage)).to(tl.int32), 0)
+        tl.store(counts + (at * stages + stages - 1 - stage) * tiles + tile, count)
+
+
+@triton.jit(do_not_specialize=LISTING)
+def place_kernel(
+    exit_at, counts, ends, pixels, factor, radius, ring, cell, cell_rows, cell_columns, height, width, stages,
+    PIXELS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """List the pixels that run, those that run to the last stage first; grid ``[tiles, B]``.
+
+    counts, ends: int32 ``[B, stages, tiles]``, of `count_kernel`, and their running sums of each image. pixels: int32
+    ``[B, height * factor * width * factor]``, numbers of pixels, row by row. So those that run to a stage or further
+    come before the end of that stage's last tile.
+    """
+    tile, at, tiles = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.num_programs(0)
+    y, x, inside = _tile(tile, 0, 0, height * factor, width * factor, PIXELS, WIDTH)
+    cells = exit_at + at * (cell_rows * cell_columns)
+    deepest = _deepest(cells, y, x, factor, radius, ring, cell, cell_rows, cell_columns, height, width)
+    pixels += at * (height * factor * width * factor)
+    for stage in range(0, stages):
+        there = inside & (deepest == stage)
+        number = (at * stages + stages - 1 - stage) * tiles + tile
+        begin = tl.load(ends + number) - tl.load(counts + number)
+        place = begin + tl.cumsum(there.to(tl.int32), 0) - 1
+        tl.store(pixels + place, y * (width * factor) + x, mask=there)
+
+
+@triton.jit(do_not_specialize=["row", "end", "ends_size", "height", "width"])
 def main_kernel(
-    exit_at, table, buffers, weights, arena, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
-    height, width, arena_size,
+    pixels, ends, table, buffers, weights, arena, row, end, ends_size, height, width, arena_size,
     PLANNED: tl.constexpr, CHANNELS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     WIDTH: tl.constexpr, PIPELINE: tl.constexpr, CACHE: tl.constexpr, SWAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A 3x3 CONV from one source, CHANNELS to CHANNELS; grid ``[tiles * CHANNELS // BN, B]``.
 
-    PLANNED: `_runs` says which pixels are computed; for the others `_carry` does, unless `carry` is KEEP.
+    PLANNED: tiles are taken from a list (`place_kernel`) that ends at ``ends[image * ends_size + end]``. A convolution
+    costs what its pixels cost, however the cells that run lie to each other.
     """
     at = tl.program_id(1).to(tl.int64)
     arena += at * arena_size
     source, stride, _, resolution = feature_map(arena, buffers, column(table, row, SRC))
     n = tl.program_id(0) % (CHANNELS // BN) * BN + tl.arange(0, BN)
     number = tl.program_id(0) // (CHANNELS // BN)
-    y, x, inside = _tile(number, 0, 0, height * resolution, width * resolution, BM, WIDTH)
-    wanted = inside
-    needed = 1
+    across = width * resolution
+    count = height * resolution * across
     if PLANNED:
-        cells = exit_at + at * (cell_rows * cell_columns)
-        near = _runs(cells, stage, y, x, resolution, radius, ring, cell, cell_rows, cell_columns, height, width)
-        wanted = inside & near
-        needed = tl.max(wanted.to(tl.int32), 0)
-    if needed != 0:
+        count_all = count
+        count = tl.load(ends + at * ends_size + end)
+    if not PLANNED or number * BM < count:
+        if PLANNED:
+            p = number * BM + tl.arange(0, BM)
+            inside = p < count
+            p = tl.load(pixels + at * count_all + tl.minimum(p, count - 1))
+            y, x = p // across, p % across
+        else:
+            y, x, inside = _tile(number, 0, 0, height * resolution, across, BM, WIDTH)
         weight = weights + tl.multiple_of(column(table, row, WEIGHT), 16)
         if SWAP:
             acc = tl.zeros((BN, BM), dtype=tl.float32)
@@ -155,10 +207,26 @@ def main_kernel(
         if SWAP:
             acc = tl.trans(acc)
         acc += tl.load(weights + column(table, row, BIAS) + n).to(tl.float32)[None, :]
-        store_features(acc, table, row, buffers, weights, arena, y, x, n, wanted)
-    if PLANNED:
-        if carry != NOTHING:
-            _carry(arena, buffers, carry, column(table, row, DST), y, x, n, inside & (wanted == 0))
+        store_features(acc, table, row, buffers, weights, arena, y, x, n, inside)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def carry_kernel(
+    exit_at, table, buffers, arena, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
+    height, width, arena_size, BM: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """What stands where `main_kernel` computes nothing; grid ``[tiles, B]``."""
+    at = tl.program_id(1).to(tl.int64)
+    arena += at * arena_size
+    number = column(table, row, DST)
+    _, _, channels, resolution = feature_map(arena, buffers, number)
+    y, x, inside = _tile(tl.program_id(0), 0, 0, height * resolution, width * resolution, BM, WIDTH)
+    cells = exit_at + at * (cell_rows * cell_columns)
+    deepest = _deepest(cells, y, x, resolution, radius, ring, cell, cell_rows, cell_columns, height, width)
+    wanted = inside & (deepest < stage)
+    if tl.max(wanted.to(tl.int32), 0) != 0:
+        for begin in range(0, channels, 16):
+            _carry(arena, buffers, carry, number, y, x, begin + tl.arange(0, 16), wanted)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -168,8 +236,9 @@ def any_kernel(
     PLANNED: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr, WIDTH: tl.constexpr, PIPELINE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Any CONV or RECONSTRUCT, as `main_kernel`; grid ``[tiles of all border classes * padded channels // UNIT, B]``.
+    """Any CONV or RECONSTRUCT; grid ``[tiles of all border classes * padded channels // UNIT, B]``.
 
+    PLANNED: `_deepest` says which pixels are computed; for the others `_carry` does, unless `carry` is KEEP.
     sr: float32 ``[B, sr_size]``, written by a RECONSTRUCT.
     """
     at = tl.program_id(1).to(tl.int64)
@@ -202,8 +271,8 @@ def any_kernel(
     needed = 1
     if PLANNED:
         cells = exit_at + at * (cell_rows * cell_columns)
-        near = _runs(cells, stage, y, x, resolution, radius, ring, cell, cell_rows, cell_columns, height, width)
-        wanted = inside & near
+        deepest = _deepest(cells, y, x, resolution, radius, ring, cell, cell_rows, cell_columns, height, width)
+        wanted = inside & (deepest >= stage)
         needed = tl.max(wanted.to(tl.int32), 0)
     if needed != 0:
         acc = tl.zeros((BM, UNIT), dtype=tl.float32)
@@ -235,7 +304,7 @@ def upsample_kernel(
     exit_at, table, buffers, arena, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
     height, width, arena_size, PLANNED: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """An UPSAMPLE row, as `main_kernel`; grid ``[blocks of PIXELS pixels, B]``."""
+    """An UPSAMPLE row, as `any_kernel`; grid ``[blocks of PIXELS pixels, B]``."""
     at = tl.program_id(1).to(tl.int64)
     arena += at * arena_size
     _, _, channels, resolution = feature_map(arena, buffers, column(table, row, DST))
@@ -247,8 +316,8 @@ def upsample_kernel(
     wanted = inside
     if PLANNED:
         cells = exit_at + at * (cell_rows * cell_columns)
-        near = _runs(cells, stage, y, x, resolution, radius, ring, cell, cell_rows, cell_columns, height, width)
-        wanted = inside & near
+        deepest = _deepest(cells, y, x, resolution, radius, ring, cell, cell_rows, cell_columns, height, width)
+        wanted = inside & (deepest >= stage)
     upsample_pixels(table, row, buffers, arena, height, width, y, x, wanted, WIDE)
     if PLANNED:
         if carry != NOTHING:
