@@ -55,6 +55,8 @@ def draw_exit_map(picture: np.ndarray, exits: np.ndarray, grid: PatchGrid, stage
 def _edges(starts: Sequence[int], grid: PatchGrid, axis: int) -> np.ndarray:
     """Borders between the patches of one axis in pixels of the picture, both ends included."""
     size, patch = (grid.height, grid.width)[axis], grid.patch_shape[axis]
+    if grid.overlap == 0:  # cells: the last is cut off by the edge of the image
+        return np.array([*range(0, size, patch), size]) * grid.scale
     halfway = [(before + patch + after) * grid.scale // 2 for before, after in pairwise(starts)]
     return np.array([0, *halfway, size * grid.scale])
 

@@ -27,7 +27,7 @@ from ape_sr.weights import find_weights
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-FLOPS = ("flops", "flops_full", "body_flops", "body_flops_full")
+COUNTS = ("interpolated", "flops", "flops_full", "body_flops", "body_flops_full")
 
 Picture = TypeVar("Picture", np.ndarray, Tensor, Image.Image)
 
@@ -166,7 +166,9 @@ class Upscaler:
 
         pixels = np.asarray(picture)
         height, width = (side // self.scale for side in pixels.shape[:2])
-        grid = PatchGrid(height, width, self.network.patch_size, self.network.overlap, self.scale)
+        network = self.network
+        cut = (network.cell, 0) if network.context == "model" else (network.patch_size, network.overlap)
+        grid = PatchGrid(height, width, *cut, self.scale)
         exits = report.exit_index[0].cpu().numpy()
         return draw_exit_map(pixels, exits, grid, len(report.patches_per_exit), report.share)
 
@@ -268,7 +270,7 @@ def _joined(reports: Sequence[ape_kernels.Report]) -> dict[str, Any]:
         "exit_index": torch.cat(exits, along),
         "capacity": torch.cat(capacities, along),
         "patches_per_exit": torch.stack([report.patches_per_exit for report in reports]).sum(0),
-        **{name: sum(getattr(report, name) for report in reports) for name in FLOPS},
+        **{name: sum(getattr(report, name) for report in reports) for name in COUNTS},
     }
 
 

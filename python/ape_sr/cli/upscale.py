@@ -222,6 +222,7 @@ class Networks:
         return {
             "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
             "size": self.size.label(self.default.scale),
+            "context": network.context,
             "threshold": network.threshold,
             "budget": network.budget,
             "backend": self.default.backend,
