@@ -10,18 +10,23 @@ from ape_kernels.exits import add_exits, all_exits
 from ape_kernels.forward import APEForward
 from ape_kernels.geometry import PatchGrid
 from ape_kernels.packed import Packed, Wish, pack
+from ape_kernels.plan import ExitFit, Plan
+from ape_kernels.plan.fitting import fit_exits
 from ape_kernels.report import Report
 
 __all__ = [
     "APEForward",
     "BackendUnavailable",
+    "ExitFit",
     "NotRecognised",
     "Packed",
     "PatchGrid",
+    "Plan",
     "Report",
     "Wish",
     "add_exits",
     "all_exits",
+    "fit_exits",
     "pack",
     "to_program",
 ]

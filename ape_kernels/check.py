@@ -12,7 +12,7 @@ from ape_kernels.adapters import NotRecognised
 from ape_kernels.backends import get_backend
 from ape_kernels.backends.protocol import Exits
 from ape_kernels.packed import Packed
-from ape_kernels.program import PatchProgram
+from ape_kernels.program import Conv, PatchProgram
 from ape_kernels.run import run_patches
 
 PROBE_SIZE = (7, 6)  # every border class and an interior, and no side like another
@@ -32,13 +32,20 @@ def check_program(model: nn.Module, program: PatchProgram) -> None:
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     size = [side * program.fold + -side * program.fold % program.multiple_of for side in PROBE_SIZE]
-    patch = torch.rand(1, program.in_channels, *size, generator=generator).to(parameter.device)
+    patch = value_range(program) * torch.rand(1, program.in_channels, *size, generator=generator)
+    patch = patch.to(parameter.device)
     with _evaluating(model):
-        output = model(patch.to(parameter.dtype, copy=True))  # some scale their input in place
+        try:
+            output = model(patch.to(parameter.dtype, copy=True))  # some scale their input in place
+        except Exception as error:  # whatever a forward raises
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise NotRecognised(f"model: its forward fails on a patch {list(patch.shape)}: {reason}") from error
     expected, stages = _picture(output, len(program.stages) - 1)
     tensors = get_backend("torch").pack(program, parameter.device, torch.float32)
     packed = Packed(program, "torch", torch.float32, tensors)
     expected, errors = expected.float(), []
+    if not torch.isfinite(expected).all():
+        raise NotRecognised(_why_not_finite(model, parameter.dtype))
     for stage in stages:
         sr = run_patches(patch, packed, Exits(0.0, torch.tensor([stage], device=patch.device))).sr
         if expected.shape != sr.shape:
@@ -53,6 +60,29 @@ def check_program(model: nn.Module, program: PatchProgram) -> None:
         f"model: its forward does something else than its layers say: {errors[0]:.1e} of the range apart on a "
         f"random {size[1]}x{size[0]} patch"
     )
+
+
+def value_range(program: PatchProgram) -> float:
+    """255 for a network that reads pixels from 0 to 255, else 1, as its mean shift tells.
+
+    A shift by more than 1, in units of the pixels, is that of a network of 0 to 255. In half precision such a network
+    must be tried on its own range: beside a mean of 110, pixels from 0 to 1 are nothing but rounding.
+    """
+    for step in program.head:
+        if isinstance(step, Conv) and step.weight.shape[2:] == (1, 1):
+            if step.bias is None:
+                return 1.0
+            factor = step.weight.detach().flatten(1).abs().amax(dim=1).clamp_min(1e-12)
+            return 255.0 if float((step.bias.detach().abs() / factor).max()) > 1 else 1.0
+    return 1.0
+
+
+def _why_not_finite(model: nn.Module, dtype: torch.dtype) -> str:
+    """Of a forward that gives NaN or infinity."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not torch.isfinite(tensor).all():
+            return f"model.{name}: expected finite weights, got NaN or infinity"
+    return f"model: its layers overflow {dtype}: its forward gives NaN or infinity on a random patch"
 
 
 def _picture(output: object, last: int) -> tuple[Tensor, tuple[int, ...]]:

@@ -105,15 +105,13 @@ class APEForward(nn.Module):
         self.blend: Blend = blend
         self.backend, self.dtype = backend, dtype
         self._programs = programs
-        self._context: Context | None = None
+        self._not_shared = why_not_shared(program)  # of a network's layers, which stay when its weights change
         self._budget = check_budget(budget, program.stage_flops)
-        self._threshold: float | None = None
         if min_gain_db is not None:
-            self.threshold = threshold_from_gain(min_gain_db)
-        elif threshold is not None:
-            self.threshold = threshold
-        else:
-            _own_threshold(program)
+            threshold = threshold_from_gain(min_gain_db)
+        self._threshold = None if threshold is None else check_threshold(threshold)
+        if threshold is None:
+            _own_threshold(program)  # raises for one that is none
         self._context = self._checked_context(context)
         self._pack_ahead()
         self.training = model.training  # ours alone: the model's modules keep their modes
@@ -133,23 +131,24 @@ class APEForward(nn.Module):
                 f"threshold: expected 0 with the context 'model', whose patches do not decide, got {value}"
             )
         self._threshold = value
+        self._pack_ahead()  # it may have changed how images run
 
     @property
     def context(self) -> Context:
         """How images run, "model" or "patch", as given or as it follows from the other settings."""
         if self._context is not None:
             return self._context
-        by_patch = bool(self._threshold) or self._budget is not None or why_not_shared(self.program) is not None
+        by_patch = bool(self._threshold) or self._budget is not None or self._not_shared is not None
         return "patch" if by_patch else "model"
 
     def _checked_context(self, context: Context | None) -> Context | None:
-        if context != "model":
+        if context is None or context == "patch":
             return context
         if self._threshold or self._budget is not None:
             given = "a threshold" if self._threshold else "a budget"
             raise ValueError(f"context: expected 'patch' with {given}, got 'model'")
-        if reason := why_not_shared(self.program):
-            raise ValueError(f"context: expected 'patch' for this network, got 'model': {reason}")
+        if self._not_shared is not None:
+            raise ValueError(f"context: expected 'patch' for this network, got 'model': {self._not_shared}")
         return context
 
     @property
@@ -199,7 +198,7 @@ class APEForward(nn.Module):
             return all_exits(self.model, image) if has_added_exits(self.model) else self.model(image)
         context = self.context
         if torch.compiler.is_compiling():
-            packed = self._programs.latest(self._wish(context))
+            packed = self._programs.latest(context == "model")
             pixels = image.detach().float()
         else:
             packed = self._programs.get(self._wish(context))

@@ -16,7 +16,7 @@ from ape_kernels import ops
 from ape_kernels.backends.protocol import Depths, Picture
 from ape_kernels.folding import fold_pixels, reflect_to_multiple
 from ape_kernels.packed import Packed
-from ape_kernels.sharing import receptive_field
+from ape_kernels.sharing import receptive_field, why_not_shared
 from ape_kernels.table import PackedProgram
 
 RING = 4  # pixels around the cells that run which go through the first stage with them, if no fit says otherwise
@@ -34,8 +34,10 @@ def run_image(image: Tensor, packed: Packed, depths: Depths, tones: Tones) -> Te
     """Pictures float32 ``[B, out_channels, s * H, s * W]`` of images float32 ``[B, C, H, W]``.
 
     depths: cell and ring in pixels of the image; the cell a multiple of the program's fold.
-    Raises ValueError for tensors of another dtype, shape or device, and for depths that the program does not have.
+    Raises ValueError for a program that cannot run so, and for tensors of another dtype, shape or device.
     """
+    if packed.sharing is None:
+        raise ValueError(f"program: expected steps that read a few pixels around, got {why_not_shared(packed.program)}")
     return torch.ops.ape_kernels.run_image(
         image,
         packed.table,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ape_kernels.backends import get_backend
-from ape_kernels.backends.protocol import Depths, Exits, PatchResults, Picture
+from ape_kernels.backends.protocol import STATISTICS, Depths, Exits, PatchResults, Picture
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.table import PackedProgram
 
@@ -137,6 +137,25 @@ def image_bytes(packed: PackedProgram, backend: str) -> int:
     return get_backend(backend).image_bytes(packed)
 
 
+def statistics(image: Tensor, cell: int, value_range: float, backend: str) -> Tensor:
+    """What a plan is made from: of each cell of `cell` x `cell` pixels, the last ones cut by the edge, 11 numbers.
+
+    image: float32 ``[B, C, H, W]``. value_range: what white is; 1 is meant by it below. Returns float32
+    ``[B, R, K, 11]``. With four 3x3 filters of the luma (Laplacian, second derivative across of that downward, second
+    derivatives across and downward): log of the root mean square of each, then log of the fourth root of the
+    mean fourth power of each; log of the root mean square of the Laplacians of red and blue less green; the mean luma.
+    A cell is filtered with the pixels around it, those around the image being as at its border. Mean squares count as
+    at least 1e-8. Of images without three channels the luma is the mean of the channels, and there are no colours.
+
+    Raises ValueError for a tensor of another dtype or shape.
+    """
+    if image.ndim != 4 or image.dtype != torch.float32 or 0 in image.shape[1:]:
+        raise ValueError(f"image: expected float32 [B, C, H, W], got {image.dtype} {list(image.shape)}")
+    if cell < 1:
+        raise ValueError(f"cell: expected at least 1 pixel, got {cell}")
+    return _call(backend, "statistics", image.contiguous(), cell, value_range)
+
+
 def _fake_run_patches(patches: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     *_, upscale, out_channels, _backend = others
     return PatchResults.empty(patches, upscale, out_channels)
@@ -155,6 +174,11 @@ def _fake_merge(
     patches: Tensor, row_index: Tensor, _: Tensor, column_index: Tensor, __: Tensor, batch: int, *___: Any
 ) -> Tensor:
     return patches.new_empty(batch, patches.shape[1], row_index.shape[2], column_index.shape[2])
+
+
+def _fake_statistics(image: Tensor, cell: int, value_range: float, backend: str) -> Tensor:
+    batch, _, height, width = image.shape
+    return image.new_empty(batch, (height + cell - 1) // cell, (width + cell - 1) // cell, STATISTICS)
 
 
 def _call(backend: str, operation: str, *args: Any) -> Any:
@@ -196,3 +220,4 @@ register("run_patches", run_patches, _fake_run_patches)
 register("run_stage", run_stage, _fake_run_stage)
 register("split", split, _fake_split)
 register("merge", merge, _fake_merge)
+register("statistics", statistics, _fake_statistics)

@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from ape_kernels.adapters import to_program
 from ape_kernels.backends import choose, choose_for_images, get_backend
 from ape_kernels.geometry import PATCH_SIZE
 from ape_kernels.program import PatchProgram
-from ape_kernels.sharing import sharing_of
+from ape_kernels.sharing import sharing_of, why_not_shared
 from ape_kernels.table import PackedProgram
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -42,6 +41,7 @@ class Packed:
     """A program as one backend runs it; what the operations in `ape_kernels.ops` take is all here.
 
     backend: its name. dtype: of the matrix products' operands. tensors: table and weights in that backend's layout.
+    sharing: how its steps run on whole images (`sharing_of`), None where they cannot.
     frame: for a budget, the program as the torch backend packs it, which runs head and tail.
     """
 
@@ -49,6 +49,7 @@ class Packed:
     backend: str
     dtype: torch.dtype
     tensors: PackedProgram
+    sharing: Tensor | None = None
     frame: PackedProgram | None = None
 
     @property
@@ -60,11 +61,6 @@ class Packed:
     def weights(self) -> Tensor:
         """1-D, on the device of the model."""
         return self.tensors.weights
-
-    @cached_property
-    def sharing(self) -> Tensor:
-        """See `sharing_of`."""
-        return sharing_of(self.table)
 
     @property
     def upscale(self) -> int:
@@ -97,7 +93,8 @@ def _pack(program: PatchProgram, like: Tensor, wish: Wish, others: Iterable[Pack
     with torch.no_grad():
         tensors = known[0] if known else get_backend(backend).pack(program, device, dtype)
         frame = get_backend("torch").pack(program, device, dtype) if wish.budgeted else None
-    return Packed(program, backend, dtype, tensors, frame)
+    sharing = sharing_of(tensors.table) if why_not_shared(program) is None else None
+    return Packed(program, backend, dtype, tensors, sharing, frame)
 
 
 class PackedModel:
@@ -111,13 +108,16 @@ class PackedModel:
         self._lock = threading.Lock()
         self._program = to_program(model)
         self._stamp = stamp_of(model)
-        self._packed: dict[tuple[Any, ...], Packed] = {}  # of the program as it is now, by what was wished for
+        self._packed: dict[bool, tuple[Any, Packed]] = {}  # for patches and for images: what was wished for, and got
 
-    def latest(self, wish: Wish) -> Packed:
-        """What was packed last, whatever has changed since: tracing cannot pack. RuntimeError before anything was."""
-        if (packed := self._packed.get(_key(wish))) is None:
+    def latest(self, images: bool) -> Packed:
+        """What was packed last, for images or for patches, whatever has changed since: tracing cannot pack.
+
+        Raises RuntimeError before anything was.
+        """
+        if images not in self._packed:
             raise RuntimeError("model: expected to be packed before it is traced; call it once")
-        return packed
+        return self._packed[images][1]
 
     def program(self) -> PatchProgram:
         """Of the model as it is now."""
@@ -126,27 +126,21 @@ class PackedModel:
 
     def get(self, wish: Wish) -> Packed:
         """As `pack`, of the model as it is now."""
-        key = _key(wish)
+        key = (wish, os.environ.get("APE_BACKEND"), os.environ.get("APE_AUTO"))
         with self._lock:
             program = self._current_program()
-            if any(packed.program is not program for packed in self._packed.values()):
-                self._packed.clear()
-            if key not in self._packed:
-                packed = _pack(program, next(self._model.parameters()), wish, self._packed.values())
-                # one for patches and one for images: what was packed for another dtype is not kept
-                self._packed = {k: p for k, p in self._packed.items() if k[0].images is not wish.images}
-                self._packed[key] = packed
-            return self._packed[key]
+            known = self._packed.get(wish.images)
+            if known is None or known[1].program is not program or known[0] != key:
+                others = [packed for _, packed in self._packed.values() if packed.program is program]
+                packed = _pack(program, next(self._model.parameters()), wish, others)
+                self._packed[wish.images] = key, packed
+            return self._packed[wish.images][1]
 
     def _current_program(self) -> PatchProgram:
         stamp = stamp_of(self._model)
         if stamp != self._stamp:
             self._program, self._stamp = to_program(self._model), stamp
         return self._program
-
-
-def _key(wish: Wish) -> tuple[Any, ...]:
-    return wish, os.environ.get("APE_BACKEND"), os.environ.get("APE_AUTO")
 
 
 def stamp_of(model: nn.Module) -> tuple[Any, ...]:

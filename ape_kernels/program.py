@@ -255,6 +255,11 @@ class PatchProgram:
         return self._flops(step for part in self.stages[: stage + 1] for step in part.steps)
 
     @property
+    def head_flops(self) -> int:
+        """FLOPs a low-resolution pixel of the head."""
+        return self._flops(self.head)
+
+    @property
     def stage_flops(self) -> list[int]:
         """FLOPs per low-resolution pixel of each stage."""
         return [self._flops(stage.steps) for stage in self.stages]

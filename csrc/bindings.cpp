@@ -11,6 +11,7 @@
 #include "cpu/image.h"
 #include "cpu/isa.h"
 #include "cpu/patches.h"
+#include "cpu/statistics.h"
 #include "cpu/worker.h"
 #ifdef APE_WITH_CUDA
 #include "cuda/launch.h"
@@ -95,6 +96,13 @@ void cpu_run_image(uintptr_t table, int64_t table_rows, uintptr_t weights, int64
                                 pointer<const float>(tones), tone_count, value_range, threads});
 }
 
+// Shapes of the pointers: cpu/statistics.h.
+void cpu_statistics(uintptr_t image, uintptr_t out, int64_t batch, int64_t channels, int64_t height, int64_t width,
+                    int64_t cell, float value_range, int threads) {
+  ape::cpu::statistics(
+      {pointer<const float>(image), pointer<float>(out), batch, channels, height, width, cell, value_range, threads});
+}
+
 void export_cpu(py::module_& m) {
   def_split<int>(m, "cpu_split", ape::cpu_split, "threads"_a);
   def_merge<int>(m, "cpu_merge", ape::cpu_merge, "threads"_a);
@@ -109,6 +117,8 @@ void export_cpu(py::module_& m) {
   m.def("cpu_run_image", &cpu_run_image, py::kw_only(), "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a,
         "sharing"_a, "folded"_a, "exit_at"_a, "sr"_a, "count"_a, "height"_a, "width"_a, "cell"_a, "ring"_a, "image"_a,
         "image_channels"_a, "scale"_a, "tones"_a, "tone_count"_a, "value_range"_a, "threads"_a, Unlocked());
+  m.def("cpu_statistics", &cpu_statistics, py::kw_only(), "image"_a, "out"_a, "batch"_a, "channels"_a, "height"_a,
+        "width"_a, "cell"_a, "value_range"_a, "threads"_a, Unlocked());
 }
 
 #ifdef APE_WITH_CUDA

@@ -296,7 +296,18 @@ def _prose(item: Any) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
-    for function in (numbers, gpu_line, cpu_machine, cpu_patches, cpu_picture, cpu_networks, cpu_exits, command, gpu, api)
+    for function in (
+        numbers,
+        gpu_line,
+        cpu_machine,
+        cpu_patches,
+        cpu_picture,
+        cpu_networks,
+        cpu_exits,
+        command,
+        gpu,
+        api,
+    )
 }
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -85,3 +88,22 @@ def assert_exits_agree(exit_index: Tensor, predictions: list[Tensor], boundary: 
         )
         flips += 1
     return flips
+
+
+@contextmanager
+def torchvision_or_stand_in() -> Generator[None]:
+    """Where torchvision is missing, or not built for this torch: the three names that spandrel imports of it, empty.
+
+    They are for LaMa and RestoreFormer, which are not built here; whatever called one would fail.
+    """
+    parts = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
+    try:
+        import torchvision.transforms.functional  # noqa: F401
+    except (ImportError, RuntimeError):
+        sys.modules.update({name: ModuleType(name) for name in parts})
+        sys.modules[parts[-1]].__dict__.update(InterpolationMode=None, normalize=None, rotate=None)
+        yield
+        for name in parts:
+            del sys.modules[name]
+    else:
+        yield

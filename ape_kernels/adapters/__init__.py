@@ -13,45 +13,76 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ape_kernels.adapters import basicsr, compact, ecbsr, edsr, rcan, rrdb, swinir, vdsr
-from ape_kernels.adapters.recognise import NotRecognised
+from ape_kernels.adapters import basicsr, compact, ecbsr, edsr, rcan, rrdb, span, srresnet, swinir, transformers, vdsr
+from ape_kernels.adapters.recognise import NotRecognised, part_at
 from ape_kernels.program import PatchProgram
 
 __all__ = ["ADAPTERS", "Adapter", "NotRecognised", "to_program"]
 
 
 class Adapter(NamedTuple):
-    """matches: whether a network has this family's outline. convert: the program, or NotRecognised."""
+    """layouts: paths of the submodules that each of the family's layouts is known by.
+
+    matches: whether a network has this family's outline. convert: the program, or NotRecognised.
+    """
 
     name: str
-    outline: str
+    layouts: tuple[tuple[str, ...], ...]
     matches: Callable[[nn.Module], bool]
     convert: Callable[[nn.Module], PatchProgram]
 
 
 ADAPTERS = (
-    Adapter("ecbsr", ecbsr.OUTLINE, ecbsr.matches, ecbsr.convert),  # before edsr: head, body, tail, and upsample
-    Adapter("vdsr", vdsr.OUTLINE, vdsr.matches, vdsr.convert),
-    Adapter("compact", compact.OUTLINE, compact.matches, compact.convert),
-    Adapter("rrdb", rrdb.OUTLINE, rrdb.matches, rrdb.convert),  # before edsr: its authors' layout has that outline too
-    Adapter("rcan", rcan.OUTLINE, rcan.matches, rcan.convert),  # before edsr: groups have its outline too
-    Adapter("edsr", edsr.OUTLINE, edsr.matches, edsr.convert),
-    Adapter("swinir", swinir.OUTLINE, swinir.matches, swinir.convert),
-    Adapter("basicsr", basicsr.OUTLINE, basicsr.matches, basicsr.convert),
+    Adapter("ECBSR", ecbsr.LAYOUTS, ecbsr.matches, ecbsr.convert),  # before EDSR: head, body, tail, and upsample
+    Adapter("VDSR", vdsr.LAYOUTS, vdsr.matches, vdsr.convert),
+    Adapter("SRVGGNetCompact", compact.LAYOUTS, compact.matches, compact.convert),
+    Adapter("RRDBNet", rrdb.LAYOUTS, rrdb.matches, rrdb.convert),  # before EDSR: its authors' layout has that outline
+    Adapter("RCAN", rcan.LAYOUTS, rcan.matches, rcan.convert),  # before EDSR: groups have its outline too
+    Adapter("EDSR", edsr.LAYOUTS, edsr.matches, edsr.convert),
+    Adapter("HAT or DAT", transformers.LAYOUTS, transformers.matches, transformers.convert),  # before SwinIR, likewise
+    Adapter("SwinIR", swinir.LAYOUTS, swinir.matches, swinir.convert),
+    Adapter("SRResNet", srresnet.LAYOUTS, srresnet.matches, srresnet.convert),
+    Adapter("SPAN", span.LAYOUTS, span.matches, span.convert),
+    Adapter("EDSR or RCAN", basicsr.LAYOUTS, basicsr.matches, basicsr.convert),
 )
 
 
 def to_program(model: nn.Module) -> PatchProgram:
     """The patch program of `model`, sharing its weights.
 
+    Where the layers do not tell what becomes of the pixels before the first of them, the network's forward is run up
+    to there on a few pixels.
+
     Raises TypeError when `model` is no `nn.Module` and NotRecognised (a ValueError) when no adapter
-    knows its outline or a part is not what its family has there.
+    knows its outline or a part is not what its family has there; it names the nearest family and the first difference.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for adapter in ADAPTERS:
         if adapter.matches(model):
-            return adapter.convert(model)
-    known = "; ".join(f"{adapter.name}: {adapter.outline}" for adapter in ADAPTERS)
-    parts = ", ".join(name for name, _ in model.named_children()) or "no submodules"
-    raise NotRecognised(f"model: {type(model).__name__} ({parts}) has the outline of no known network ({known})")
+            try:
+                return adapter.convert(model)
+            except NotRecognised as error:
+                raise NotRecognised(f"{error} (nearest family: {adapter.name})") from None
+    raise _unknown(model)
+
+
+def _unknown(model: nn.Module) -> NotRecognised:
+    """The refusal of a network that has no known outline."""
+    likeness: dict[tuple[str, ...], tuple[float, Adapter]] = {}
+    for adapter in ADAPTERS:
+        for layout in adapter.layouts:
+            present = sum(part_at(model, path) is not None for path in layout)
+            if present < len(layout):
+                likeness[layout] = (present / len(layout) + present / 1000, adapter)  # of equal shares the longer one
+    nearest = max(reversed(likeness), key=lambda layout: likeness[layout][0])
+    score, adapter = likeness[nearest]
+    if score == 0:
+        known = ", ".join(adapter.name for adapter in ADAPTERS)
+        parts = ", ".join(name for name, _ in model.named_children()) or "no submodules"
+        return NotRecognised(f"model: {type(model).__name__} ({parts}) is like no known network ({known})")
+    missing = next(path for path in nearest if part_at(model, path) is None)
+    there = ", ".join(path for path in nearest if part_at(model, path) is not None)
+    return NotRecognised(
+        f"model.{missing}: expected a submodule beside {there}, got none (nearest family: {adapter.name})"
+    )

@@ -1,10 +1,11 @@
-"""EDSR and RCAN in BasicSR's layout, without exits.
+"""EDSR and RCAN in BasicSR's layout, and mmagic's EDSRNet, without exits.
 
 img_range, mean   a number and a tensor [1, 3, 1, 1]: x becomes (x - mean) * img_range, and back at the end
+mean, std         mmagic's, both tensors: x becomes (x - mean) / std, and back at the end
 conv_first        conv 3x3
 body              [block, ...] or [group, ...]
 conv_after_body   conv 3x3, then the global skip
-upsample          [conv, PixelShuffle, ...]
+upsample          [conv, PixelShuffle, ...]; mmagic's pairs have the conv as upsample_conv, and scale_factor
 conv_last         conv 3x3
 
 EDSR's block      conv1, relu, conv2, res_scale, skip
@@ -17,31 +18,35 @@ from __future__ import annotations
 
 from torch import nn
 
-from ape_kernels.adapters.parts import affine, expect_upsampler, normalisation
+from ape_kernels.adapters.parts import affine, expect_per_color, expect_upsampler, normalisation, unpacked
 from ape_kernels.adapters.recognise import (
     Network,
     expect_conv,
     expect_number,
     expect_only_children,
     expect_sequence,
+    has_parts,
     refuse,
 )
 from ape_kernels.adapters.residual import assemble, attention_block, attention_group, residual_block
 from ape_kernels.program import PatchProgram, Step
 
-OUTLINE = "conv_first, body, conv_after_body, upsample and conv_last"
 PARTS = ("conv_first", "body", "conv_after_body", "upsample", "conv_last")
+LAYOUTS = (PARTS,)
 
 
 def matches(model: nn.Module) -> bool:
-    return all(hasattr(model, name) for name in PARTS)
+    return has_parts(model, PARTS)
 
 
 def convert(model: Network) -> PatchProgram:
     expect_only_children(model, "", PARTS)
     head = expect_conv(model.conv_first, "conv_first", kernel=3)
     channels, colors = head.out_channels, head.in_channels
-    img_range, mean = normalisation(model, colors)
+    if hasattr(model, "std") and not hasattr(model, "img_range"):
+        mean, factor = expect_per_color(model, "mean", colors), 1 / expect_per_color(model, "std", colors)
+    else:
+        factor, mean = normalisation(model, colors)
     blocks = expect_sequence(model.body, "body")
     if not blocks:
         raise refuse("body", "residual blocks or groups", "none")
@@ -52,12 +57,12 @@ def convert(model: Network) -> PatchProgram:
     last = expect_conv(model.conv_last, "conv_last", kernel=3, in_channels=channels, out_channels=colors)
     return assemble(
         model,
-        shift=affine(img_range, -img_range * mean),
+        shift=affine(factor, -factor * mean),
         head=head,
         blocks=blocks,
         recognise=_group if hasattr(blocks[0], "residual_group") else _residual_block,
         closing=closing,
-        tail=(model.upsample, last, affine(1 / img_range, mean)),
+        tail=(*unpacked(model.upsample, "upsample"), last, affine(1 / factor, mean)),
         upscale=upscale,
     )
 

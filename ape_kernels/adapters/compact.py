@@ -12,8 +12,8 @@ from ape_kernels.adapters.chain import Layer, expect_activation, expect_shuffle,
 from ape_kernels.adapters.recognise import expect_conv, expect_only_children, refuse
 from ape_kernels.program import Interpolation, PatchProgram
 
-OUTLINE = "body and upsampler"
 PARTS = ("body", "upsampler")
+LAYOUTS = (PARTS,)
 
 
 def matches(model: nn.Module) -> bool:

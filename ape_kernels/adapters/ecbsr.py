@@ -4,6 +4,7 @@ APE authors          head [ECB], body [ECB, ..., linear ECB to C * s * s], tail 
                      (nn.Upsample, bicubic, added to the picture), regressor as in EDSR
 BasicSR, own         backbone [ECB, ..., linear ECB to C * s * s], upsampler PixelShuffle; the input is added
                      to every phase, that is, upsampled to the nearest
+its authors' PlainSR  the same with plain convolutions: a block has conv3x3 and act alone
 
 ECB                  conv3x3; conv1x1_3x3 (k0, b0, k1, b1); conv1x1_sbx, conv1x1_sby and conv1x1_lpl (k0, b0,
                      scale, mask, bias); with_idt; act, absent where linear. Folds to one 3x3 convolution.
@@ -15,17 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from ape_kernels.adapters.chain import Layer, expect_activation, expect_bicubic, expect_shuffle, shuffled_chain
-from ape_kernels.adapters.recognise import Network, expect_conv, expect_only_children, expect_sequence, refuse
+from ape_kernels.adapters.recognise import (
+    Network,
+    expect_conv,
+    expect_only_children,
+    expect_sequence,
+    has_parts,
+    refuse,
+)
 from ape_kernels.program import Activation, Interpolation, PatchProgram
 
-OUTLINE = "head, body, tail and upsample, or backbone and upsampler"
+LAYOUTS = (("head", "body", "tail", "upsample"), ("backbone", "upsampler"))
 EDGES = ("conv1x1_sbx", "conv1x1_sby", "conv1x1_lpl")
 BRANCHES = ("conv3x3", "conv1x1_3x3", *EDGES)
 
 
 def matches(model: nn.Module) -> bool:
-    has = lambda name: isinstance(getattr(model, name, None), nn.Module)  # noqa: E731
-    return all(map(has, ("head", "body", "tail", "upsample"))) or all(map(has, ("backbone", "upsampler")))
+    return has_parts(model, ("head.0.conv3x3", *LAYOUTS[0])) or has_parts(model, LAYOUTS[1])
 
 
 def convert(model: Network) -> PatchProgram:
@@ -65,11 +72,21 @@ def _paths(name: str, ecbs: list[nn.Module]) -> dict[str, nn.Module]:
 def _layer(ecb: nn.Module, path: str) -> Layer:
     if not hasattr(ecb, "conv3x3"):
         raise refuse(path, f"an ECB ({', '.join(BRANCHES)})", ecb)
+    if not any(hasattr(ecb, name) for name in BRANCHES[1:]):
+        return _plain_layer(ecb, path)
     expect_only_children(ecb, f"{path}.", (*BRANCHES, "act"))
     weight, bias = fold_ecb(ecb, path)
     if getattr(ecb, "act", None) is None:
         return Layer(weight, bias)
     return Layer(weight, bias, *expect_activation(ecb.act, f"{path}.act", len(weight)))
+
+
+def _plain_layer(block: Network, path: str) -> Layer:
+    expect_only_children(block, f"{path}.", ("conv3x3", "act"))
+    conv = expect_conv(block.conv3x3, f"{path}.conv3x3", kernel=3)
+    if getattr(block, "act", None) is None:
+        return Layer(conv.weight, conv.bias)
+    return Layer(conv.weight, conv.bias, *expect_activation(block.act, f"{path}.act", conv.out_channels))
 
 
 def fold_ecb(ecb: nn.Module, path: str) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from ape_kernels.adapters.recognise import expect_number, expect_only_children, 
 from ape_kernels.adapters.residual import convert_frame, has_frame, residual_block
 from ape_kernels.program import PatchProgram, Step
 
-OUTLINE = "head, body and tail"
+LAYOUTS = (("head", "body", "tail"),)
 
 
 def matches(model: nn.Module) -> bool:

@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ape_kernels.adapters.recognise import NotRecognised, expect_conv, expect_number, expect_sequence, refuse
+from ape_kernels.adapters.recognise import (
+    Network,
+    NotRecognised,
+    expect_conv,
+    expect_number,
+    expect_only_children,
+    expect_sequence,
+    expect_whole,
+    refuse,
+)
 from ape_kernels.collapse import CollapsedTail, collapse_tail, linear_steps
 from ape_kernels.program import Activation, Buffer, Conv, Exit, Interpolation, Reconstruct, Stage, Step, Upsample
 
@@ -88,18 +97,23 @@ def normalisation(model: nn.Module, colors: int) -> tuple[float, Tensor]:
     img_range = expect_number(getattr(model, "img_range", None), "img_range")
     if not img_range > 0:
         raise refuse("img_range", "a number above 0", img_range)
-    mean = getattr(model, "mean", None)
-    if not isinstance(mean, Tensor) or tuple(mean.shape) != (1, colors, 1, 1):
-        got = list(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__
-        raise refuse("mean", f"a tensor [1, {colors}, 1, 1]", got)
-    return img_range, mean.detach().flatten().to(device="cpu", dtype=torch.float64)
+    return img_range, expect_per_color(model, "mean", colors)
 
 
-def affine(scale: float, offset: Tensor) -> nn.Conv2d:
-    """``scale * x + offset``, offset ``[C]``, as a 1x1 convolution."""
+def expect_per_color(model: nn.Module, name: str, colors: int) -> Tensor:
+    """An attribute ``[1, C, 1, 1]`` as ``[C]``, float64 on the CPU."""
+    value = getattr(model, name, None)
+    if not isinstance(value, Tensor) or tuple(value.shape) != (1, colors, 1, 1):
+        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise refuse(name, f"a tensor [1, {colors}, 1, 1]", got)
+    return value.detach().flatten().to(device="cpu", dtype=torch.float64)
+
+
+def affine(scale: float | Tensor, offset: Tensor) -> nn.Conv2d:
+    """``scale * x + offset``, offset and a scale that is no number ``[C]``, as a 1x1 convolution."""
     conv: Any = nn.utils.skip_init(nn.Conv2d, len(offset), len(offset), 1, dtype=torch.float64)  # typed as a Module
     with torch.no_grad():
-        conv.weight.copy_(scale * torch.eye(len(offset))[:, :, None, None])
+        conv.weight.copy_((scale * torch.eye(len(offset)))[:, :, None, None])
         conv.bias.copy_(offset)
     return conv
 
@@ -159,9 +173,22 @@ def collapsed(tail: Sequence[nn.Module]) -> CollapsedTail:
         raise NotRecognised(f"model.{error}") from error
 
 
+def unpacked(upsampler: object, path: str) -> list[Network]:
+    """The layers of an upsampler; mmagic's PixelShufflePack is a conv and a PixelShuffle."""
+    layers: list[Network] = []
+    for i, layer in enumerate(expect_sequence(upsampler, path)):
+        if isinstance(getattr(layer, "upsample_conv", None), nn.Module):
+            expect_only_children(layer, f"{path}.{i}.", ("upsample_conv",))
+            factor = expect_whole(getattr(layer, "scale_factor", None), f"{path}.{i}.scale_factor")
+            layers += [layer.upsample_conv, nn.PixelShuffle(factor)]
+        else:
+            layers.append(layer)
+    return layers
+
+
 def expect_upsampler(upsampler: object, path: str, channels: int) -> int:
     """Scale of ``[conv, PixelShuffle, conv, PixelShuffle, ...]``; anything between them would not collapse."""
-    layers = expect_sequence(upsampler, path)
+    layers = unpacked(upsampler, path)
     if len(layers) % 2:
         raise refuse(path, "pairs of conv and PixelShuffle", ", ".join(type(m).__name__ for m in layers) or "nothing")
     scale = 1

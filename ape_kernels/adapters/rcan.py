@@ -33,7 +33,7 @@ from ape_kernels.adapters.residual import (
 )
 from ape_kernels.program import PatchProgram, Step
 
-OUTLINE = "head, body of residual groups and tail"
+LAYOUTS = (("head", "body", "tail"),)
 
 
 def matches(model: nn.Module) -> bool:

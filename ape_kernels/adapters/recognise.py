@@ -22,6 +22,21 @@ def refuse(path: str, expected: str, got: object) -> NotRecognised:
     return NotRecognised(f"model.{path}: expected {expected}, got {came}")
 
 
+def has_parts(module: nn.Module, paths: Sequence[str]) -> bool:
+    """Whether there is a submodule at every one of `paths`, such as "tail.conv_hr"."""
+    return all(part_at(module, path) is not None for path in paths)
+
+
+def part_at(module: nn.Module, path: str) -> nn.Module | None:
+    """The submodule at `path`, or None."""
+    for name in path.split("."):
+        found = getattr(module, name, None)
+        if not isinstance(found, nn.Module):
+            return None
+        module = found
+    return module
+
+
 def expect_sequence(module: object, path: str, length: int | None = None) -> list[Network]:
     """The children of an `nn.Sequential`, `length` of them if given."""
     if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from torch.nn.functional import conv2d
 
 from ape_kernels.adapters.parts import affine, collapsed, conv_step, exits, expect_folded, expect_upsampler, stages
+from ape_kernels.adapters.probe import entering, probe_patch
 from ape_kernels.adapters.recognise import Network, expect_conv, expect_only_children, expect_sequence, refuse
 from ape_kernels.program import (
     INPUT,
@@ -40,7 +42,7 @@ def has_frame(model: nn.Module) -> bool:
     return all(hasattr(model, name) for name in ("head", "body", "tail"))
 
 
-def convert_frame(model: Network, recognise: Recognise, rgb_range: float = 1.0, fold: int = 1) -> PatchProgram:
+def convert_frame(model: Network, recognise: Recognise, rgb_range: float | None = None, fold: int = 1) -> PatchProgram:
     """The program of a network in the authors' frame, its blocks as `recognise` reads them.
 
     sub_mean, add_mean   1x1 convs, both or neither (or nn.Identity)
@@ -51,7 +53,9 @@ def convert_frame(model: Network, recognise: Recognise, rgb_range: float = 1.0, 
                          exit_threshold; absent in a plain network, which then runs whole. With a true
                          head_exit there is an exit before the first block too
 
-    rgb_range: what the forward multiplies its input with before sub_mean, and divides by after add_mean.
+    rgb_range: what the forward multiplies its input with before sub_mean, and divides by after add_mean. None: a probe
+    of the forward shows whether it is 1 or 255 (torchSR's), and whether sub_mean and add_mean are used (super-image
+    leaves them out).
     """
     expect_only_children(model, "", PARTS)
     head = _head(model.head, fold)
@@ -200,7 +204,9 @@ def _head(head: object, fold: int) -> nn.Conv2d:
     return expect_folded(conv, "head.1", fold)
 
 
-def _mean_shift(model: nn.Module, colors: int, rgb_range: float, fold: int) -> tuple[nn.Conv2d, nn.Conv2d] | None:
+def _mean_shift(
+    model: nn.Module, colors: int, rgb_range: float | None, fold: int
+) -> tuple[nn.Conv2d, nn.Conv2d] | None:
     """The convs before the head, on folded pixels, and after the tail; None where there is nothing to do."""
     given = {name: getattr(model, name, None) for name in ("sub_mean", "add_mean")}
     shifts = {name: m for name, m in given.items() if isinstance(m, nn.Module) and not isinstance(m, nn.Identity)}
@@ -209,10 +215,30 @@ def _mean_shift(model: nn.Module, colors: int, rgb_range: float, fold: int) -> t
         raise refuse(name, "sub_mean and add_mean both, or neither", f"{name} alone")
     size = dict(kernel=1, in_channels=colors, out_channels=colors)
     convs = [expect_conv(shift, name, **size) for name, shift in shifts.items()]
+    if rgb_range is None:
+        used, rgb_range = _probed(model, colors, convs)
+        convs = convs if used else []
     if rgb_range == 1 and (fold == 1 or not convs):
         return (convs[0], convs[1]) if convs else None
     sub_mean, add_mean = convs or [affine(1, torch.zeros(colors))] * 2
     return _pointwise(sub_mean, before=rgb_range, fold=fold), _pointwise(add_mean, after=1 / rgb_range)
+
+
+def _probed(model: Network, colors: int, convs: Sequence[nn.Conv2d]) -> tuple[bool, float]:
+    """Whether the forward shifts its pixels before the head, and what it multiplies them with before: 1 or 255."""
+    patch = probe_patch(next(model.parameters()), colors)
+    seen = entering(model, model.head, patch)
+    if seen is None or seen.shape != patch.shape:
+        return True, 1.0
+    readings: dict[tuple[bool, float], float] = {}
+    for used, rgb_range in ((True, 1.0), (True, 255.0), (False, 1.0), (False, 255.0)):
+        pixels = rgb_range * patch.float()
+        if used and convs:
+            sub_mean = convs[0]
+            bias = None if sub_mean.bias is None else sub_mean.bias.detach().float()
+            pixels = conv2d(pixels, sub_mean.weight.detach().float(), bias)
+        readings[used, rgb_range] = float((pixels - seen).abs().max() / pixels.abs().max())
+    return min(readings, key=lambda reading: readings[reading])
 
 
 def _pointwise(conv: nn.Conv2d, *, before: float = 1.0, after: float = 1.0, fold: int = 1) -> nn.Conv2d:

@@ -1,20 +1,23 @@
-"""RRDBNet of ESRGAN, in three layouts.
+"""RRDBNet of ESRGAN, in four layouts.
 
 the APE authors'   head [conv], body [RRDB, ..., RRDB, conv], tail (conv_up1, conv_up2, conv_hr, conv_last, lrelu),
                    regressor as for EDSR or none; the last block is always an exit
-BasicSR's          conv_first, body [RRDB, ...], conv_body, conv_up1, conv_up2, conv_hr, conv_last, lrelu; scale 4,
-                   or 2 or 1 where squares of 2x2 or 4x4 pixels are folded into channels first
+BasicSR's          conv_first, body [RRDB, ...], conv_body, conv_up1, conv_up2, conv_hr, conv_last, lrelu
+ESRGAN's, KAIR's,  conv_first, RRDB_trunk [RRDB, ...], trunk_conv, upconv1, upconv2 (absent at scale 2), HRconv,
+BSRGAN's           conv_last, lrelu
 the first ESRGAN's model [conv, shortcut around sub [RRDB, ..., RRDB, conv], (Upsample nearest, conv, LeakyReLU) once
                    a doubling, conv, LeakyReLU, conv]; shuffle_factor, the squares that are folded, or none
 
-An RRDB is rdb1, rdb2, rdb3 (RDB1 ... in the last layout), each with conv1 to conv5 and LeakyReLUs between. Both
-residuals are scaled by 0.2.
+Scale 4, or 2 or 1 where squares of 2x2 or 4x4 pixels are folded into channels first: the first convolution then reads
+4 or 16 times the channels that the last one writes. An RRDB is rdb1, rdb2, rdb3 (or RDB1 ...), each with conv1 to
+conv5 and LeakyReLUs between. Both residuals are scaled by 0.2.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -36,15 +39,33 @@ from ape_kernels.adapters.recognise import (
     expect_only_children,
     expect_sequence,
     expect_whole,
+    has_parts,
     refuse,
 )
 from ape_kernels.program import INPUT, Buffer, Conv, PatchProgram, Step
 
-OUTLINE = "head, body and tail.conv_up1, or conv_first, body and conv_up1, or model.1.sub with RRDBs"
-UPSAMPLING = ("conv_up1", "conv_up2", "conv_hr", "conv_last", "lrelu")
+LAYOUTS = (
+    ("head", "body", "tail.conv_hr"),
+    ("conv_first", "body", "conv_up1"),
+    ("conv_first", "RRDB_trunk"),
+    ("model.1.sub.0.RDB1",),
+)
 RESIDUAL_SCALE = 0.2
 CONVS = 5  # of a dense block
 HEAD, STREAM, FIRST, SECOND, GROWTH = 1, 2, 3, 4, 5  # buffers, after INPUT; GROWTH and the three after it
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What a layout calls the layers of the tail; doubling: the convolutions after nearest upsampling, by number."""
+
+    doubling: str = "conv_up{}"
+    high: str = "conv_hr"
+    last: str = "conv_last"
+    lrelu: str = "lrelu"
+
+
+TRUNK = _Names(doubling="upconv{}", high="HRconv")
 
 
 @dataclass(frozen=True)
@@ -61,15 +82,20 @@ class _Parts:
 
 
 def matches(model: nn.Module) -> bool:
-    authors = all(hasattr(model, name) for name in ("head", "body", "tail")) and hasattr(model.tail, "conv_up1")
-    return authors or all(hasattr(model, name) for name in ("conv_first", "body", "conv_up1")) or _is_first(model)
+    return any(has_parts(model, layout) for layout in LAYOUTS)
+
+
+def _has_trunk(model: nn.Module) -> bool:
+    return has_parts(model, ("conv_first", "RRDB_trunk"))
 
 
 def convert(model: nn.Module) -> PatchProgram:
     if _is_first(model):
         parts = _first_layout(model)
+    elif _has_trunk(model):
+        parts = _flat_layout(model, "RRDB_trunk", "trunk_conv", TRUNK, 2 if hasattr(model, "upconv2") else 1)
     elif hasattr(model, "conv_first"):
-        parts = _basicsr_layout(model)
+        parts = _flat_layout(model, "body", "conv_body", _Names(), 2)
     else:
         parts = _authors_layout(model)
     channels = parts.head.out_channels
@@ -100,55 +126,57 @@ def convert(model: nn.Module) -> PatchProgram:
 
 def _authors_layout(model: Network) -> _Parts:
     expect_only_children(model, "", ("head", "body", "tail", "regressor"))
-    expect_only_children(model.tail, "tail.", UPSAMPLING)
     (head,) = expect_sequence(model.head, "head", 1)
     *blocks, closing = expect_sequence(model.body, "body")
-    return _parts(
-        expect_conv(head, "head.0", kernel=3), blocks, "body.", closing, f"body.{len(blocks)}", model.tail, "tail."
-    )
+    named = [(block, f"body.{i}") for i, block in enumerate(blocks)]
+    doublings = sum(name.startswith("conv_up") for name, _ in model.tail.named_children())
+    tail, made = _tail(model.tail, "tail.", _Names(), doublings, head)
+    expect_only_children(model.tail, "tail.", made)
+    return _parts((head, "head.0"), named, (closing, f"body.{len(blocks)}"), tail)
 
 
-def _basicsr_layout(model: nn.Module) -> _Parts:
-    factor = {1: 4, 2: 2}.get(getattr(model, "scale", 4), 1)
-    expect_only_children(model, "", ("conv_first", "body", "conv_body", *UPSAMPLING))
-    blocks = expect_sequence(model.body, "body")
-    closing = getattr(model, "conv_body", None)
-    head = expect_folded(model.conv_first, "conv_first", factor)
-    return _parts(head, blocks, "body.", closing, "conv_body", model, "", factor)
+def _flat_layout(model: Network, body: str, closing: str, names: _Names, doublings: int) -> _Parts:
+    """All layers attributes of the network; body, closing: what it calls the blocks and the convolution after them."""
+    blocks = expect_sequence(getattr(model, body), body)
+    tail, made = _tail(model, "", names, doublings, model.conv_first)
+    expect_only_children(model, "", ("conv_first", body, closing, *made))
+    named = [(block, f"{body}.{i}") for i, block in enumerate(blocks)]
+    return _parts((model.conv_first, "conv_first"), named, (getattr(model, closing, None), closing), tail)
+
+
+def _tail(
+    tail: nn.Module, path: str, names: _Names, doublings: int, head: object
+) -> tuple[tuple[list[Activated], Activated, nn.Conv2d], list[str]]:
+    """Doublings, the convolution after them and the last one; and the names of all these layers."""
+    channels = expect_conv(head, "conv_first", kernel=3).out_channels
+    size = dict(kernel=3, in_channels=channels, out_channels=channels)
+    slope = expect_leaky_relu(getattr(tail, names.lrelu, None), f"{path}{names.lrelu}")
+    made = [*(names.doubling.format(i + 1) for i in range(doublings)), names.high]
+    *ups, high = (Activated(expect_conv(getattr(tail, n, None), f"{path}{n}", **size), slope) for n in made)
+    last = expect_conv(getattr(tail, names.last, None), f"{path}{names.last}", kernel=3, in_channels=channels)
+    return ([replace(up, factor=2) for up in ups], high, last), [*made, names.last, names.lrelu]
 
 
 def _parts(
-    head: nn.Conv2d,
-    blocks: Sequence[nn.Module],
-    blocks_path: str,
-    closing: object,
-    closing_path: str,
-    tail: nn.Module,
-    tail_path: str,
-    factor: int = 1,
+    head: tuple[object, str],
+    blocks: Sequence[tuple[nn.Module, str]],
+    closing: tuple[object, str],
+    tail: tuple[list[Activated], Activated, nn.Conv2d],
 ) -> _Parts:
-    """The parts of the two layouts that name the tail's layers alike."""
-    channels = head.out_channels
-    size = dict(kernel=3, in_channels=channels, out_channels=channels)
-    slope = expect_leaky_relu(getattr(tail, "lrelu", None), f"{tail_path}lrelu")
-    conv_up1, conv_up2, conv_hr = (
-        expect_conv(getattr(tail, name, None), f"{tail_path}{name}", **size) for name in UPSAMPLING[:3]
-    )
-    return _Parts(
-        head,
-        [(block, f"{blocks_path}{i}") for i, block in enumerate(blocks)],
-        expect_conv(closing, closing_path, **size),
-        [Activated(conv_up1, slope, 2), Activated(conv_up2, slope, 2)],
-        Activated(conv_hr, slope),
-        expect_conv(getattr(tail, "conv_last", None), f"{tail_path}conv_last", kernel=3, in_channels=channels),
-        factor,
-    )
+    doublings, high, last = tail
+    conv = expect_conv(*head, kernel=3)
+    size = dict(kernel=3, in_channels=conv.out_channels, out_channels=conv.out_channels)
+    return _Parts(conv, blocks, expect_conv(*closing, **size), doublings, high, last, _fold(conv, last))
 
 
-def _is_first(model: Network) -> bool:
-    layers = getattr(model, "model", None)
-    blocks = getattr(layers[1], "sub", None) if isinstance(layers, nn.Sequential) and len(layers) > 1 else None
-    return isinstance(blocks, nn.Sequential) and len(blocks) > 0 and hasattr(blocks[0], "RDB1")
+def _fold(head: nn.Conv2d, last: nn.Conv2d) -> int:
+    """The sides of the squares of pixels that `head` reads as channels, where `last` writes a picture's."""
+    factor = math.isqrt(max(1, head.in_channels // last.out_channels))
+    return factor if factor**2 * last.out_channels == head.in_channels else 1
+
+
+def _is_first(model: nn.Module) -> bool:
+    return has_parts(model, LAYOUTS[-1])
 
 
 def _first_layout(model: Network) -> _Parts:

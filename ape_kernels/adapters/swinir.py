@@ -50,19 +50,20 @@ from ape_kernels.adapters.recognise import (
     expect_only_children,
     expect_sequence,
     expect_whole,
+    has_parts,
     refuse,
 )
 from ape_kernels.collapse import CollapsedTail
 from ape_kernels.folding import reflect_to_multiple
 from ape_kernels.program import INPUT, Buffer, Module, PatchProgram, Reconstruct, Step
 
-OUTLINE = "conv_first, layers, norm and conv_after_body"
+LAYOUTS = (("conv_first", "layers", "norm", "conv_after_body"),)
 PARTS = ("conv_first", "patch_embed", "patch_unembed", "pos_drop", "layers", "norm", "conv_after_body", "regressor")
 SHIFTED, HEAD, STREAM, NORMED = 1, 2, 3, 4  # buffers, after INPUT; from SHIFTED on of whole windows
 TAIL = NORMED + 1  # the tail's buffers begin here
 
 
-class _ToWindows(nn.Module):
+class ToWindows(nn.Module):
     """``(x - mean) * img_range`` of a patch, reflected to a multiple of the windows."""
 
     def __init__(self, multiple: int, img_range: float, mean: Tensor, device: torch.device) -> None:
@@ -96,7 +97,7 @@ class _OnTokens(nn.Module):
 
 
 def matches(model: nn.Module) -> bool:
-    return all(hasattr(model, name) for name in ("conv_first", "layers", "norm", "conv_after_body"))
+    return has_parts(model, LAYOUTS[0])
 
 
 def convert(model: Network) -> PatchProgram:
@@ -112,9 +113,9 @@ def convert(model: Network) -> PatchProgram:
         raise refuse("layers", "an nn.ModuleList of residual groups", layers)
     groups = [[_group(layer, f"layers.{i}", first if i == 0 else STREAM)] for i, layer in enumerate(layers)]
     exit_step, interval, exit_threshold = exits(model, channels, len(layers), STREAM, nn.AdaptiveAvgPool1d)
-    tail = _Tail(model, channels, colors, img_range, mean)
+    tail = Tail(model, PARTS, channels, colors, img_range, mean)
     windows = math.lcm(*(block.window_size for layer in model.layers for block in layer.residual_group.blocks))
-    prepare = _ToWindows(windows, img_range, mean.repeat_interleave(factor**2), head.weight.device)
+    prepare = ToWindows(windows, img_range, mean.repeat_interleave(factor**2), head.weight.device)
     folded = Buffer(head.in_channels)
     return PatchProgram(
         buffers=(folded, folded, *[Buffer(channels)] * (NORMED - SHIFTED), *tail.buffers),
@@ -177,11 +178,17 @@ def _attention_flops(block: nn.Module, path: str) -> int:
     return 4 * window**2 * projection.in_features
 
 
-class _Tail:
-    """Steps from the normalised stream to the picture, and the buffers that they take from TAIL on."""
+class Tail:
+    """Steps from the normalised stream in NORMED to the picture, and the buffers that they take from TAIL on.
 
-    def __init__(self, model: Network, channels: int, colors: int, img_range: float, mean: Tensor) -> None:
-        self.model, self.channels, self.colors, self.range, self.mean = model, channels, colors, img_range, mean
+    parts: names of the submodules before the tail's own.
+    """
+
+    def __init__(
+        self, model: Network, parts: tuple[str, ...], channels: int, colors: int, img_range: float, mean: Tensor
+    ) -> None:
+        self.model, self.parts, self.channels, self.colors = model, parts, channels, colors
+        self.range, self.mean = img_range, mean
         self.buffers: list[Buffer] = []
         self.steps: list[Step] = self._after_body()
         if hasattr(model, "conv_up1"):
@@ -216,7 +223,7 @@ class _Tail:
         ]
 
     def _only(self, *names: str) -> None:
-        expect_only_children(self.model, "", (*PARTS, *names))
+        expect_only_children(self.model, "", (*self.parts, *names))
 
     def _before_upsample(self) -> tuple[int, int]:
         """The buffer that conv_before_upsample writes, and its channels."""

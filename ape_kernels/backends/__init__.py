@@ -77,7 +77,7 @@ def choose_for_images(
     wish = os.environ.get("APE_BACKEND", "auto") if wish == "auto" else wish
     able, reasons = modules_able(program, device, dtype, IMAGES)
     if wish != "auto":
-        get_backend(wish)
+        choose(wish, program, device, dtype, patch_size)  # raises for one that cannot run at all
     if wish in able:
         return wish
     return _fastest(able, reasons, program, device, dtype, patch_size, IMAGES)

@@ -11,6 +11,8 @@ from ape_kernels.geometry import AxisBlend
 from ape_kernels.program import PatchProgram
 from ape_kernels.table import PackedProgram
 
+STATISTICS = 11  # numbers that `Backend.statistics` gives of each cell
+
 
 class Exits(NamedTuple):
     """What decides where patches leave.
@@ -131,4 +133,8 @@ class Backend(Protocol):
 
     def merge(self, patches: Tensor, rows: AxisBlend, columns: AxisBlend, batch: int, patch_rows: int) -> Tensor:
         """Blend patches into images."""
+        ...
+
+    def statistics(self, image: Tensor, cell: int, value_range: float) -> Tensor:
+        """What a plan is made from: some numbers of each cell of an image."""
         ...

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from ape_sr.errors import UserError
 from ape_sr.files import atomic_path
 from ape_sr.flops import uncollapsed_flops
 from ape_sr.metrics import psnr_rgb, psnr_y, ssim_rgb, ssim_y
-from ape_sr.models import ExitNetwork
+from ape_sr.models.base import pixel_range
 
 HR, LR = "_HR", "_LR"
 SSIM_WINDOW = 11  # so many pixels must remain per side after the border is cut
@@ -176,7 +175,7 @@ def evaluate(
     the network cannot keep.
     """
     own = network.threshold, network.budget
-    uncollapsed = uncollapsed_flops(cast(ExitNetwork, network.model), network.program)
+    uncollapsed = uncollapsed_flops(network.model, network.program)
     columns: list[list[Result]] = [[] for _ in methods]
     try:
         for pair in pairs:
@@ -235,7 +234,7 @@ def _result(
     uncollapsed: Sequence[int],
     watch: Watch | None,
 ) -> Result:
-    scale, rgb_range = network.scale, cast(ExitNetwork, network.model).rgb_range
+    scale, rgb_range = network.scale, pixel_range(network.model)
     report = None
     started = time.perf_counter()
     if method.kind == "bicubic":

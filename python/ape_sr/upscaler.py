@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 import ape_kernels
-from ape_kernels import APEForward, PatchGrid
+from ape_kernels import APEForward, NotRecognised, PatchGrid
 from ape_kernels.geometry import PATCH_SIZE
-from ape_sr.checkpoint import load_model
+from ape_sr.checkpoint import load_network
 from ape_sr.distributed import default_device, named_device
 from ape_sr.errors import UserError
-from ape_sr.models import ExitNetwork
+from ape_sr.models.base import pixel_range
+from ape_sr.models.convert import Unsaid
 from ape_sr.pictures.planes import LUMA, bound, cover_hidden, from_planes, to_planes
 from ape_sr.pictures.read import pixels_of, read_file
 from ape_sr.weights import find_weights
@@ -62,11 +63,14 @@ def load(
     device: str | torch.device | None = None,
     exit_interval: int | None = None,
     res_scale: float | None = None,
+    scale: int | None = None,
 ) -> Upscaler:
     """Load a network, ready to upscale.
 
-    weights: the name of weights that come with the package ("edsr-12x32-x4", "edsr-12x32-x2"), or a file: one written
-        by `ape-sr train`, or a ``.pth`` state dict of a known network.
+    weights: the name of weights that come with the package ("edsr-12x32-x4", "edsr-12x32-x2"), else a file, else the
+        name of a file in the folder APE_MODELS. A file is one written by `ape-sr train`, or a state dict of EDSR, RCAN,
+        VDSR, ECBSR, RRDBNet (ESRGAN), SRVGGNetCompact or SwinIR (``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``,
+        ``.bin``); with spandrel installed of other networks that `APEForward` takes, too.
     threshold: capacity below which a patch leaves the network early, from 0 (never) to 1. None: the weights' own.
     min_gain_db: the same as dB that a stage must bring. Give one of the two.
     budget: share of the body's FLOPs that each image may take at most.
@@ -74,23 +78,32 @@ def load(
     dtype: of the matrix products, "fp32", "fp16" or "bf16".
     backend: "auto", "cpu", "torch", "triton" or "cuda".
     device: such as "cpu" or "cuda:1". None: a GPU where there is one and the backend runs on it, else the CPU.
-    exit_interval, res_scale: what a ``.pth`` file does not say: blocks between exits; factor of the residual blocks.
+    exit_interval, res_scale, scale: what a state dict does not say: blocks between exits, factor of EDSR's residual
+        blocks, and VDSR's upscaling factor. A network that has a scale of its own keeps it.
 
     Raises UserError for weights that are missing, damaged or of no known network, and for a device that cannot be used;
     ValueError for another argument that is wrong; `ape_kernels.BackendUnavailable` for a backend that cannot run here.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    model = load_model(find_weights(Path(weights)), exit_interval=exit_interval, res_scale=res_scale)
-    network = APEForward(
-        model.to(default_device(backend) if device is None else named_device(str(device))),
-        threshold,
-        min_gain_db=min_gain_db,
-        budget=budget,
-        patch_size=patch_size,
-        backend=backend,
-        dtype=DTYPES[dtype],
-    )
+    path = find_weights(Path(weights))
+    model = load_network(path, Unsaid(exit_interval, res_scale, scale))
+    model = model.to(default_device(backend) if device is None else named_device(str(device)))
+    try:
+        network = APEForward(
+            model,
+            threshold,
+            min_gain_db=min_gain_db,
+            budget=budget,
+            patch_size=patch_size,
+            backend=backend,
+            dtype=DTYPES[dtype],
+        )
+    except NotRecognised as error:
+        raise UserError(f"weights: {path}: {error}") from None
+    colors = network.program.in_channels, network.program.out_channels
+    if colors != (3, 3):
+        raise UserError(f"weights: {path}: expected a network of 3 colours to 3, got {colors[0]} to {colors[1]}")
     return Upscaler(network)
 
 
@@ -197,7 +210,7 @@ class Upscaler:
 
     def _fill(self, colours: np.ndarray, out: np.ndarray) -> ape_kernels.Report:
         """Upscale uint8 or uint16 ``[H, W, 1 or 3]`` into `out`."""
-        rgb_range = cast(ExitNetwork, self.network.model).rgb_range
+        rgb_range = pixel_range(self.network.model)
         sr, report = self._run(torch.from_numpy(to_planes(colours, rgb_range)).to(self._device))
         if sr.device.type == "cpu":
             from_planes(sr[0].numpy(), rgb_range, out)
@@ -222,7 +235,7 @@ class Upscaler:
                 raise ValueError(f"image: expected values from 0 to 1, got {low:.6g} to {high:.6g}")
         started = time.perf_counter()
         peak = 255 if images.dtype == torch.uint8 else 1
-        rgb_range = cast(ExitNetwork, self.network.model).rgb_range
+        rgb_range = pixel_range(self.network.model)
         sr, report = self._run(images.to(self._device).float() * (rgb_range / peak))
         levels = (sr * (peak / rgb_range)).clamp(0, peak)
         if images.dtype == torch.uint8:

@@ -61,7 +61,9 @@ class BasicSR(nn.Module):
         self.conv_first = conv(3)
         self.patch_embed, self.patch_unembed = PatchEmbed(CHANNELS, norm=patch_norm), PatchUnEmbed()
         self.pos_drop = nn.Dropout(0.3)
-        self.layers = nn.ModuleList(RSTB(CHANNELS, 2, 3, WINDOW, 2.0) for _ in range(2))
+        self.layers = nn.ModuleList(
+            RSTB(CHANNELS, 2, 3, WINDOW, 2.0, "3conv" if three_convs else "1conv") for _ in range(2)
+        )
         for layer in self.layers:
             for block in layer.residual_group.blocks:
                 block.mlp = nn.Sequential(block.mlp, DropPath())

@@ -1,5 +1,7 @@
 """Recognition by structure: what is taken, and near misses that must be refused by name."""
 
+import copy
+
 import pytest
 import torch
 from families import edit
@@ -211,12 +213,108 @@ def test_near_misses_are_refused_by_name(case):
         APEForward(model)
 
 
-def test_an_unknown_outline_lists_what_is_known():
-    with pytest.raises(
-        NotRecognised,
-        match=r"model: Sequential \(0, 1\) has the outline of no known network \(.*edsr: head, body and tail.*\)",
-    ):
-        to_program(nn.Sequential(conv(), nn.ReLU()))
+class Around(nn.Module):
+    """An EDSR that has a mean shift and uses it or not, on pixels times `factor`, in its forward alone."""
+
+    def __init__(self, used: bool, factor: float) -> None:
+        super().__init__()
+        for name, child in spread_network(exit_interval=None, rgb_range=factor).named_children():
+            self.add_module(name, child)
+        self.used, self.factor, self.head_calls = used, factor, 0
+
+    def forward(self, x, scale=None):
+        x = self.factor * x
+        x = self.sub_mean(x) if self.used else x
+        x = self.head(x)
+        self.head_calls += 1
+        x = self.tail(x + self.body(x))
+        return (self.add_mean(x) if self.used else x) / self.factor
+
+
+@pytest.mark.parametrize("factor", [1.0, 255.0])
+@pytest.mark.parametrize("used", [True, False], ids=["used", "unused"])
+class TestWhatSurroundsTheLayers:
+    """super-image has a mean shift and leaves it out, torchSR multiplies inside: a probe of the forward shows it."""
+
+    def test_is_seen(self, used, factor, backend):
+        model, patches = Around(used, factor), test_patches(2)
+        assert_pictures_close(APEForward(model, backend=backend).forward_patches(patches)[0], model(patches))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+    def test_in_half_precision(self, used, factor, dtype):
+        model, patches = Around(used, factor), test_patches(2)
+        expected = model(patches)
+        fast = APEForward(model.to(dtype), backend="torch")
+        assert_pictures_close(fast.forward_patches(patches)[0], expected, 0.05)
+
+    def test_is_seen_again_in_a_copy_and_with_new_weights(self, used, factor):
+        model, patches = Around(used, factor), test_patches(2)
+        fast = copy.deepcopy(APEForward(model))
+        for network in (fast.model, model):
+            network.body[0].body[0].weight.mul_(0.5)
+        assert_pictures_close(fast.forward_patches(patches)[0], model(patches))
+
+    def test_runs_no_further_than_the_head(self, used, factor):
+        model = Around(used, factor).train()
+        to_program(model)
+        assert model.head_calls == 0 and model.training
+        assert not model.head._forward_pre_hooks
+
+
+def test_a_forward_that_is_not_symmetric_is_refused():
+    model = Around(True, 255.0)
+    model.forward = lambda x: Around.forward(model, x) * 255
+    with pytest.raises(NotRecognised, match="its forward does something else"):
+        APEForward(model)
+
+
+class TestRefusals:
+    """One line: the nearest family and the first difference."""
+
+    def test_a_part_that_is_missing(self):
+        model = spread_network()
+        del model.tail
+        with pytest.raises(NotRecognised) as refusal:
+            to_program(model)
+        assert str(refusal.value) == (
+            "model.tail: expected a submodule beside head, body, got none (nearest family: EDSR)"
+        )
+
+    def test_a_part_that_differs(self):
+        model = spread_network()
+        model.body[1].body[1] = nn.SiLU()
+        with pytest.raises(NotRecognised) as refusal:
+            to_program(model)
+        assert str(refusal.value) == "model.body.1.body.1: expected an nn.ReLU, got SiLU (nearest family: EDSR)"
+
+    def test_a_part_too_many(self):
+        """MDSR: head, body, tail and upsample, like an ECBSR, but no ECB in it."""
+        model = spread_network()
+        model.pre_process, model.upsample = nn.ModuleList([conv()]), nn.ModuleList([conv()])
+        with pytest.raises(NotRecognised, match=r"^model.pre_process: expected no such .* \(nearest family: EDSR\)$"):
+            to_program(model)
+
+    def test_nothing_alike(self):
+        with pytest.raises(NotRecognised, match=r"^model: Sequential \(0, 1\) is like no known network \(ECBSR, "):
+            to_program(nn.Sequential(conv(), nn.ReLU()))
+
+    def test_weights_that_are_not_finite(self):
+        model = spread_network()
+        model.body[0].body[0].bias[3] = torch.inf
+        with pytest.raises(NotRecognised, match=r"^model.body.0.body.0.bias: expected finite weights, got NaN or "):
+            APEForward(model)
+
+    def test_weights_that_overflow(self):
+        model = spread_network().half()
+        model.tail[0][0].weight.fill_(60000)
+        with pytest.raises(NotRecognised, match=r"^model: its layers overflow torch.float16: its forward gives "):
+            APEForward(model)
+
+    def test_a_forward_that_fails(self):
+        model = spread_network()
+        model.forward = lambda x: x @ x
+        with pytest.raises(NotRecognised, match=r"^model: its forward fails on a patch \[1, 3, 7, 6\]: "):
+            APEForward(model)
 
 
 def test_no_module_at_all():

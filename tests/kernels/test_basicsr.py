@@ -5,6 +5,7 @@ import torch
 from families import edit
 from support import DEVICE, assert_pictures_close, test_patches
 from torch import nn
+from torch.nn.functional import pixel_shuffle
 
 from ape_kernels import APEForward, NotRecognised
 
@@ -104,6 +105,55 @@ def test_dropped_in(backend, kind, upscale):
         assert_pictures_close(sr, model(patches))
         assert (exit_index == 0).all()
         assert capacity.isnan().all()
+
+
+class PixelShufflePack(nn.Module):
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.scale_factor, self.upsample_conv = factor, conv(3, 16, 16 * factor**2)
+
+    def forward(self, x):
+        return pixel_shuffle(self.upsample_conv(x), self.scale_factor)
+
+
+class Magic(Network):
+    """mmagic's EDSRNet: a spread per colour for the range, and pairs of the upsampler in a module of their own."""
+
+    def __init__(self, *factors: int) -> None:
+        super().__init__(ResidualBlockNoBN)
+        del self.img_range
+        self.std = torch.tensor([0.5, 0.25, 0.8]).view(1, 3, 1, 1)
+        self.upsample = nn.Sequential(*map(PixelShufflePack, factors))
+        self.requires_grad_(False).to(DEVICE)
+
+    def forward(self, x):
+        self.mean, self.std = self.mean.to(x), self.std.to(x)
+        x = self.conv_first((x - self.mean) / self.std)
+        res = self.conv_after_body(self.body(x))
+        res += x
+        return self.conv_last(self.upsample(res)) * self.std + self.mean
+
+
+@pytest.mark.parametrize("factors", [(2,), (3,), (2, 2)], ids=str)
+def test_mmagics_class(factors, backend):
+    model, patches = Magic(*factors), test_patches(3, 5, 8)
+    assert_pictures_close(APEForward(model, backend=backend).forward_patches(patches)[0], model(patches))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (edit("std", 1.0), r"model.std: expected a tensor \[1, 3, 1, 1\], got float"),
+        (edit("upsample.0.scale_factor", 2.5), "model.upsample.0.scale_factor: expected a whole number of at least 1"),
+        (edit("upsample.0.act", nn.ReLU()), "model.upsample.0.act: expected no such submodule"),
+        (edit("upsample.0.upsample_conv", conv(5, 16, 64)), r"model.upsample.0: expected kernel_size"),
+    ],
+)
+def test_near_misses_of_mmagics_class(change, message):
+    model = Magic(2)
+    change(model)
+    with pytest.raises(NotRecognised, match=message):
+        APEForward(model)
 
 
 @pytest.mark.parametrize("kind", [ResidualBlockNoBN, ResidualGroup])

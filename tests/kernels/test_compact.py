@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from families import edit, randomise
+from families import assert_equals_its_forward, assert_leaves_as_predicted, edit, randomise, spread_regressor
 from support import DEVICE, assert_pictures_close, test_patches
 from torch import nn
 from torch.nn.functional import interpolate
 
 from ape_kernels import APEForward, NotRecognised, to_program
+from ape_sr.models import SRVGGNetCompact
 
 SIZES = [(1, 1), (3, 29), (8, 6)]
 ACTIVATIONS = {
@@ -71,6 +72,48 @@ def test_one_color(backend):
 def test_whole_images(backend):
     model, image = Compact(), test_patches(1, 13, 17)
     assert_pictures_close(APEForward(model, backend=backend)(image), model(image))
+
+
+def network(scale: int = 2, exit_interval: int = 2) -> SRVGGNetCompact:
+    """Ours, with exits."""
+    model = randomise(SRVGGNetCompact(scale, 4, 8, exit_interval), gain=1.4)
+    patches = test_patches(64, seed=2).cpu()
+    spread_regressor(model, model.exit_features(patches)[1], patches)
+    return model.to(DEVICE)
+
+
+@pytest.mark.parametrize("scale", [1, 3, 4], ids=lambda s: f"x{s}")
+def test_every_exit_equals_the_forward(scale, backend):
+    model = network(scale)
+    assert_equals_its_forward(model, model.forward_exits, backend, SIZES)
+
+
+@pytest.mark.parametrize("exit_interval", [1, 2])
+def test_patches_leave_as_predicted(exit_interval, backend):
+    model = network(exit_interval=exit_interval)
+    assert_leaves_as_predicted(model, model.forward_exits, backend, test_patches(24))
+
+
+def test_ours_is_theirs():
+    """The same keys, and the same picture."""
+    theirs = Compact(3)
+    ours = SRVGGNetCompact(3, 3, 8, None).eval().to(DEVICE)
+    ours.load_state_dict(theirs.state_dict())
+    patches = test_patches(2, 7, 9)
+    assert_pictures_close(ours(patches), theirs(patches), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(scale=5), "scale: expected 1, 2, 3, 4 or 8, got 5"),
+        (dict(n_resblocks=0), "n_resblocks: expected at least 1, got 0"),
+        (dict(exit_interval=3), "exit_interval: expected a divisor of n_resblocks = 16, got 3"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        SRVGGNetCompact(**options)
 
 
 def test_its_program_is_one_stage_without_an_exit():

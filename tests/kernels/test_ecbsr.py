@@ -136,6 +136,31 @@ class BackboneECBSR(nn.Module):
         return self.upsampler(self.backbone(x) + shortcut)
 
 
+class PlainBlock(nn.Module):
+    def __init__(self, in_planes: int, out_planes: int, act: nn.Module | None) -> None:
+        super().__init__()
+        self.conv3x3, self.act = nn.Conv2d(in_planes, out_planes, 3, padding=1), act
+
+    def forward(self, x):
+        x = self.conv3x3(x)
+        return x if self.act is None else self.act(x)
+
+
+class PlainSR(nn.Module):
+    """What the block's authors compare with: the same network of plain convolutions, on one channel."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(
+            PlainBlock(1, 8, nn.PReLU(8)), PlainBlock(8, 8, nn.ReLU(True)), PlainBlock(8, scale**2, None)
+        )
+        self.upsampler = nn.PixelShuffle(scale)
+        randomise(self).to(DEVICE)
+
+    def forward(self, x):
+        return self.upsampler(self.backbone(x) + x)
+
+
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize(("colors", "channels"), [(3, 8), (5, 5)], ids=["widening", "identity"])
 @pytest.mark.parametrize("ours", [True, False], ids=["ours", "authors"])
@@ -196,6 +221,14 @@ def test_the_backbone_classes(backend, scale, colors, act):
     model = BackboneECBSR(colors, scale, act).to(DEVICE)
     for size in SIZES:
         patches = test_patches(2, *size)[:, :colors]
+        assert_pictures_close(APEForward(model, backend=backend).forward_patches(patches)[0], model(patches))
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_plain_blocks(scale, backend):
+    model = PlainSR(scale)
+    for size in SIZES:
+        patches = test_patches(2, *size)[:, :1]
         assert_pictures_close(APEForward(model, backend=backend).forward_patches(patches)[0], model(patches))
 
 

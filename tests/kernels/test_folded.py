@@ -47,7 +47,7 @@ def test_sides_below_the_square(scale, backend):
 
 def test_patches_of_an_image_start_on_squares(backend):
     model, image = BasicSR(scale=1), test_patches(1, 45, 41)
-    fast = APEForward(model, backend=backend, patch_size=18, overlap=3)  # in whole squares 16 and 4
+    fast = APEForward(model, backend=backend, context="patch", patch_size=18, overlap=3)  # in squares 16 and 4
     sr, report = fast(image, return_report=True)
     assert sr.shape == image.shape
     assert report.exit_index.shape == (1, 4, 4)
@@ -96,7 +96,7 @@ def test_exported_for_any_size():
 @pytest.mark.parametrize(
     "model, message",
     [
-        (lambda: BasicSR(scale=4), r"model.conv_first: expected in_channels a multiple of 4, pixels .*, got 3"),
+        (lambda: BasicSR(scale=4), r"model: its forward fails on a patch \[1, 3, 7, 6\]: pixel_unshuffle"),
         (lambda: FirstESRGAN(2), r"model.model.0: expected in_channels a multiple of 4, pixels .*, got 3"),
     ],
     ids=["basicsr", "first"],

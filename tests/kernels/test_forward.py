@@ -49,7 +49,7 @@ def test_one_patch_at_full_depth_equals_the_model(model, backend):
 
 def test_average_merge_equals_the_authors_where_the_step_divides(model, backend):
     lr = image(2 * 10 + 12, 10 + 12)
-    fast = APEForward(model, 0.0, backend=backend, patch_size=12, overlap=2, blend="average")
+    fast = APEForward(model, 0.0, backend=backend, context="patch", patch_size=12, overlap=2, blend="average")
     expected = literal_merge(model(literal_split(lr, 12, 10)), 3, 2, 40)
     assert_pictures_close(fast(lr), expected)
 
@@ -68,7 +68,8 @@ def test_any_size_gives_every_pixel(height, width, patch, data):
 
 @pytest.mark.parametrize("budget", [None, 0.7], ids=["threshold", "budget"])
 def test_no_images(model, backend, budget):
-    sr, report = APEForward(model, budget=budget, backend=backend, patch_size=12)(image(17, 40, batch=0), True)
+    fast = APEForward(model, budget=budget, context="patch", backend=backend, patch_size=12)
+    sr, report = fast(image(17, 40, batch=0), True)
     assert sr.shape == (0, 3, 68, 160)
     assert report.exit_index.shape == report.capacity.shape == (0, 2, 4)
     assert report.flops == 0 and math.isnan(report.share) and math.isnan(report.body_share)
@@ -304,7 +305,7 @@ class TestChoiceOfBackend:
     @pytest.mark.parametrize("budget", [None, 0.5], ids=["threshold", "budget"])
     def test_log_names_each_operation_with_shapes(self, model, budget, monkeypatch, caplog):
         monkeypatch.setenv("APE_LOG", "1")
-        APEForward(model, budget=budget, backend="torch", patch_size=4)(image(5, 6))
+        APEForward(model, budget=budget, context="patch", backend="torch", patch_size=4)(image(5, 6))
         lines = caplog.text.splitlines()
         for operation, shape in (
             ("split", "float32[1, 3, 5, 6]@cpu"),

@@ -197,6 +197,15 @@ def test_the_public_class(mean_shift, backend):
     assert_pictures_close(APEForward(model, backend=backend).forward_patches(patches)[0], model(patches))
 
 
+def test_a_forward_that_multiplies_inside(backend):
+    """torchSR's class, which takes pixels from 0 to 1."""
+    model, patches = PublicRCAN(), test_patches(3, 5, 8)
+    for shift in (model.sub_mean, model.add_mean):
+        shift.bias.mul_(255)
+    model.forward = lambda x, scale=None: PublicRCAN.forward(model, 255 * x) / 255
+    assert_pictures_close(APEForward(model, backend=backend).forward_patches(patches)[0], model(patches))
+
+
 @pytest.mark.parametrize("test_only", [False, True], ids=["training-mode", "test-mode"])
 def test_the_authors_class(test_only, backend):
     model, patches = PublicRCAN(test_only), probe()

@@ -115,6 +115,55 @@ class BasicSR(nn.Module):
         return self.conv_last(self.lrelu(self.conv_hr(feat)))
 
 
+class TrunkBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.RDB1, self.RDB2, self.RDB3 = Dense(), Dense(), Dense()
+
+    def forward(self, x):
+        return self.RDB3(self.RDB2(self.RDB1(x))) * 0.2 + x
+
+
+class Trunk(nn.Module):
+    """ESRGAN's second class, KAIR's and BSRGAN's, which has one doubling at scale 2."""
+
+    def __init__(self, sf: int = 4) -> None:
+        super().__init__()
+        self.sf = sf
+        self.conv_first = conv(3)
+        self.RRDB_trunk = nn.Sequential(TrunkBlock(), TrunkBlock())
+        self.trunk_conv, self.upconv1 = conv(), conv()
+        if sf == 4:
+            self.upconv2 = conv()
+        self.HRconv, self.conv_last, self.lrelu = conv(), conv(8, 3), nn.LeakyReLU(0.2, inplace=True)
+        randomise(self, gain=1.7).to(DEVICE)
+
+    def forward(self, x):
+        fea = self.conv_first(x)
+        fea = fea + self.trunk_conv(self.RRDB_trunk(fea))
+        fea = self.lrelu(self.upconv1(interpolate(fea, scale_factor=2, mode="nearest")))
+        if self.sf == 4:
+            fea = self.lrelu(self.upconv2(interpolate(fea, scale_factor=2, mode="nearest")))
+        return self.conv_last(self.lrelu(self.HRconv(fea)))
+
+
+class Magic(BasicSR):
+    """mmagic's class, which keeps its scale elsewhere."""
+
+    def __init__(self, upscale_factor: int) -> None:
+        super().__init__(scale=upscale_factor)
+        self.upscale_factor = upscale_factor
+        del self.scale
+
+    def forward(self, x):
+        feat = pixel_unshuffle(x, 4 // self.upscale_factor)
+        feat = self.conv_first(feat)
+        feat = feat + self.conv_body(self.body(feat))
+        for layer in (self.conv_up1, self.conv_up2):
+            feat = self.lrelu(layer(interpolate(feat, scale_factor=2, mode="nearest")))
+        return self.conv_last(self.lrelu(self.conv_hr(feat)))
+
+
 class FirstDense(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -214,13 +263,37 @@ def test_the_authors_last_exit_goes_by_the_number_before():
 
 @pytest.mark.parametrize(
     "model",
-    [BasicSR, lambda: FirstESRGAN(2, 2), lambda: FirstESRGAN(3), lambda: FirstESRGAN(2), lambda: FirstESRGAN()],
-    ids=["basicsr-x4", "first-x4", "first-x3", "first-x2", "first-x1"],
+    [
+        BasicSR,
+        Trunk,
+        lambda: Trunk(2),
+        lambda: FirstESRGAN(2, 2),
+        lambda: FirstESRGAN(3),
+        lambda: FirstESRGAN(2),
+        lambda: FirstESRGAN(),
+    ],
+    ids=["basicsr-x4", "trunk-x4", "trunk-x2", "first-x4", "first-x3", "first-x2", "first-x1"],
 )
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_public_layouts(model, size, backend):
     model, patches = model(), test_patches(2, *size)
     assert_pictures_close(APEForward(model, backend=backend).forward_patches(patches)[0], model(patches))
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_the_fold_is_read_off_the_channels(scale, backend):
+    model, patches = Magic(scale), test_patches(2, 8, 12)
+    fast = APEForward(model, backend=backend)
+    assert fast.scale == scale
+    assert_pictures_close(fast.forward_patches(patches)[0], model(patches))
+
+
+@pytest.mark.parametrize(
+    "options", [dict(scale=2), dict(scale=8), dict(scale=2, fold=2), dict(scale=1, fold=4)], ids=str
+)
+def test_other_scales_of_ours(options, backend):
+    model = randomise(RRDBNet(n_resblocks=2, n_feats=8, n_growth=4, exit_interval=1, **options), gain=1.7).to(DEVICE)
+    assert_equals_its_forward(model, model.forward_exits, backend, [(4, 8)])
 
 
 def test_slopes_are_read_off_the_modules(backend):
@@ -326,7 +399,7 @@ def test_a_regressor_that_is_none():
         APEForward(model)
 
 
-@pytest.mark.parametrize("options", [{"scale": 2}, {"n_resblocks": 4, "exit_interval": 5}], ids=str)
+@pytest.mark.parametrize("options", [{"scale": 3}, {"fold": 3}, {"n_resblocks": 4, "exit_interval": 5}], ids=str)
 def test_arguments_are_checked(options):
     with pytest.raises(ValueError, match=f"{list(options)[-1]}: expected"):
         RRDBNet(**{"n_resblocks": 1, "n_feats": 4, "n_growth": 2, "exit_interval": None, **options})

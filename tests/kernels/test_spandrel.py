@@ -1,13 +1,9 @@
 """Networks as spandrel builds them from a checkpoint run as they are; skipped where it is not installed."""
 
-import sys
-from contextlib import contextmanager
-from types import ModuleType
-
 import pytest
 import torch
 from families import randomise
-from support import DEVICE, assert_pictures_close, test_patches
+from support import DEVICE, assert_pictures_close, test_patches, torchvision_or_stand_in
 from torch import nn
 
 from ape_kernels import APEForward, NotRecognised
@@ -15,33 +11,19 @@ from ape_kernels import APEForward, NotRecognised
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # spandrel's SwinIR
 
 
-@contextmanager
-def torchvision_or_stand_in():
-    """Where torchvision is missing, or not built for this torch: the three names that spandrel imports of it, empty.
-
-    They are for LaMa and RestoreFormer, which are not built here; whatever called one would fail.
-    """
-    parts = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
-    try:
-        import torchvision.transforms.functional  # noqa: F401
-    except (ImportError, RuntimeError):
-        sys.modules.update({name: ModuleType(name) for name in parts})
-        sys.modules[parts[-1]].__dict__.update(InterpolationMode=None, normalize=None, rotate=None)
-        yield
-        for name in parts:
-            del sys.modules[name]
-    else:
-        yield
-
-
 with torchvision_or_stand_in():
     spandrel = pytest.importorskip("spandrel", reason="spandrel is not installed")
 from spandrel.architectures.Compact import Compact  # noqa: E402
+from spandrel.architectures.DAT import DAT  # noqa: E402
 from spandrel.architectures.ESRGAN import ESRGAN  # noqa: E402
+from spandrel.architectures.HAT import HAT  # noqa: E402
 from spandrel.architectures.RCAN import RCAN  # noqa: E402
+from spandrel.architectures.SPAN import SPAN  # noqa: E402
 from spandrel.architectures.SwinIR import SwinIR  # noqa: E402
 
 RCAN_SIZES = dict(n_feats=8, n_resgroups=2, n_resblocks=2, reduction=4)
+DAT_SIZES = dict(embed_dim=32, split_size=[2, 4], depth=[2], num_heads=[2], expansion_factor=2.0, img_size=16)
+HAT_SIZES = dict(embed_dim=16, depths=[2], num_heads=[2], window_size=8, mlp_ratio=2.0, squeeze_factor=4, img_size=16)
 SWINIR = dict(img_size=16, embed_dim=12, depths=[2, 2], num_heads=[2, 3], window_size=8, mlp_ratio=2.0)
 
 
@@ -63,6 +45,12 @@ NETWORKS = {
     "rcan-folded-x1-without-norm": lambda: RCAN(**RCAN_SIZES, scale=1, unshuffle_mod=True, norm=False),
     "compact-x4": lambda: Compact(num_feat=8, num_conv=3, upscale=4),
     "compact-x2": lambda: Compact(num_feat=8, num_conv=2, upscale=2),
+    "hat-x2": lambda: HAT(**HAT_SIZES, upscale=2),
+    "hat-x4": lambda: HAT(**HAT_SIZES, upscale=4),
+    "dat-x4": lambda: DAT(**DAT_SIZES, upscale=4, upsampler="pixelshuffle"),
+    "dat-light-x2": lambda: DAT(**DAT_SIZES, upscale=2, upsampler="pixelshuffledirect"),
+    "span-x2": lambda: SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2),
+    "span-x4-without-norm": lambda: SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=4, norm=False),
     "swinir-x2": lambda: SwinIR(**SWINIR, upscale=2, upsampler="pixelshuffle"),
     "swinir-x3": lambda: SwinIR(**SWINIR, upscale=3, upsampler="pixelshuffle"),
     "swinir-light-x4": lambda: SwinIR(**SWINIR, upscale=4, upsampler="pixelshuffledirect"),

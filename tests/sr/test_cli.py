@@ -197,7 +197,7 @@ def test_train_then_upscale(tmp_path, photos, capsys):
     assert read_image(tmp_path / "x.png").shape == (120, 140, 3)
 
 
-@pytest.mark.parametrize("network", ["rcan", "vdsr", "ecbsr", "rrdb", "swinir"])
+@pytest.mark.parametrize("network", ["rcan", "vdsr", "ecbsr", "compact", "rrdb", "swinir"])
 def test_train_builds_every_network(tmp_path, photos, network):
     size = ("-s", 4, "--blocks", 4, "--feats", 16, "--patch", 32, "--batch", 1, "--steps", 1)
     extra = ("--groups", 2) if network == "rcan" else ()
@@ -272,7 +272,7 @@ BAD_CALLS = {
     "several-to-a-file": (["upscale", "{photo}", "{photos}", "-o", "x.png"], "output: expected a folder, as there are several inputs, got x.png"),
     "too-many-pixels": (["upscale", "{photo}", "-o", "x.png", "--max-pixels", "4199"], "a.png: 70x60 are more than 4199 pixels; --max-pixels 4200 allows them"),
     "missing-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "no.safetensors"], "weights: no such file: no.safetensors"),
-    "picture-for-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{photo}"], "is not a readable safetensors file"),
+    "picture-for-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{photo}"], "weights: expected a file name ending in .safetensors, .pth"),
     "folder-to-file": (["upscale", "-i", "{photos}", "-o", "x.png", "-n", "{weights}"], "output: expected a folder, as the input is one"),
     "unknown-suffix": (["upscale", "-i", "{photo}", "-o", "x.gif2", "-n", "{weights}"], "output: expected a file name ending in"),
     "output-below-a-file": (["upscale", "-i", "{photo}", "-o", "{weights}/x.png", "-n", "{weights}"], "cannot be created: File exists"),

@@ -13,7 +13,7 @@ from ape_sr.evaluate import BICUBIC, PLAIN, Method, at_thresholds, evaluate, fin
 from ape_sr.exit_map import LEGEND, MIN_WIDTH, draw_exit_map
 from ape_sr.flops import uncollapsed_flops
 from ape_sr.metrics import psnr_y
-from ape_sr.models import EDSR, VDSR
+from ape_sr.models import EDSR, VDSR, SwinIR
 from ape_sr.weights import shipped_weights
 
 
@@ -111,3 +111,11 @@ def test_flops_as_the_paper_counts_them():
     vdsr = VDSR(2, 3, 4, 1).eval()
     program = to_program(vdsr)
     assert uncollapsed_flops(vdsr, program) == [program.flops_to_stage(0)]
+
+
+def test_flops_of_a_swinir():
+    """Its tail's convolutions at 1 and 2 times the size stand in for the collapsed kernel's."""
+    model = SwinIR(2, 12, (2,), (2,), 4, 2.0, 8, None).eval()
+    program = to_program(model)
+    tail = 2 * 9 * (8 * 32 + 4 * 8 * 3)
+    assert uncollapsed_flops(model, program) == [program.flops_to_stage(0) - 2 * 25 * 8 * 12 + tail]

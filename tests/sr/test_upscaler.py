@@ -153,7 +153,7 @@ BAD_SETTINGS = {
     "two-thresholds": (dict(threshold=0.1, min_gain_db=0.1), ValueError, "threshold: expected threshold or min_gain_db"),
     "budget": (dict(budget=0.1), ValueError, "budget: expected a share from 0.250"),
     "patch-size": (dict(patch_size=0), ValueError, "patch_size: expected a whole number of at least 1, got 0"),
-    "res-scale": (dict(res_scale=0.1), ape_sr.UserError, "res_scale: expected with a .pth file only"),
+    "res-scale": (dict(res_scale=0.1), ape_sr.UserError, "res_scale: expected with a file of another project, as "),
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from ape_kernels.backends.cpu.winograd import transform
 from ape_kernels.backends.native_calls import merge_call, split_call
 from ape_kernels.backends.order import leaving_first
-from ape_kernels.backends.protocol import Depths, Exits, PatchResults, Picture, StageResults
+from ape_kernels.backends.protocol import STATISTICS, Depths, Exits, PatchResults, Picture, StageResults
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.native import core, missing
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Weighted
@@ -163,6 +163,23 @@ def merge(patches: Tensor, rows: AxisBlend, columns: AxisBlend, batch: int, patc
     call = merge_call(patches, rows, columns, batch, patch_rows)
     core().cpu_merge(**call.arguments, threads=torch.get_num_threads())
     return call.result
+
+
+def statistics(image: Tensor, cell: int, value_range: float) -> Tensor:
+    batch, channels, height, width = image.shape
+    out = image.new_empty(batch, -(-height // cell), -(-width // cell), STATISTICS)
+    core().cpu_statistics(
+        image=image.data_ptr(),
+        out=out.data_ptr(),
+        batch=batch,
+        channels=channels,
+        height=height,
+        width=width,
+        cell=cell,
+        value_range=value_range,
+        threads=torch.get_num_threads(),
+    )
+    return out
 
 
 def _pointer(tensor: Tensor | None) -> int:

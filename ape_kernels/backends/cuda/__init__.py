@@ -12,6 +12,7 @@ from torch import Tensor
 from ape_kernels.backends.cuda.launch import DTYPES, run_patches, run_stage
 from ape_kernels.backends.cuda.layout import pack
 from ape_kernels.backends.native_calls import merge_call, split_call
+from ape_kernels.backends.torch.statistics import statistics
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.native import core, missing
 from ape_kernels.program import PatchProgram
@@ -23,6 +24,7 @@ __all__ = [
     "run_patches",
     "run_stage",
     "split",
+    "statistics",
     "supports",
     "supports_images",
     "supports_patches",

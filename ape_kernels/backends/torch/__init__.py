@@ -9,6 +9,7 @@ import torch
 from ape_kernels.backends.torch.image import image_bytes, run_image
 from ape_kernels.backends.torch.interpreter import run_patches, run_stage
 from ape_kernels.backends.torch.split_merge import merge, split
+from ape_kernels.backends.torch.statistics import statistics
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Weighted
 from ape_kernels.sharing import why_not_shared
 from ape_kernels.table import PackedProgram, bias_of, matrices_and_biases
@@ -22,6 +23,7 @@ __all__ = [
     "run_patches",
     "run_stage",
     "split",
+    "statistics",
     "supports",
     "supports_images",
     "supports_patches",

@@ -207,7 +207,7 @@ def run_steps(steps: list[Row], buffers: dict[int, Tensor], weights: Tensor) -> 
 
 def _run_module(step: nn.Module, src: Tensor, dtype: torch.dtype) -> Tensor:
     """Run the module in its own dtype, with its matrix products in `dtype`."""
-    own = next(step.parameters()).dtype
+    own = next((parameter.dtype for parameter in step.parameters()), src.dtype)
     with torch.autocast(src.device.type, dtype, enabled=dtype not in (own, torch.float32)):
         return step(src.to(own)).to(src.dtype)
 

@@ -18,6 +18,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from ape_kernels.backends.torch.statistics import statistics
 from ape_kernels.backends.triton.plan import program_unit
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step
 from ape_kernels.sharing import why_not_shared
@@ -40,6 +41,7 @@ if importlib.util.find_spec("triton") is not None:
         "run_patches",
         "run_stage",
         "split",
+        "statistics",
         "supports",
         "supports_images",
         "supports_patches",

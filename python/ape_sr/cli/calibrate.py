@@ -15,6 +15,7 @@ from ape_sr.cli.arguments import Commands, existing_folder, fraction, positive_f
 from ape_sr.cli.network import add_network_arguments, open_network, weights_path
 from ape_sr.errors import UserError
 from ape_sr.evaluate import ImagePair, Row, at_thresholds, evaluate, find_pairs, format_table
+from ape_sr.models.convert import Unsaid
 
 STEPS = 8  # thresholds per round; three rounds narrow [0, 1] down to 0.002
 ROUNDS = 3
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     threshold = found.threshold
     print(format_table([found.full, found.row]))
     print(f"threshold {threshold:.4g} costs {found.full.number('psnr_y') - found.row.number('psnr_y'):.4f} dB")
-    model = load_model(weights_path(args), exit_interval=args.exit_every, res_scale=args.res_scale)
+    model = load_model(weights_path(args), Unsaid(args.exit_every, args.res_scale, args.scale))
     model.config["exit_threshold"] = model.exit_threshold = 1 - threshold
     save_model(args.output, model)
 

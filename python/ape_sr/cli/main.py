@@ -17,6 +17,7 @@ from ape_sr.process import begin_work
 COMMANDS = {  # subcommand and module -> its line in the help
     "upscale": "upscale images, or folders of images",
     "evaluate": "measure quality against computation",
+    "fit": "learn where the network is not needed",
     "calibrate": "choose the threshold by what it may cost",
     "train": "train a network, plain or with exits",
     "info": "show versions, devices and backends",

@@ -10,7 +10,7 @@ from ape_kernels.backends import ORDER
 from ape_sr.cli.arguments import positive_float, positive_int
 from ape_sr.errors import UserError
 from ape_sr.upscaler import DTYPES, Upscaler, load
-from ape_sr.weights import find_weights, shipped_names, shipped_weights
+from ape_sr.weights import SUFFIXES, find_weights, shipped_names, shipped_weights
 
 DEFAULT_SCALE = 4
 
@@ -19,18 +19,27 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """Add -n, -s, --exit-every, --res-scale, --backend and --dtype, which `open_network` reads."""
     names = ", ".join(shipped_names())
     parser.add_argument(
-        "-n", "--weights", type=Path, help=f"weights: a file, or a name: {names} (by default the one of the scale)"
+        "-n",
+        "--weights",
+        type=Path,
+        help=f"weights: a name ({names}; by default the one of the scale), or a file ({', '.join(SUFFIXES)}) of EDSR, "
+        "RCAN, VDSR, ECBSR, ESRGAN, Compact or SwinIR, or its name in the folder APE_MODELS",
     )
     parser.add_argument(
-        "-s", "--scale", type=positive_int, help=f"upscaling factor (of the weights if given, else {DEFAULT_SCALE})"
+        "-s",
+        "--scale",
+        type=positive_int,
+        help=f"upscaling factor (of the weights if given, else {DEFAULT_SCALE})",
     )
     parser.add_argument(
-        "--exit-every", type=positive_int, help="residual blocks between exits, for a .pth file with exits"
+        "--exit-every",
+        type=positive_int,
+        help="residual blocks between exits, for another project's file with exits",
     )
     parser.add_argument(
         "--res-scale",
         type=positive_float,
-        help="factor of the residual blocks, for a .pth file (0.1 with 256 features, else 1)",
+        help="factor of the residual blocks, for an EDSR of another project (0.1 with 256 features, else 1)",
     )
     parser.add_argument(
         "--backend", choices=("auto", *ORDER), default="auto", help="backend that computes (%(default)s)"
@@ -68,6 +77,7 @@ def open_network(
             backend=args.backend,
             exit_interval=args.exit_every,
             res_scale=args.res_scale,
+            scale=args.scale,
         )
     except (BackendUnavailable, ValueError) as error:  # of arguments and APE_BACKEND: no image has been seen yet
         raise UserError(str(error)) from None

@@ -53,7 +53,7 @@ def add_parser(commands: Commands) -> None:
         "--blocks",
         type=positive_int,
         default=16,
-        help="residual blocks; of VDSR convolutions, of SwinIR residual groups (16)",
+        help="residual blocks; of VDSR and Compact convolutions, of SwinIR residual groups (16)",
     )
     parser.add_argument("--groups", type=positive_int, help="residual groups of RCAN (10)")
     parser.add_argument("--feats", type=positive_int, default=64, help="channels of the feature maps (64)")

@@ -234,15 +234,23 @@ class Networks:
 
     def _open(self, scale: int | None) -> Upscaler:
         if scale not in self._opened:
-            args = self._args
             with _one_torch_thread():
-                self._opened[scale] = open_network(
-                    self._network_args(scale),
-                    threshold=args.threshold,
-                    min_gain_db=args.min_gain_db,
-                    budget=args.budget,
-                )
+                self._opened[scale] = self._load(scale)
         return self._opened[scale]
+
+    def _load(self, scale: int | None) -> Upscaler:
+        args, factor = self._args, self.size.factor
+        policy = {"threshold": args.threshold, "min_gain_db": args.min_gain_db, "budget": args.budget}
+        try:
+            return open_network(self._network_args(scale), **policy)
+        except UserError:  # a file of VDSR does not say its scale
+            if args.weights is None or factor is None or factor != int(factor):
+                raise
+            try:
+                return open_network(argparse.Namespace(**vars(args) | {"scale": int(factor)}), **policy)
+            except UserError:
+                pass
+            raise
 
     def _network_args(self, scale: int | None) -> argparse.Namespace:
         """The arguments with the scale of the network, where weights are chosen by it."""

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from ape_sr.models.base import ExitNetwork
+from ape_sr.models.compact import SRVGGNetCompact
 from ape_sr.models.ecbsr import ECBSR
 from ape_sr.models.edsr import EDSR
 from ape_sr.models.rcan import RCAN
@@ -14,11 +15,24 @@ from ape_sr.models.rrdb import RRDBNet
 from ape_sr.models.swinir import SwinIR
 from ape_sr.models.vdsr import VDSR
 
-__all__ = ["ECBSR", "EDSR", "NETWORKS", "RCAN", "VDSR", "ExitNetwork", "RRDBNet", "SwinIR", "build_model", "model_name"]
+__all__ = [
+    "ECBSR",
+    "EDSR",
+    "NETWORKS",
+    "RCAN",
+    "VDSR",
+    "ExitNetwork",
+    "RRDBNet",
+    "SRVGGNetCompact",
+    "SwinIR",
+    "build_model",
+    "model_name",
+]
 
 NETWORKS: dict[str, type[ExitNetwork]] = {
     "vdsr": VDSR,
     "ecbsr": ECBSR,
+    "compact": SRVGGNetCompact,
     "edsr": EDSR,
     "rcan": RCAN,
     "rrdb": RRDBNet,

@@ -60,3 +60,8 @@ class ExitNetwork(nn.Module):
         """Pictures ``[N, 3, s * h, s * w]`` and predictions ``[N, 1]`` of every exit, shallowest first."""
         skip, features = self.exit_features(x)
         return [self.picture(skip, f) for f in features], [self.regressor(f) for f in features]
+
+
+def pixel_range(model: nn.Module) -> float:
+    """The largest value of a pixel that `model` reads and writes: its rgb_range, 1 for networks of other packages."""
+    return model.rgb_range if isinstance(model, ExitNetwork) else 1.0

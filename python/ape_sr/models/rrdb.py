@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pixel_unshuffle
 
 from ape_sr.models.base import ExitNetwork
 from ape_sr.models.edsr import conv3x3
@@ -45,19 +45,21 @@ class RRDB(nn.Module):
 
 
 class Tail(nn.Module):
-    """Features ``[N, C, h, w]`` to pixels ``[N, 3, 4 * h, 4 * w]``: nearest upsampling and convolutions, twice."""
+    """Features ``[N, C, h, w]`` to pixels ``[N, 3, H, W]``: nearest upsampling and convolution, `doublings` times."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, doublings: int) -> None:
         super().__init__()
-        self.conv_up1 = conv3x3(channels, channels)
-        self.conv_up2 = conv3x3(channels, channels)
+        self.doublings = doublings
+        for i in range(doublings):
+            self.add_module(f"conv_up{i + 1}", conv3x3(channels, channels))
         self.conv_hr = conv3x3(channels, channels)
         self.conv_last = conv3x3(channels, 3)
         self.lrelu = nn.LeakyReLU(SLOPE, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        for conv in (self.conv_up1, self.conv_up2):
+        for i in range(self.doublings):
+            conv = self.get_submodule(f"conv_up{i + 1}")
             x = self.lrelu(conv(interpolate(x, scale_factor=2, mode="nearest")))
         return self.conv_last(self.lrelu(self.conv_hr(x)))
 
@@ -65,14 +67,16 @@ class Tail(nn.Module):
 class RRDBNet(ExitNetwork):
     """RRDBNet, plain or with exits after every `exit_interval` blocks and after the last.
 
-    scale: 4, the only one the network has.
+    scale: upscaling factor, 1, 2, 4 or 8.
     n_resblocks, n_feats, n_growth: blocks, features, and features each convolution of a dense block adds.
     exit_interval: blocks between exits; None builds a plain network without regressor.
     exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
     rgb_range: value range of images, 1.0 in the published checkpoints.
+    fold: 1, 2 or 4: squares of so many pixels squared are folded into channels first, and the features are upsampled
+        by `scale` times as much. Images then have sides that are multiples of it.
 
     In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`);
-    in evaluation mode, or without exits, the full-depth picture ``[N, 3, 4 * h, 4 * w]``.
+    in evaluation mode, or without exits, the full-depth picture ``[N, 3, scale * h, scale * w]``.
     """
 
     def __init__(
@@ -84,10 +88,13 @@ class RRDBNet(ExitNetwork):
         exit_interval: int | None = 4,
         exit_threshold: float = 1.0,
         rgb_range: float = 1.0,
+        fold: int = 1,
     ) -> None:
         super().__init__()
-        if scale != 4:
-            raise ValueError(f"scale: expected 4, got {scale}")
+        if scale not in (1, 2, 4, 8):
+            raise ValueError(f"scale: expected 1, 2, 4 or 8, got {scale}")
+        if fold not in (1, 2, 4):
+            raise ValueError(f"fold: expected 1, 2 or 4, got {fold}")
         if exit_interval is not None and not 1 <= exit_interval <= n_resblocks:
             raise ValueError(f"exit_interval: expected 1 to n_resblocks = {n_resblocks}, got {exit_interval}")
         self.config = dict(
@@ -98,13 +105,15 @@ class RRDBNet(ExitNetwork):
             exit_interval=exit_interval,
             exit_threshold=exit_threshold,
             rgb_range=rgb_range,
+            fold=fold,
         )
         self.scale = scale
         self.rgb_range = rgb_range
-        self.head = nn.Sequential(conv3x3(3, n_feats))
+        self.fold = fold
+        self.head = nn.Sequential(conv3x3(3 * fold**2, n_feats))
         blocks = [RRDB(n_feats, n_growth) for _ in range(n_resblocks)]
         self.body = nn.Sequential(*blocks, conv3x3(n_feats, n_feats))
-        self.tail = Tail(n_feats)
+        self.tail = Tail(n_feats, (scale * fold).bit_length() - 1)
         self.make_exits(n_feats, exit_interval, exit_threshold)
 
     def picture(self, skip: Tensor, features: Tensor) -> Tensor:
@@ -113,7 +122,7 @@ class RRDBNet(ExitNetwork):
 
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Head output and the feature map at every exit; for a plain network that after the last block."""
-        skip = self.head(x)
+        skip = self.head(pixel_unshuffle(x, self.fold))
         blocks = list(self.body)[:-1]
         interval = self.exit_interval if self.has_exits else len(blocks)
         features, stream = [], skip
@@ -124,5 +133,5 @@ class RRDBNet(ExitNetwork):
         return skip, features
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """Features ``[N, C, h, w]`` after the body-end skip to pixels ``[N, 3, 4 * h, 4 * w]``."""
+        """Features ``[N, C, h, w]`` after the body-end skip to the picture."""
         return self.tail(features)

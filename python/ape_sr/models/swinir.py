@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import interpolate, scaled_dot_product_attention
 
 from ape_kernels.adapters.swinir import reflect_to_multiple
 from ape_sr.models.base import ExitNetwork
 from ape_sr.models.edsr import RGB_MEAN, Upsampler, conv3x3
 
+UPSAMPLERS = ("pixelshuffle", "pixelshuffledirect", "nearest+conv")
+SLOPE = 0.2  # of the LeakyReLUs of both parts that only some variants have
 MASKED = -100.0  # added to the attention between pixels that are neighbours by the cyclic shift only
 
 
@@ -141,13 +143,35 @@ class PatchUnEmbed(nn.Module):
         return x.transpose(1, 2).unflatten(2, x_size)
 
 
-class RSTB(nn.Module):
-    """Residual group: transformer blocks and a convolution; ``x + conv(blocks(x))`` over tokens."""
+def residual_conv(channels: int, kind: str) -> nn.Module:
+    """What stands before a skip: a convolution ("1conv"), or three that narrow to a quarter between ("3conv")."""
+    if kind == "1conv":
+        return conv3x3(channels, channels)
+    narrow = channels // 4
+    return nn.Sequential(
+        conv3x3(channels, narrow),
+        nn.LeakyReLU(SLOPE, inplace=True),
+        nn.Conv2d(narrow, narrow, 1),
+        nn.LeakyReLU(SLOPE, inplace=True),
+        conv3x3(narrow, channels),
+    )
 
-    def __init__(self, channels: int, depth: int, num_heads: int, window_size: int, mlp_ratio: float) -> None:
+
+class RSTB(nn.Module):
+    """Residual group: transformer blocks and convolutions; ``x + conv(blocks(x))`` over tokens."""
+
+    def __init__(
+        self,
+        channels: int,
+        depth: int,
+        num_heads: int,
+        window_size: int,
+        mlp_ratio: float,
+        resi_connection: str = "1conv",
+    ) -> None:
         super().__init__()
         self.residual_group = BasicLayer(channels, depth, num_heads, window_size, mlp_ratio)
-        self.conv = conv3x3(channels, channels)
+        self.conv = residual_conv(channels, resi_connection)
         self.patch_embed = PatchEmbed(channels)
         self.patch_unembed = PatchUnEmbed()
 
@@ -157,7 +181,7 @@ class RSTB(nn.Module):
 
 
 class SwinIR(ExitNetwork):
-    """SwinIR for classical super-resolution, plain or with exits after every `exit_interval` residual groups.
+    """SwinIR for super-resolution, plain or with exits after every `exit_interval` residual groups.
 
     scale: upscaling factor, 2, 3, 4 or 8.
     embed_dim, depths, num_heads: features, and of each group the transformer blocks and attention heads.
@@ -165,6 +189,9 @@ class SwinIR(ExitNetwork):
     n_feats: features of the upsampler.
     exit_interval: groups between exits, a divisor of their number; None builds a plain network without regressor.
     exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
+    upsampler: "pixelshuffle" (classical), "pixelshuffledirect" (lightweight) or "nearest+conv" (real-world; scales 2, 4
+        and 8).
+    resi_connection: "1conv", or "3conv" of the large real-world network.
 
     In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`);
     in evaluation mode, or without exits, the full-depth picture ``[N, 3, scale * h, scale * w]``.
@@ -172,7 +199,6 @@ class SwinIR(ExitNetwork):
 
     rgb_range = 1.0
     img_range = 1.0  # the published layout's name for what the images are multiplied by
-    upsampler = "pixelshuffle"
 
     def __init__(
         self,
@@ -185,8 +211,16 @@ class SwinIR(ExitNetwork):
         n_feats: int = 64,
         exit_interval: int | None = 1,
         exit_threshold: float = 1.0,
+        upsampler: str = "pixelshuffle",
+        resi_connection: str = "1conv",
     ) -> None:
         super().__init__()
+        if upsampler not in UPSAMPLERS:
+            raise ValueError(f"upsampler: expected one of {', '.join(UPSAMPLERS)}, got {upsampler!r}")
+        if resi_connection not in ("1conv", "3conv"):
+            raise ValueError(f"resi_connection: expected 1conv or 3conv, got {resi_connection!r}")
+        if upsampler == "nearest+conv" and scale not in (2, 4, 8):
+            raise ValueError(f"scale: expected 2, 4 or 8 with the upsampler nearest+conv, got {scale}")
         if len(num_heads) != len(depths) or any(embed_dim % heads for heads in num_heads):
             raise ValueError(
                 f"num_heads: expected {len(depths)} divisors of embed_dim = {embed_dim}, got {tuple(num_heads)}"
@@ -203,8 +237,11 @@ class SwinIR(ExitNetwork):
             n_feats=n_feats,
             exit_interval=exit_interval,
             exit_threshold=exit_threshold,
+            upsampler=upsampler,
+            resi_connection=resi_connection,
         )
         self.scale = self.upscale = scale
+        self.upsampler = upsampler
         self.window_size = window_size
         self.mean: Tensor
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -212,14 +249,12 @@ class SwinIR(ExitNetwork):
         self.patch_embed = PatchEmbed(embed_dim, norm=True)
         self.patch_unembed = PatchUnEmbed()
         self.layers = nn.ModuleList(
-            RSTB(embed_dim, depth, heads, window_size, mlp_ratio)
+            RSTB(embed_dim, depth, heads, window_size, mlp_ratio, resi_connection)
             for depth, heads in zip(depths, num_heads, strict=True)
         )
         self.norm = nn.LayerNorm(embed_dim)
-        self.conv_after_body = conv3x3(embed_dim, embed_dim)
-        self.conv_before_upsample = nn.Sequential(conv3x3(embed_dim, n_feats), nn.LeakyReLU(inplace=True))
-        self.upsample = Upsampler(scale, n_feats)
-        self.conv_last = conv3x3(n_feats, 3)
+        self.conv_after_body = residual_conv(embed_dim, resi_connection)
+        self._make_tail(embed_dim, n_feats)
         if exit_interval is not None:
             self.exit_interval = exit_interval
             self.exit_threshold = exit_threshold
@@ -227,6 +262,20 @@ class SwinIR(ExitNetwork):
         for linear in [module for module in self.modules() if isinstance(module, nn.Linear)]:
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
+
+    def _make_tail(self, embed_dim: int, n_feats: int) -> None:
+        if self.upsampler == "pixelshuffledirect":
+            self.upsample = nn.Sequential(conv3x3(embed_dim, 3 * self.scale**2), nn.PixelShuffle(self.scale))
+            return
+        self.conv_before_upsample = nn.Sequential(conv3x3(embed_dim, n_feats), nn.LeakyReLU(inplace=True))
+        if self.upsampler == "pixelshuffle":
+            self.upsample = Upsampler(self.scale, n_feats)
+        else:
+            for i in range(self.scale.bit_length() - 1):
+                self.add_module(f"conv_up{i + 1}", conv3x3(n_feats, n_feats))
+            self.conv_hr = conv3x3(n_feats, n_feats)
+            self.lrelu = nn.LeakyReLU(SLOPE, inplace=True)
+        self.conv_last = conv3x3(n_feats, 3)
 
     def forward(self, x: Tensor) -> Tensor | tuple[list[Tensor], list[Tensor]]:
         """See the class."""
@@ -254,11 +303,22 @@ class SwinIR(ExitNetwork):
         return skip, features
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """Features ``[N, C, h, w]`` after the body-end skip to pixels ``[N, 3, s * h, s * w]``."""
-        features = self.upsample(self.conv_before_upsample(features))
+        """The linear end: features ``[N, C, h, w]`` after the last activation to pixels."""
+        if self.upsampler == "pixelshuffledirect":
+            return self.upsample(features) / self.img_range + self.mean
+        if self.upsampler == "pixelshuffle":
+            features = self.upsample(features)
         return self.conv_last(features) / self.img_range + self.mean
 
     def _picture(self, skip: Tensor, features: Tensor, x: Tensor) -> Tensor:
         normed = self.norm(features.movedim(1, -1)).movedim(-1, 1)
-        picture = self.reconstruct(self.conv_after_body(normed) + skip)
+        features = self.conv_after_body(normed) + skip
+        if self.upsampler != "pixelshuffledirect":
+            features = self.conv_before_upsample(features)
+        if self.upsampler == "nearest+conv":
+            for i in range(self.scale.bit_length() - 1):
+                conv = self.get_submodule(f"conv_up{i + 1}")
+                features = self.lrelu(conv(interpolate(features, scale_factor=2, mode="nearest")))
+            features = self.lrelu(self.conv_hr(features))
+        picture = self.reconstruct(features)
         return picture[:, :, : self.scale * x.shape[2], : self.scale * x.shape[3]]

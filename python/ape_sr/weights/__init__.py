@@ -1,13 +1,16 @@
-"""Weights that come with the package, one file per network."""
+"""Where weights are found: those that come with the package, one file per network, and those of APE_MODELS."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ape_sr.errors import UserError
 
 FOLDER = Path(__file__).parent
 NETWORK = "edsr-12x32"  # of which there are weights for several scales
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")  # of files that `ape_sr.checkpoint` reads
+SHOWN = 12  # names of a folder that a message lists
 
 
 def shipped_names() -> list[str]:
@@ -25,14 +28,27 @@ def shipped_weights(scale: int) -> Path:
 
 
 def find_weights(weights: str | Path) -> Path:
-    """File of `weights`: a name that `shipped_names` lists, or a path. UserError if there is no such file."""
+    """File of `weights`: a name that `shipped_names` lists, else a path, else a name in the folder APE_MODELS.
+
+    A name there is a file's, with or without its suffix. UserError if there is no such file, or more than one.
+    """
     if str(weights) in shipped_names():
         return _file(str(weights))
     path = Path(weights)
-    if not path.is_file():
-        names = ", ".join(shipped_names())
-        raise UserError(f"weights: no such file: {path} (weights that come with the package: {names})")
-    return path
+    if path.is_file():
+        return path
+    known = f"weights that come with the package: {', '.join(shipped_names())}"
+    if folder := os.environ.get("APE_MODELS"):
+        there = [file for file in sorted(Path(folder).glob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
+        found = [file for file in there if str(path) in (file.name, file.stem)]
+        if len(found) > 1:
+            raise UserError(f"weights: expected the name of one file, got {' and '.join(map(str, found))}")
+        if found:
+            return found[0]
+        names = ", ".join(file.stem for file in there[:SHOWN]) or "none"
+        more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+        known += f"; in APE_MODELS, {folder}: {names}{more}"
+    raise UserError(f"weights: no such file: {path} ({known})")
 
 
 def _file(name: str) -> Path:

@@ -1,0 +1,122 @@
+"""`ape-sr fit`: learn how far a network's exits are from its full depth, and store it with the weights."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ape_kernels import fit_exits, to_program
+from ape_sr.checkpoint import load_model, save_model
+from ape_sr.cli.arguments import Commands, existing_folder, positive_float, positive_int
+from ape_sr.data.degrade import bicubic_downscale, modcrop
+from ape_sr.data.images import list_images, read_image, to_tensor
+from ape_sr.distributed import default_device
+from ape_sr.errors import UserError
+from ape_sr.fits import SUFFIX, save_fit
+from ape_sr.models import ExitNetwork
+from ape_sr.models.convert import Unsaid
+from ape_sr.weights import find_weights
+
+REDUCED = (320, 512)  # pixels of a picture that was reduced by the scale, at most
+CROP = (96, 96)  # of a picture as it is
+LEAST = 24  # pixels that a side must have
+QUALITY = (50, 95)  # of JPEG copies
+FLOPS = 3.3e12  # of full depth on all pictures; `fit_exits` does some eight times that
+PIXELS = (500_000, 6_000_000)  # of all pictures, at least and at most
+
+
+def add_parser(commands: Commands) -> None:
+    """Register the subcommand."""
+    parser = commands.add_parser(
+        "fit",
+        description="Learn, from pictures and without any ground truth, how far each exit of the network, and plain "
+        "interpolation, are from its full depth. Images can then be upscaled at a fidelity that is asked for. Takes "
+        "about two minutes. Every picture serves reduced by the scale, as a crop of itself, and some as JPEG.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "-i", "--input", type=existing_folder, nargs="+", required=True, help="folders of photographs, some dozens"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help=f"file to write: weights with the fit inside (.safetensors), or the fit alone ({SUFFIX}); "
+        f"WEIGHTS{SUFFIX} beside WEIGHTS is found by itself",
+    )
+    parser.add_argument(
+        "-n", "--weights", type=Path, required=True, help="weights: a file, or a name `ape-sr info` lists"
+    )
+    parser.add_argument(
+        "--exit-every", type=positive_int, help="residual blocks between exits, for a .pth file with exits"
+    )
+    parser.add_argument("--res-scale", type=positive_float, help="factor of the residual blocks, for a .pth file")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fit and write."""
+    if args.output.suffix != ".safetensors":
+        raise UserError(f"output: expected a name ending in .safetensors, got {args.output.name}")
+    path = find_weights(args.weights)
+    model = load_model(path, Unsaid(args.exit_every, args.res_scale), with_fit=False)
+    model.to(default_device("auto"))
+    pictures = choose_pictures([path for folder in args.input for path in list_images(folder)], model)
+    images = [to_tensor(picture, model.rgb_range) for picture in pictures]
+    try:
+        fit = fit_exits(model, tqdm(images, unit="image", disable=None))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if args.output.name.endswith(SUFFIX):
+        save_fit(args.output, fit)
+    else:
+        save_model(args.output, model)
+    print(f"wrote {args.output}: a fit to {len(images)} images, fidelity {fit.default:g} dB by default")
+
+
+def choose_pictures(paths: list[Path], model: ExitNetwork) -> list[np.ndarray]:
+    """uint8 ``[H, W, 3]``: the inputs that files give, as many as fit into two minutes; the same for the same files.
+
+    Those of one file follow each other. Raises UserError for a file that cannot be read.
+    """
+    rng = np.random.default_rng(0)
+    program = to_program(model)
+    flops = program.flops_to_stage(len(program.stages) - 1) / program.fold**2
+    left = float(np.clip(FLOPS / flops, *PIXELS))
+    chosen: list[np.ndarray] = []
+    for number in rng.permutation(len(paths)):
+        for picture in _inputs(read_image(paths[number]), model.scale, rng):
+            left -= picture.shape[0] * picture.shape[1]
+            if left < 0:
+                return chosen
+            chosen.append(picture)
+    return chosen
+
+
+def _inputs(picture: np.ndarray, scale: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """The picture reduced, a crop of it as it is, and of one in three the reduced one as JPEG."""
+    if min(picture.shape[:2]) >= LEAST * scale:
+        reduced = _crop(bicubic_downscale(modcrop(picture, scale), scale), REDUCED, rng)
+        yield reduced
+        if rng.integers(3) == 0:
+            yield _as_jpeg(reduced, int(rng.integers(*QUALITY)))
+    if min(picture.shape[:2]) >= LEAST:
+        yield _crop(picture, CROP, rng)
+
+
+def _crop(picture: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    height, width = (min(most, side) for most, side in zip(size, picture.shape, strict=False))
+    top, left = rng.integers(picture.shape[0] - height + 1), rng.integers(picture.shape[1] - width + 1)
+    return picture[top : top + height, left : left + width]
+
+
+def _as_jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="JPEG", quality=quality)
+    return np.array(Image.open(file).convert("RGB"))

@@ -1,0 +1,71 @@
+"""SRVGGNetCompact of Real-ESRGAN with exits (Wang et al. 2021; exits after Wang et al., ECCV 2022)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from ape_sr.models.base import ExitNetwork
+from ape_sr.models.edsr import conv3x3
+
+
+class SRVGGNetCompact(ExitNetwork):
+    """A chain of convolutions and PReLUs at low resolution, plain or with exits after every `exit_interval` of them.
+
+    scale: upscaling factor, 1, 2, 3, 4 or 8.
+    n_resblocks, n_feats: convolutions between the first and the last, and width (16 x 64 is realesr-animevideov3).
+    exit_interval: convolutions between exits, a divisor of n_resblocks; None builds a plain network without regressor.
+    exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
+    rgb_range: value range of images, 1.0 in the published checkpoints.
+
+    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`);
+    in evaluation mode, or without exits, the full-depth picture ``[N, 3, scale * h, scale * w]``.
+    """
+
+    def __init__(
+        self,
+        scale: int = 4,
+        n_resblocks: int = 16,
+        n_feats: int = 64,
+        exit_interval: int | None = 2,
+        exit_threshold: float = 1.0,
+        rgb_range: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if scale not in (1, 2, 3, 4, 8):
+            raise ValueError(f"scale: expected 1, 2, 3, 4 or 8, got {scale}")
+        if n_resblocks < 1:
+            raise ValueError(f"n_resblocks: expected at least 1, got {n_resblocks}")
+        if exit_interval is not None and (exit_interval < 1 or n_resblocks % exit_interval):
+            raise ValueError(f"exit_interval: expected a divisor of n_resblocks = {n_resblocks}, got {exit_interval}")
+        self.config = dict(
+            scale=scale,
+            n_resblocks=n_resblocks,
+            n_feats=n_feats,
+            exit_interval=exit_interval,
+            exit_threshold=exit_threshold,
+            rgb_range=rgb_range,
+        )
+        self.scale = scale
+        self.rgb_range = rgb_range
+        layers: list[nn.Module] = []
+        for channels in (3, *[n_feats] * n_resblocks):
+            layers += [conv3x3(channels, n_feats), nn.PReLU(n_feats)]
+        self.body = nn.ModuleList([*layers, conv3x3(n_feats, 3 * scale**2)])
+        self.upsampler = nn.PixelShuffle(scale)
+        self.make_exits(n_feats, exit_interval, exit_threshold)
+
+    def picture(self, skip: Tensor, features: Tensor) -> Tensor:
+        """The picture ``[N, 3, s * h, s * w]`` of one exit's features."""
+        return skip + self.upsampler(self.body[-1](features))
+
+    def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The input upsampled to the nearest, and the feature map at every exit; for a plain network the last one."""
+        layers = list(self.body)[:-1]
+        interval = self.exit_interval if self.has_exits else len(layers) // 2 - 1
+        features, stream = [], layers[1](layers[0](x))
+        for i in range(1, len(layers) // 2):
+            stream = layers[2 * i + 1](layers[2 * i](stream))
+            if i % interval == 0:
+                features.append(stream)
+        return interpolate(x, scale_factor=self.scale, mode="nearest"), features
