@@ -19,7 +19,10 @@ from ape_kernels.exits import all_exits, has_added_exits
 from ape_kernels.geometry import PATCH_SIZE, Blend, check_blend, check_patch_size, folded_geometry
 from ape_kernels.images import RING, Tones, cells_of, run_image
 from ape_kernels.packed import DTYPES, Packed, PackedModel, Wish
-from ape_kernels.policy import check_budget, check_threshold, exit_boundary, threshold_from_gain
+from ape_kernels.plan.fit import ExitFit
+from ape_kernels.plan.plan import Plan, check_budget, check_fit, make_plan, plan_within
+from ape_kernels.plan.work import Work
+from ape_kernels.policy import Fidelity, Policy, exit_boundary
 from ape_kernels.program import PatchProgram
 from ape_kernels.report import Report, make_cell_report, make_report
 from ape_kernels.run import Cut, run_images, run_patches
@@ -46,14 +49,16 @@ class APEForward(nn.Module):
     model: a network one of the adapters recognises, with or without exits.
     threshold: incremental capacity below which a patch leaves, in [0, 1]; 0 never early, 1 at the first exit. None
         takes the model's own `exit_threshold` (as 1 minus it; 0 where it has none) for `forward_patches`, and runs
-        images to full depth.
-    min_gain_db: the same said in dB a stage must bring; give one of the two.
-    context: "model" or "patch". None takes "patch" for a threshold above 0, for a budget, and for networks that read
-        the whole patch at once (channel attention, windows of a transformer); else "model".
+        images as `fidelity` says.
+    min_gain_db: the same said in dB a stage must bring.
+    fidelity: PSNR in dB, from 20 to 80 and over all channels, that each cell of 48 low-resolution pixels is to have to
+        the model's own picture. Planned from the image before the network runs, for a model that carries a fit
+        (`fit_exits`). None is full depth; "auto" is what the fit says, and full depth without a fit.
+    budget: share of full depth's work that each image may take: the highest fidelity whose work fits. Needs a fit too.
+        Give at most one of threshold, min_gain_db, fidelity and budget.
+    context: "model" or "patch". None takes "patch" for a threshold above 0 and for networks that read the whole patch
+        at once (channel attention, windows of a transformer); else "model".
     cell: sides of the cells that `forward` takes depths for, low-resolution pixels.
-    budget: share of the body's FLOPs at full depth that each image may take at most, from its first exit's to 1, spent
-        where the predicted gain is highest; a threshold of None is then 0. Patches then depend on each other, and
-        the host chooses who goes on.
     patch_size, overlap: low-resolution pixels; where a network folds squares of pixels into channels first
         (RRDBNet at scales 1 and 2), rounded to whole squares. blend: how overlaps are merged, "linear" or "average".
     backend: "auto" or a name listed by ``python -m ape_kernels``; "auto" honours APE_BACKEND and, on
@@ -74,6 +79,7 @@ class APEForward(nn.Module):
         threshold: float | None = None,
         *,
         min_gain_db: float | None = None,
+        fidelity: Fidelity = "auto",
         budget: float | None = None,
         context: Context | None = None,
         cell: int = PATCH_SIZE,
@@ -92,8 +98,7 @@ class APEForward(nn.Module):
             get_backend(backend)
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"dtype: expected None, {', '.join(map(str, DTYPES))}, got {dtype!r}")
-        if threshold is not None and min_gain_db is not None:
-            raise ValueError(f"threshold: expected threshold or min_gain_db, got both ({threshold}, {min_gain_db})")
+        policy = Policy.of(threshold, min_gain_db, fidelity, budget)
         if context is not None and context not in CONTEXTS:
             raise ValueError(f"context: expected one of {', '.join(CONTEXTS)}, got {context!r}")
         if not isinstance(cell, int) or cell < 1 or cell % program.fold:
@@ -106,60 +111,88 @@ class APEForward(nn.Module):
         self.backend, self.dtype = backend, dtype
         self._programs = programs
         self._not_shared = why_not_shared(program)  # of a network's layers, which stay when its weights change
-        self._budget = check_budget(budget, program.stage_flops)
-        if min_gain_db is not None:
-            threshold = threshold_from_gain(min_gain_db)
-        self._threshold = None if threshold is None else check_threshold(threshold)
-        if threshold is None:
-            _own_threshold(program)  # raises for one that is none
-        self._context = self._checked_context(context)
+        _own_threshold(program)  # raises for one that is none
+        self._context: Context | None = None
+        self._policy = self._checked(policy, context)
+        self._context = context
         self._pack_ahead()
         self.training = model.training  # ours alone: the model's modules keep their modes
 
     @property
     def threshold(self) -> float:
-        """Incremental capacity below which a patch leaves; may be set between calls."""
-        if self._threshold is not None:
-            return self._threshold
-        return _own_threshold(self.program) if self._budget is None else 0.0
+        """Incremental capacity below which a patch leaves.
+
+        May be set between calls, which ends a fidelity or budget.
+        """
+        given = self._policy.threshold
+        return _own_threshold(self.program) if given is None else given
 
     @threshold.setter
     def threshold(self, value: float) -> None:
-        value = check_threshold(value)
-        if value > 0 and self._context == "model":
-            raise ValueError(
-                f"threshold: expected 0 with the context 'model', whose patches do not decide, got {value}"
-            )
-        self._threshold = value
-        self._pack_ahead()  # it may have changed how images run
+        self._set_policy(Policy.of(value, None, "auto", None))
+
+    @property
+    def fidelity(self) -> float | None:
+        """PSNR in dB to full depth that is asked of each cell of an image.
+
+        None for full depth, and with a threshold or a budget. May be set between calls, which ends a threshold or budget: 20 to 80, "auto" for the fit's own, None for full
+        depth.
+        """
+        if self._policy.fidelity != "auto":
+            return self._policy.fidelity
+        decided = self._policy.threshold is not None or self._policy.budget is not None or self.context == "patch"
+        return None if decided or self.fit is None else self.fit.default
+
+    @fidelity.setter
+    def fidelity(self, value: Fidelity) -> None:
+        self._set_policy(Policy.of(None, None, value, None))
+
+    @property
+    def budget(self) -> float | None:
+        """Share of full depth's work that each image may take, None for no bound.
+
+        May be set between calls, which ends a threshold or fidelity.
+        """
+        return self._policy.budget
+
+    @budget.setter
+    def budget(self, value: float | None) -> None:
+        self._set_policy(Policy.of(None, None, "auto", value))
+
+    @property
+    def fit(self) -> ExitFit | None:
+        """What `fit_exits` has learned of the wrapped model, which carries it as `exit_fit`; None without."""
+        return getattr(self.model, "exit_fit", None)
 
     @property
     def context(self) -> Context:
         """How images run, "model" or "patch", as given or as it follows from the other settings."""
         if self._context is not None:
             return self._context
-        by_patch = bool(self._threshold) or self._budget is not None or self._not_shared is not None
-        return "patch" if by_patch else "model"
+        return "patch" if self._policy.threshold or self._not_shared is not None else "model"
 
-    def _checked_context(self, context: Context | None) -> Context | None:
-        if context is None or context == "patch":
-            return context
-        if self._threshold or self._budget is not None:
-            given = "a threshold" if self._threshold else "a budget"
-            raise ValueError(f"context: expected 'patch' with {given}, got 'model'")
-        if self._not_shared is not None:
+    def _set_policy(self, policy: Policy) -> None:
+        self._policy = self._checked(policy, self._context)
+        self._pack_ahead()  # it may have changed how images run
+
+    def _checked(self, policy: Policy, context: Context | None) -> Policy:
+        if context == "model" and policy.threshold:
+            raise ValueError("context: expected 'patch' with a threshold above 0, got 'model'")
+        if context == "model" and self._not_shared is not None:
             raise ValueError(f"context: expected 'patch' for this network, got 'model': {self._not_shared}")
-        return context
-
-    @property
-    def budget(self) -> float | None:
-        """Share of the body's FLOPs that each image may take, None for no bound; may be set between calls."""
-        return self._budget
-
-    @budget.setter
-    def budget(self, value: float | None) -> None:
-        self._budget = check_budget(value, self.program.stage_flops)
-        self._pack_ahead()
+        if (name := policy.needs_fit) is None:
+            return policy
+        if context == "patch" or self._not_shared is not None:
+            raise ValueError(f"{name}: expected None with the context 'patch', whose patches decide for themselves")
+        if self.fit is None:
+            raise ValueError(
+                f"{name}: expected a model that carries a fit, as ape_kernels.fit_exits(model, images) and "
+                "`ape-sr fit` make it; got one without"
+            )
+        check_fit(self.fit, self.program)
+        if policy.budget is not None:
+            check_budget(policy.budget, Work.of(self.program, self.fit.tones is not None))
+        return policy
 
     @property
     def program(self) -> PatchProgram:
@@ -174,21 +207,23 @@ class APEForward(nn.Module):
     def _wish(self, context: Context) -> Wish:
         if context == "model":
             return Wish(self.backend, self.dtype, self.cell, images=True)
-        return Wish(self.backend, self.dtype, self.patch_size, self._budget is not None)
+        return Wish(self.backend, self.dtype, self.patch_size)
 
     @property
     def scale(self) -> int:
         """Upscaling factor of the model."""
         return self.program.scale
 
-    def forward(self, image: Tensor, return_report: bool = False, exit_at: Tensor | None = None) -> _Upscaled:
+    def forward(
+        self, image: Tensor, return_report: bool = False, exit_at: Tensor | None = None, plan: Plan | None = None
+    ) -> _Upscaled:
         """Upscale whole images.
 
         image: float ``[B, C, H, W]`` of any size and memory format, on the model's device, finite.
         exit_at: int64 ``[B, rows, columns]``, with the context "model" alone: how far each cell of ``cell * cell``
             pixels runs, the last of a row or column cut off by the edge. -1 interpolates (bicubic) and does not run
-            the network; 0 to stages - 1 is the stage after which the cell leaves, and the last is full depth. None is
-            full depth everywhere.
+            the network; 0 to stages - 1 is the stage after which the cell leaves, and the last is full depth.
+        plan: the same as `plan` made it, for images of this size. Without exit_at and plan, the settings decide.
         Returns the picture ``[B, C, s * H, s * W]`` in the image's dtype, with `return_report` also a
         `Report`. In training mode returns what ``model(image)`` returns, or `all_exits` where `add_exits` made them.
 
@@ -204,16 +239,13 @@ class APEForward(nn.Module):
             packed = self._programs.get(self._wish(context))
             pixels = _checked(image, "image", packed.program, self._device)
         if context == "model":
-            exit_at = None if exit_at is None else self._checked_depths(exit_at, image)
-            sr = run_image(pixels, packed, Depths(exit_at, self.cell, RING), Tones()).to(image.dtype)
-            if not return_report:
-                return sr
-            return sr, make_cell_report(packed.program, exit_at, self.cell, image)
-        if exit_at is not None:
-            raise ValueError("exit_at: expected None with the context 'patch', whose patches decide for themselves")
+            return self._on_shared_maps(pixels, packed, image.dtype, return_report, exit_at, plan)
+        if exit_at is not None or plan is not None:
+            name = "plan" if exit_at is None else "exit_at"
+            raise ValueError(f"{name}: expected None with the context 'patch', whose patches decide for themselves")
         cut = Cut(self.patch_size, self.overlap, self.blend)
-        boundary = exit_boundary(self._threshold or 0.0)
-        results = run_images(pixels, packed, cut, Exits(boundary), self._budget)
+        boundary = exit_boundary(self._policy.threshold or 0.0)
+        results = run_images(pixels, packed, cut, Exits(boundary))
         sr = results.sr.to(image.dtype)
         if not return_report:
             return sr
@@ -222,17 +254,67 @@ class APEForward(nn.Module):
         area = math.prod(min(patch_size, -(-side // fold)) for side in image.shape[2:])
         return sr, make_report(packed.program, results.exit_index, results.capacity, area)
 
-    def _checked_depths(self, exit_at: Tensor, image: Tensor) -> Tensor:
+    def plan(self, image: Tensor) -> Plan:
+        """How far each cell of an image is to run, as the fidelity or the budget says, before anything runs.
+
+        image: as `forward` takes it. Raises ValueError where neither applies, and for a model without a fit.
+        """
+        packed = self._programs.get(self._wish("model"))
+        pixels = _checked(image, "image", packed.program, self._device)
+        if (made := self._planned(pixels, packed)) is None:
+            raise ValueError(
+                "plan: expected a fidelity or a budget, and a model that carries a fit (fit_exits); got none"
+            )
+        return made
+
+    def _planned(self, pixels: Tensor, packed: Packed) -> Plan | None:
+        """The plan that the settings ask for; None for full depth."""
+        fit, fidelity, budget = self.fit, self.fidelity, self._policy.budget
+        if fit is None or (fidelity is None and budget is None):
+            return None
+        if budget is not None:
+            return plan_within(fit, packed.program, pixels, budget, packed.backend)
+        assert fidelity is not None
+        return make_plan(fit, packed.program, pixels, fidelity, packed.backend)
+
+    def _on_shared_maps(
+        self,
+        pixels: Tensor,
+        packed: Packed,
+        dtype: torch.dtype,
+        return_report: bool,
+        exit_at: Tensor | None,
+        plan: Plan | None,
+    ) -> _Upscaled:
+        fit, cell = self.fit, self.cell
+        if exit_at is not None and plan is not None:
+            raise ValueError("plan: expected None with exit_at, got both")
+        if exit_at is None and plan is None:
+            plan = self._planned(pixels, packed)
+            exit_at = None if plan is None else plan.exit_at
+        elif plan is not None:
+            exit_at = self._checked_depths(plan.exit_at, "plan.exit_at", pixels, plan.cell)
+        elif exit_at is not None:
+            exit_at = self._checked_depths(exit_at, "exit_at", pixels, cell)
+        cell = cell if plan is None else plan.cell
+        depths = Depths(exit_at, cell, RING if fit is None else fit.ring)
+        tones = Tones() if fit is None else Tones(fit.to(pixels.device).tones, fit.value_range)
+        sr = run_image(pixels, packed, depths, tones).to(dtype)
+        if not return_report:
+            return sr
+        return sr, make_cell_report(packed.program, depths, pixels, plan)
+
+    def _checked_depths(self, exit_at: Tensor, name: str, image: Tensor, cell: int) -> Tensor:
         if not isinstance(exit_at, Tensor):
-            raise TypeError(f"exit_at: expected an int64 torch.Tensor or None, got {type(exit_at).__name__}")
+            raise TypeError(f"{name}: expected an int64 torch.Tensor or None, got {type(exit_at).__name__}")
         batch, _, height, width = image.shape
-        shape = (batch, *cells_of(height, width, self.cell))
+        shape = (batch, *cells_of(height, width, cell))
         if exit_at.dtype != torch.int64 or tuple(exit_at.shape) != shape or exit_at.device != image.device:
             got = f"{exit_at.dtype} {list(exit_at.shape)} on {exit_at.device}"
-            raise ValueError(f"exit_at: expected int64 {list(shape)} on {image.device}, got {got}")
+            raise ValueError(f"{name}: expected int64 {list(shape)} on {image.device}, got {got}")
         last = len(self.program.stages) - 1
         if exit_at.numel() and not -1 <= int(exit_at.min()) <= int(exit_at.max()) <= last:
-            raise ValueError(f"exit_at: expected -1 to {last}, got {int(exit_at.min())} to {int(exit_at.max())}")
+            raise ValueError(f"{name}: expected -1 to {last}, got {int(exit_at.min())} to {int(exit_at.max())}")
         return exit_at
 
     def forward_patches(self, patches: Tensor, exit_at: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,8 +330,10 @@ class APEForward(nn.Module):
         """
         packed = self.packed
         pixels = _checked(patches, "patches", packed.program, self._device)
-        if self._budget is not None and exit_at is None:
-            raise ValueError(f"budget: expected None for patches, which are no whole image, got {self._budget}")
+        if exit_at is None and (name := self._policy.needs_fit) is not None:
+            raise ValueError(
+                f"{name}: expected none for patches, which are no whole image; give exit_at, or a threshold"
+            )
         results = run_patches(pixels, packed, Exits(exit_boundary(self.threshold), exit_at))
         return results.sr.to(patches.dtype), results.exit_index, results.capacity
 
@@ -287,7 +371,7 @@ class APEForward(nn.Module):
 
     def extra_repr(self) -> str:
         """What `repr` shows of the settings."""
-        names = ("threshold", "budget", "context", "cell", "patch_size", "overlap", "blend", "backend")
+        names = ("threshold", "fidelity", "budget", "context", "cell", "patch_size", "overlap", "blend", "backend")
         settings = {name: getattr(self, name) for name in names}
         return ", ".join(f"{name}={value}" for name, value in settings.items())
 

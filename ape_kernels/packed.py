@@ -25,14 +25,13 @@ class Wish(NamedTuple):
     """What a program is packed for.
 
     backend: a name, or "auto". dtype: of the matrix products' operands, None for the model's. patch_size: of the
-    patches, low-resolution pixels. budgeted: whether `Packed.frame` is wanted. images: for images on shared feature
-    maps, whose cells are `patch_size` pixels, and not for patches.
+    patches, low-resolution pixels. images: for images on shared feature maps, whose cells are `patch_size` pixels, and
+    not for patches.
     """
 
     backend: str = "auto"
     dtype: torch.dtype | None = None
     patch_size: int = PATCH_SIZE
-    budgeted: bool = False
     images: bool = False
 
 
@@ -42,7 +41,6 @@ class Packed:
 
     backend: its name. dtype: of the matrix products' operands. tensors: table and weights in that backend's layout.
     sharing: how its steps run on whole images (`sharing_of`), None where they cannot.
-    frame: for a budget, the program as the torch backend packs it, which runs head and tail.
     """
 
     program: PatchProgram
@@ -50,7 +48,6 @@ class Packed:
     dtype: torch.dtype
     tensors: PackedProgram
     sharing: Tensor | None = None
-    frame: PackedProgram | None = None
 
     @property
     def table(self) -> Tensor:
@@ -92,9 +89,8 @@ def _pack(program: PatchProgram, like: Tensor, wish: Wish, others: Iterable[Pack
     known = [other.tensors for other in others if (other.backend, other.dtype) == (backend, dtype)]
     with torch.no_grad():
         tensors = known[0] if known else get_backend(backend).pack(program, device, dtype)
-        frame = get_backend("torch").pack(program, device, dtype) if wish.budgeted else None
     sharing = sharing_of(tensors.table) if why_not_shared(program) is None else None
-    return Packed(program, backend, dtype, tensors, sharing, frame)
+    return Packed(program, backend, dtype, tensors, sharing)
 
 
 class PackedModel:

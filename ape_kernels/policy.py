@@ -1,21 +1,63 @@
-"""When a patch leaves: thresholds on the predicted incremental capacity, and budgets for a whole image.
+"""How far images and patches run: to full depth, to a fidelity, within a budget, or until a threshold is reached.
 
-The regressor predicts ``1 - I``. Here I = tanh(gain in dB) is the incremental capacity of a stage: of the stage that
-has just run (APE paper, section 3.2) or, if the regressor was trained to look ahead, of the next stage. A patch leaves
-at the first exit where ``I < threshold``, which is where the prediction reaches ``1 - threshold``.
+A fidelity or a budget is planned from the image before the network runs (`ape_kernels.plan`).
 
-A budget bounds the FLOPs of an image instead and spends them where they bring most. Of all patches that wait at an
-exit, the one with the highest predicted gain per FLOP runs its next stage, until nothing more fits. The result is close
-to that of the threshold which just meets the budget, but that threshold need not be known in advance. The budget is
-never exceeded, and no prediction is computed that such a threshold would not need as well.
+A threshold is the paper's rule. The regressor predicts ``1 - I``. Here I = tanh(gain in dB) is the incremental capacity
+of a stage: of the stage that has just run (APE paper, section 3.2) or, if the regressor was trained to look ahead, of
+the next stage. A patch leaves at the first exit where ``I < threshold``, which is where the prediction reaches
+``1 - threshold``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-ROUND = 8  # The best eighth of the patches that may still run goes at once: few rounds, and the last ones are exact.
+from ape_kernels.plan.plan import check_fidelity
+
+Fidelity = float | Literal["auto"] | None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What decides how far images run; at most one of the three is given.
+
+    threshold: of the incremental capacity, from 0 to 1; None for not given.
+    fidelity: PSNR in dB of each cell to full depth; "auto" for what the model's fit says, None for full depth.
+    budget: share of the work of full depth that each image may take; None for not given.
+    """
+
+    threshold: float | None = None
+    fidelity: Fidelity = "auto"
+    budget: float | None = None
+
+    @classmethod
+    def of(cls, threshold: float | None, min_gain_db: float | None, fidelity: Fidelity, budget: float | None) -> Policy:
+        """Of arguments as `APEForward` takes them. Raises ValueError for more than one, and for one out of range."""
+        given = dict(threshold=threshold, min_gain_db=min_gain_db, budget=budget)
+        given = {name: value for name, value in given.items() if value is not None}
+        if fidelity != "auto":
+            given["fidelity"] = fidelity
+        if len(given) > 1:
+            names = " and ".join(f"{name} {value}" for name, value in given.items())
+            raise ValueError(
+                f"{next(iter(given))}: expected at most one of threshold, min_gain_db, fidelity and budget, got {names}"
+            )
+        if min_gain_db is not None:
+            threshold = threshold_from_gain(min_gain_db)
+        return cls(
+            None if threshold is None else check_threshold(threshold),
+            fidelity if fidelity is None or fidelity == "auto" else check_fidelity(fidelity),
+            budget,
+        )
+
+    @property
+    def needs_fit(self) -> str | None:
+        """Name of the setting that asks for a plan, which needs a fit; None without one."""
+        if self.budget is not None:
+            return "budget"
+        return "fidelity" if isinstance(self.fidelity, float) else None
 
 
 def check_threshold(threshold: float) -> float:
@@ -23,23 +65,6 @@ def check_threshold(threshold: float) -> float:
     if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected a number from 0 to 1, got {threshold!r}")
     return float(threshold)
-
-
-def check_budget(budget: float | None, stage_flops: Sequence[int]) -> float | None:
-    """The budget as a float, or None for None.
-
-    stage_flops: FLOPs of each stage. Every patch has to run the first stage, so a budget must be at least its share of
-    the body's FLOPs.
-
-    Raises ValueError unless the budget is None or a number from that share to 1.
-    """
-    if budget is None:
-        return None
-    least = stage_flops[0] / sum(stage_flops)
-    number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
-    if not number or not least * (1 - TOLERANCE) <= budget <= 1:
-        raise ValueError(f"budget: expected a share from {least:.3f}, what the first exit takes, to 1, got {budget!r}")
-    return float(budget)
 
 
 def threshold_from_gain(min_gain_db: float) -> float:
@@ -55,32 +80,3 @@ def threshold_from_gain(min_gain_db: float) -> float:
 def exit_boundary(threshold: float) -> float:
     """The prediction from which on a patch leaves: ``1 - threshold``, or infinity (never) for a threshold of 0."""
     return 1.0 - threshold if threshold > 0 else math.inf
-
-
-TOLERANCE = 1e-9  # of a budget, relative: shares such as 1 / 6 are not exact in floating point
-
-
-class Budget:
-    """The FLOPs that one image's body may take, spent where they bring most.
-
-    share: of the FLOPs of `patches` patches at full depth. stage_flops: of each stage, in any unit.
-    """
-
-    def __init__(self, share: float, patches: int, stage_flops: Sequence[int]) -> None:
-        self.stage_flops = stage_flops
-        self.left = math.floor(share * (1 + TOLERANCE) * patches * sum(stage_flops))
-
-    def choose(self, waiting: dict[int, tuple[int, float]]) -> list[int]:
-        """The patches that run their next stage now; empty when nothing more fits. Their FLOPs are taken off the rest.
-
-        waiting: maps a patch to its next stage and the predicted gain.
-        """
-        affordable = [p for p, (stage, _) in waiting.items() if self.stage_flops[stage] <= self.left]
-        if not affordable:
-            return []
-        affordable.sort(key=lambda p: (-waiting[p][1] / self.stage_flops[waiting[p][0]], p))
-        dearest = max(self.stage_flops[waiting[p][0]] for p in affordable)
-        fitting = max(1, self.left // dearest)
-        chosen = affordable[: -(-min(len(affordable), fitting) // ROUND)]
-        self.left -= sum(self.stage_flops[waiting[p][0]] for p in chosen)
-        return chosen

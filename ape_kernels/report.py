@@ -8,19 +8,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ape_kernels.backends.protocol import Depths
+from ape_kernels.plan.plan import Plan
 from ape_kernels.program import PatchProgram
 
 
 @dataclass(frozen=True)
 class Report:
-    """Exits and FLOPs of one image batch on its patch grid.
+    """Exits and FLOPs of one image batch, on its patch grid or on its cells.
 
-    exit_index: int64 ``[B, rows, columns]``, the stage after which each patch left, counted from 0.
+    exit_index: int64 ``[B, rows, columns]``, the stage after which each patch or cell left, counted from 0; -1 for a
+    cell that was interpolated.
     capacity: float32 ``[B, rows, columns]``, the incremental capacity that was predicted there; NaN where the network
     has no exits.
-    patches_per_exit: int64 ``[stages]`` on the CPU.
+    patches_per_exit: int64 ``[stages]`` on the CPU. interpolated: the cells that are in no exit.
     flops, flops_full: FLOPs of the whole network, as run and at full depth.
     body_flops, body_flops_full: the same for its stages alone.
+    plan: what was planned, with the fidelity predicted for each cell and for the picture; None without a plan.
     """
 
     exit_index: Tensor
@@ -31,6 +35,7 @@ class Report:
     flops_full: int
     body_flops: int
     body_flops_full: int
+    plan: Plan | None = None
 
     @property
     def mean_exit(self) -> float:
@@ -39,7 +44,12 @@ class Report:
 
     @property
     def share(self) -> float:
-        """The FLOPs run as a share of the FLOPs at full depth, 0 to 1. NaN for an empty batch, as is `mean_exit`."""
+        """All computation as a share of full depth's; with a plan, rings and interpolation are in it.
+
+        NaN for an empty batch, as is `mean_exit`.
+        """
+        if self.plan is not None:
+            return float(self.plan.share.mean())
         return self.flops / self.flops_full if self.flops_full else math.nan
 
     @property
@@ -74,19 +84,15 @@ def make_report(program: PatchProgram, exit_index: Tensor, capacity: Tensor, pix
     )
 
 
-def make_cell_report(program: PatchProgram, exit_at: Tensor | None, cell: int, image: Tensor) -> Report:
-    """Of images ``[B, C, H, W]`` whose cells of `cell` pixels ran to `exit_at`, None for full depth."""
+def make_cell_report(program: PatchProgram, depths: Depths, image: Tensor, plan: Plan | None) -> Report:
+    """Of images ``[B, C, H, W]`` whose cells ran to `depths` (in pixels of the image), as planned in `plan`."""
     batch, _, height, width = image.shape
-    stages = len(program.stages)
-    sides = [torch.arange(0, size, cell) for size in (height, width)]
-    rows, columns = (
-        (starts + cell).clamp(max=size) - starts for starts, size in zip(sides, (height, width), strict=True)
-    )
-    area = (rows[:, None] * columns).expand(batch, -1, -1)
-    if exit_at is None:
-        exit_at = torch.full(area.shape, stages - 1, device=image.device)
+    stages, cell = len(program.stages), depths.cell
+    rows, columns = (torch.arange(0, side, cell) for side in (height, width))
+    area = ((rows + cell).clamp(max=height) - rows)[:, None] * ((columns + cell).clamp(max=width) - columns)
+    area = area.expand(batch, -1, -1)
+    exit_at = torch.full(area.shape, stages - 1, device=image.device) if depths.exit_at is None else depths.exit_at
     index = exit_at.cpu()
-    runs = index >= 0
 
     def done(flops_to_stage: list[int]) -> int:
         flops = torch.tensor([*flops_to_stage, 0])  # -1 is the last
@@ -98,10 +104,11 @@ def make_cell_report(program: PatchProgram, exit_at: Tensor | None, cell: int, i
     return Report(
         exit_at,
         torch.full(area.shape, math.nan, device=image.device),
-        torch.bincount(index[runs], minlength=stages),
-        int((~runs).sum()),
+        torch.bincount(index[index >= 0], minlength=stages),
+        int((index < 0).sum()),
         done(whole),
         pixels * whole[-1] // program.fold**2,
         done(body),
         pixels * body[-1] // program.fold**2,
+        plan,
     )

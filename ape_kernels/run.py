@@ -17,7 +17,6 @@ from torch import Tensor
 from ape_kernels import ops
 from ape_kernels.backends import choose_for_patches
 from ape_kernels.backends.protocol import Exits, PatchResults
-from ape_kernels.budget import Spending, run_within
 from ape_kernels.folding import fold_pixels
 from ape_kernels.geometry import AxisBlend, Band, Blend, PatchGrid, folded_geometry, patch_count, patch_grid
 from ape_kernels.packed import Packed
@@ -50,13 +49,11 @@ def run_patches(patches: Tensor, packed: Packed, exits: Exits) -> PatchResults:
     return results._replace(sr=results.sr[:, :, :height, :width])
 
 
-def run_images(image: Tensor, packed: Packed, cut: Cut, exits: Exits, budget: float | None = None) -> PatchResults:
+def run_images(image: Tensor, packed: Packed, cut: Cut, exits: Exits) -> PatchResults:
     """Whole images, exits and capacities ``[B, R, K]`` on the patch grid.
 
     image: float32 ``[B, C, H, W]``. exits: `exit_at` is int64 ``[B, R, K]`` here, on the patch grid.
-    budget: share of the body's FLOPs that each image may take, None for no bound.
     """
-    frame = packed.frame
     return PatchResults(
         *torch.ops.ape_kernels.upscale(
             image,
@@ -70,10 +67,6 @@ def run_images(image: Tensor, packed: Packed, cut: Cut, exits: Exits, budget: fl
             packed.out_channels,
             packed.program.fold,
             packed.backend,
-            budget,
-            None if frame is None else frame.table,
-            None if frame is None else frame.weights,
-            packed.program.stage_flops if budget is not None else None,
         )
     )
 
@@ -140,23 +133,17 @@ def _upscale(
     out_channels: int,
     fold: int,
     backend: str,
-    budget: float | None = None,
-    frame_table: Tensor | None = None,
-    frame_weights: Tensor | None = None,
-    stage_flops: list[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operation on whole images, as torch sees it.
 
     image: float32 ``[B, C, H, W]``. boundary, exit_at: see `run_images`. patch_size, overlap, blend: see `Cut`.
     fold: squares of fold x fold pixels become the pixels that the program reads; `upscale` counts from those,
-    s = upscale / fold. budget and what follows: see `Spending`.
+    s = upscale / fold.
     Returns sr float32 ``[B, out_channels, s * H, s * W]`` and, on the patch grid, exit_index int64 ``[B, R, K]`` and
     capacity float32 ``[B, R, K]``.
     """
     if image.ndim != 4 or image.dtype != torch.float32:
         raise ValueError(f"image: expected float32 [B, C, H, W], got {image.dtype} {list(image.shape)}")
-    if exit_at is not None and budget is not None:
-        raise ValueError("exit_at: expected None with a budget, which chooses the exits")
     depths = None if exit_at is None else exit_at.flatten()
     packed = PackedProgram(table, weights)
 
@@ -169,11 +156,6 @@ def _upscale(
         fill(out, patches, 0)
         return out
 
-    def run_budgeted(patches: Tensor) -> PatchResults:
-        count = len(patches) // len(image)
-        images = [run_within(part, packed, spending, boundary) for part in patches.split(count)]
-        return PatchResults(*(torch.cat(part) for part in zip(*images, strict=True)))
-
     sr_height, sr_width = (side * upscale // fold for side in image.shape[2:])
     image = fold_pixels(image, fold)
     batch, _, height, width = image.shape
@@ -183,11 +165,6 @@ def _upscale(
         raise ValueError(f"exit_at: expected int64 [{batch}, {rows}, {columns}], got {list(exit_at.shape)}")
     if batch == 0:
         results = PatchResults.empty(image.new_empty(0, 1, height, width), upscale, out_channels)
-    elif budget is not None:
-        assert frame_table is not None and frame_weights is not None and stage_flops is not None
-        frame = PackedProgram(frame_table, frame_weights)
-        spending = Spending(frame, stage_flops, budget, upscale, out_channels, backend)
-        results = _at_once(image, grid, run_budgeted, backend)
     elif (step := _rows_at_once(image, grid, out_channels)) >= batch * rows:
         results = _at_once(image, grid, run, backend)
     else:

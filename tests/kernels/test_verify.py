@@ -297,8 +297,7 @@ class TestAPEForward:
         found: list[tuple[object, ...]] = []
 
         def record(able: dict[str, str], *arguments: object, operation: str) -> str:
-            assert operation == "patches"
-            found.append((list(able), *arguments[1:]))
+            found.append((operation, list(able), *arguments[1:]))
             return "torch"
 
         monkeypatch.setattr(auto, "fastest", record)
@@ -308,22 +307,26 @@ class TestAPEForward:
         model = spread_network()
         fast = APEForward(model, patch_size=24)
         image = torch.rand(1, 3, 30, 30, device=DEVICE)
-        fast(image), fast(image)
+        for _ in range(2):
+            fast(image), fast.forward_patches(image)
         able = list(backends.modules_able(fast.program, DEVICE, torch.float32)[0])
-        assert calls == [(able, model.head[0].weight.device, torch.float32, 24)]
+        where = able, model.head[0].weight.device, torch.float32
+        assert sorted(calls) == [("images", *where, 48), ("patches", *where, 24)], "each once"
         assert fast.packed.backend == "torch"
         fast.patch_size = 20
-        fast(image)
-        assert [call[-1] for call in calls] == [24, 20], "another question"
+        fast.forward_patches(image)
+        assert calls[2:] == [("patches", *where, 20)], "another question"
 
     def test_a_verification_end_to_end(self, monkeypatch, caplog):
         if DEVICE.type == "cpu":
             monkeypatch.setattr(backends, "ORDER", ("cpu", "torch"))  # triton's interpreter would take minutes
         caplog.set_level(logging.INFO, "ape_kernels")
         fast = APEForward(spread_network(), patch_size=12)
-        (line,) = [record.getMessage() for record in caplog.records]
-        assert line.startswith(f"auto takes {fast.packed.backend} for float32 patches of 12x12")
-        assert "torch" in line and ("cpu" in line or DEVICE.type != "cpu")
+        chosen = fast.packed.backend
+        images, patches = [record.getMessage() for record in caplog.records]
+        assert " for float32 images in cells of 48x48 " in images, "packed ahead"
+        assert patches.startswith(f"auto takes {chosen} for float32 patches of 12x12")
+        assert all("torch" in line and ("cpu" in line or DEVICE.type != "cpu") for line in (images, patches))
 
     def test_patch_size_is_that_of_the_folded_patch(self, calls, monkeypatch):
         program = program_of({**SMALL, "buffers": [[12, 1], *SMALL["buffers"][1:]]})
