@@ -16,6 +16,7 @@ from matplotlib.patheffects import withStroke
 from ape_kernels import PatchGrid
 
 COLORMAP = "viridis"  # lightness rises along it, so it also reads without colour vision and in print
+INTERPOLATED = (0.75, 0.75, 0.75)  # of what no network ran on
 TINT = 0.55  # share of the colour; the rest is the picture in grey
 DPI = 100
 LEGEND = 84  # pixels below the picture
@@ -26,7 +27,8 @@ MAX_PIXELS = 4_000_000  # of the map; Matplotlib takes 70 bytes for each
 def draw_exit_map(picture: np.ndarray, exits: np.ndarray, grid: PatchGrid, stages: int, share: float) -> np.ndarray:
     """The picture in grey, every patch tinted by the exit it took, with a legend below.
 
-    picture: uint8 or uint16 ``[H, W, C]``, the upscaled one. exits: int ``[rows, columns]``, from 0.
+    picture: uint8 or uint16 ``[H, W, C]``, the upscaled one. exits: int ``[rows, columns]``, from 0; -1 for what
+        was interpolated.
     grid: the patches, with the scale of the picture. stages: number of exits there are.
     share: of the computation of all patches at full depth, in [0, 1].
     Returns uint8 ``[h + legend, max(w, legend), 3]``: h x w is the picture, reduced by a whole factor to at most 4
@@ -38,7 +40,8 @@ def draw_exit_map(picture: np.ndarray, exits: np.ndarray, grid: PatchGrid, stage
         np.minimum(-(-_edges(starts, grid, axis) // factor), picture.shape[axis])
         for axis, starts in enumerate((grid.row_starts, grid.column_starts))
     )
-    colours = colormaps[COLORMAP](np.linspace(0, 1, max(stages, 2)))[:, :3]
+    colours = colormaps[COLORMAP](np.linspace(0, 1, max(stages, 2)))[:stages, :3]
+    colours = np.concatenate([colours, [INTERPOLATED]])  # the last, as -1 is
     owner = np.repeat(np.repeat(exits, np.diff(rows), axis=0), np.diff(columns), axis=1)
     tinted = _tint(picture, owner, colours)
     height, width = picture.shape[:2]
@@ -46,7 +49,8 @@ def draw_exit_map(picture: np.ndarray, exits: np.ndarray, grid: PatchGrid, stage
     figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     _number_patches(figure, exits, rows, columns, total)
-    _draw_legend(figure, np.bincount(exits.ravel(), minlength=stages), colours, share, total)
+    counts = np.bincount(exits.ravel() % (stages + 1), minlength=stages + 1)
+    _draw_legend(figure, counts if counts[-1] else counts[:-1], colours, share, total)
     figure.figimage(tinted, 0, LEGEND, origin="upper", zorder=-1)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -93,18 +97,33 @@ def _number_patches(
             continue
         x = (columns[column] + width / 2) / total[0]
         y = 1 - (rows[row] + height / 2) / total[1]
-        figure.text(x, y, str(index), color="white", size=11, ha="center", va="center", path_effects=outline)
+        figure.text(x, y, _name(index), color="white", size=11, ha="center", va="center", path_effects=outline)
+
+
+def _name(index: int) -> str:
+    return str(index) if index >= 0 else "-"
 
 
 def _draw_legend(figure: Figure, counts: np.ndarray, colours: np.ndarray, share: float, total: tuple[int, int]) -> None:
-    stages, length = len(counts), min(total[0], 1000) - 20
+    """counts: of every exit, and of what was interpolated if there is any."""
+    boxes, length = len(counts), min(total[0], 1000) - 20
+    stages = len(colours) - 1
     axes = figure.add_axes((10 / total[0], 22 / total[1], length / total[0], 22 / total[1]))
-    axes.set(xlim=(0, stages), ylim=(0, 1))
+    axes.set(xlim=(0, boxes), ylim=(0, 1))
     axes.axis("off")
     for index, count in enumerate(counts):
         axes.add_patch(Rectangle((index, 0), 1, 1, facecolor=colours[index], edgecolor="white"))
         dark = colours[index].mean() < 0.5
-        axes.text(index + 0.5, 0.47, str(index), color="white" if dark else "black", size=10, ha="center", va="center")
+        axes.text(
+            index + 0.5,
+            0.47,
+            _name(index if index < stages else -1),
+            color="white" if dark else "black",
+            size=10,
+            ha="center",
+            va="center",
+        )
         axes.text(index + 0.5, -0.2, f"{count / counts.sum():.0%}", size=9, ha="center", va="top")
-    title = f"Exit of each patch (0 first, {stages - 1} full depth), % of patches. Computation: {share:.0%}"
+    left = ", - interpolated" if boxes > stages else ""
+    title = f"Exit of each patch (0 first, {stages - 1} full depth{left}), % of patches. Computation: {share:.0%}"
     figure.text(10 / total[0], 54 / total[1], title, size=9, va="bottom")

@@ -33,7 +33,7 @@ COUNTS = ("interpolated", "flops", "flops_full", "body_flops", "body_flops_full"
 Picture = TypeVar("Picture", np.ndarray, Tensor, Image.Image)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report(ape_kernels.Report):
     """What upscaling one image, or one batch of images, did. Transparency counts as an image of its own.
 
@@ -284,6 +284,7 @@ def _joined(reports: Sequence[ape_kernels.Report]) -> dict[str, Any]:
         "capacity": torch.cat(capacities, along),
         "patches_per_exit": torch.stack([report.patches_per_exit for report in reports]).sum(0),
         **{name: sum(getattr(report, name) for report in reports) for name in COUNTS},
+        "plan": reports[0].plan if len(reports) == 1 else None,
     }
 
 

@@ -223,6 +223,7 @@ class Networks:
             "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
             "size": self.size.label(self.default.scale),
             "context": network.context,
+            "fidelity": network.fidelity,
             "threshold": network.threshold,
             "budget": network.budget,
             "backend": self.default.backend,
