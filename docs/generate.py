@@ -159,6 +159,11 @@ def cpu_exits() -> str:
     return table(["dtype", "mixed exits: time against share of FLOPs", "one exit for all", "two threads"], rows)
 
 
+def command() -> str:
+    """Where the time of `ape-sr upscale` goes, as bench/command.py printed it."""
+    return "\n".join((XEON / f"command-{name}.md").read_text() for name in ("photos", "small"))
+
+
 def gpu_rows() -> Iterator[tuple[tuple[str, int, str], tuple[dict[str, float], float | None]]]:
     """Per (network, patches, exits): milliseconds of the fastest row of each of our backends, and of PyTorch's best."""
     cases: dict[tuple[str, int, str], dict[str, float]] = {}
@@ -291,7 +296,18 @@ def _prose(item: Any) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
-    for function in (numbers, gpu_line, cpu_machine, cpu_patches, cpu_picture, cpu_networks, cpu_exits, gpu, api)
+    for function in (
+        numbers,
+        gpu_line,
+        cpu_machine,
+        cpu_patches,
+        cpu_picture,
+        cpu_networks,
+        cpu_exits,
+        command,
+        gpu,
+        api,
+    )
 }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
+
+from ape_sr.process import finish, prepare
 
 NEEDED = {  # module -> its distribution in the extra `sr` of pyproject.toml
     "PIL": "pillow",
@@ -11,6 +12,9 @@ NEEDED = {  # module -> its distribution in the extra `sr` of pyproject.toml
     "tqdm": "tqdm",
     "matplotlib": "matplotlib",
     "skimage": "scikit-image",
+    "imagecodecs": "imagecodecs",
+    "tifffile": "tifffile",
+    "zlib_ng": "zlib-ng",
 }
 
 
@@ -19,13 +23,21 @@ def main() -> int:
 
     All of the extra is looked for first, so that a command does not stop in the middle at one that it imports late.
     """
+    prepare()
+    from importlib.util import find_spec
+
     missing = [distribution for module, distribution in NEEDED.items() if find_spec(module) is None]
     if missing:
         print(f'ape-sr: error: needs {", ".join(missing)}; run: pip install "ape-kernels[sr]"', file=sys.stderr)
         return 2
     from ape_sr.cli import main as run
 
-    return run()
+    try:
+        return run()
+    except BrokenPipeError:  # the reader of the output has gone
+        return 141
+    finally:
+        finish()
 
 
 if __name__ == "__main__":

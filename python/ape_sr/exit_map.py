@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -15,31 +16,41 @@ from matplotlib.patheffects import withStroke
 from ape_kernels import PatchGrid
 
 COLORMAP = "viridis"  # lightness rises along it, so it also reads without colour vision and in print
+INTERPOLATED = (0.0, 0.0, 0.0)  # of what no network ran on: the least work, the darkest
 TINT = 0.55  # share of the colour; the rest is the picture in grey
 DPI = 100
 LEGEND = 84  # pixels below the picture
 MIN_WIDTH = 520  # pixels the legend needs
+MAX_PIXELS = 4_000_000  # of the map; Matplotlib takes 70 bytes for each
 
 
 def draw_exit_map(picture: np.ndarray, exits: np.ndarray, grid: PatchGrid, stages: int, share: float) -> np.ndarray:
     """The picture in grey, every patch or cell tinted, brighter where it took a later exit, with a legend below.
 
-    picture: uint8 ``[H, W, 3]``, the upscaled one. exits: int ``[rows, columns]``, from 0; -1 for interpolated,
-    which is darkest. grid: the patches, with the scale of the picture; without overlap they are cells, the last ones
-    cut off by the edge. stages: number of exits there are. share: of the computation at full depth, in [0, 1].
-    Returns uint8 ``[H + legend, max(W, legend), 3]``. Where patches overlap the border is drawn halfway.
+    picture: uint8 or uint16 ``[H, W, C]``, the upscaled one. exits: int ``[rows, columns]``, from 0; -1 for what
+        was interpolated.
+    grid: the patches, with the scale of the picture. stages: number of exits there are.
+    share: of the computation of all patches at full depth, in [0, 1].
+    Returns uint8 ``[h + legend, max(w, legend), 3]``: h x w is the picture, reduced by a whole factor to at most 4
+    megapixels. Where patches overlap the border is drawn halfway.
     """
-    rows, columns = _edges(grid.row_starts, grid, 0), _edges(grid.column_starts, grid, 1)
-    colours = colormaps[COLORMAP](np.linspace(0, 1, stages + 1))[:, :3]
-    levels = exits + 1  # interpolated, then the exits
-    owner = np.repeat(np.repeat(levels, np.diff(rows), axis=0), np.diff(columns), axis=1)
+    factor = math.ceil(math.sqrt(picture.shape[0] * picture.shape[1] / MAX_PIXELS))
+    picture = _small_grey(picture, factor)
+    rows, columns = (
+        np.minimum(-(-_edges(starts, grid, axis) // factor), picture.shape[axis])
+        for axis, starts in enumerate((grid.row_starts, grid.column_starts))
+    )
+    colours = colormaps[COLORMAP](np.linspace(0, 1, max(stages, 2)))[:stages, :3]
+    colours = np.concatenate([colours, [INTERPOLATED]])  # the last, as -1 is
+    owner = np.repeat(np.repeat(exits, np.diff(rows), axis=0), np.diff(columns), axis=1)
     tinted = _tint(picture, owner, colours)
     height, width = picture.shape[:2]
     total = (max(width, MIN_WIDTH), height + LEGEND)
     figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     _number_patches(figure, exits, rows, columns, total)
-    _draw_legend(figure, np.bincount(levels.ravel(), minlength=stages + 1), colours, share, total)
+    counts = np.bincount(exits.ravel() % (stages + 1), minlength=stages + 1)
+    _draw_legend(figure, counts if counts[-1] else counts[:-1], colours, share, total)
     figure.figimage(tinted, 0, LEGEND, origin="upper", zorder=-1)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -54,8 +65,19 @@ def _edges(starts: Sequence[int], grid: PatchGrid, axis: int) -> np.ndarray:
     return np.array([0, *halfway, size * grid.scale])
 
 
-def _tint(picture: np.ndarray, owner: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    grey = picture.astype(np.float32).mean(axis=2, keepdims=True)
+def _small_grey(picture: np.ndarray, factor: int) -> np.ndarray:
+    """uint8 or uint16 ``[H, W, C]`` to float32 ``[H / factor, W / factor, 1]`` in [0, 255], without transparency."""
+    colours = picture[..., : 1 if picture.shape[2] < 3 else 3]
+    rows = [
+        colours[start : start + factor].mean(axis=(0, 2), dtype=np.float32) for start in range(0, len(colours), factor)
+    ]
+    starts = np.arange(0, colours.shape[1], factor)
+    counts = np.diff(starts, append=colours.shape[1]).astype(np.float32)
+    means = np.add.reduceat(np.stack(rows), starts, axis=1) / counts
+    return means[..., None] * np.float32(255 / np.iinfo(picture.dtype).max)
+
+
+def _tint(grey: np.ndarray, owner: np.ndarray, colours: np.ndarray) -> np.ndarray:
     tinted = (1 - TINT) * grey + TINT * 255 * colours[owner].astype(np.float32)
     # a line where neighbours took different exits
     line = np.zeros(owner.shape, dtype=bool)
@@ -75,19 +97,33 @@ def _number_patches(
             continue
         x = (columns[column] + width / 2) / total[0]
         y = 1 - (rows[row] + height / 2) / total[1]
-        figure.text(x, y, str(index), color="white", size=11, ha="center", va="center", path_effects=outline)
+        figure.text(x, y, _name(index), color="white", size=11, ha="center", va="center", path_effects=outline)
+
+
+def _name(index: int) -> str:
+    return str(index) if index >= 0 else "-"
 
 
 def _draw_legend(figure: Figure, counts: np.ndarray, colours: np.ndarray, share: float, total: tuple[int, int]) -> None:
-    levels, length = len(counts), min(total[0], 1000) - 20
+    """counts: of every exit, and of what was interpolated if there is any."""
+    boxes, length = len(counts), min(total[0], 1000) - 20
+    stages = len(colours) - 1
     axes = figure.add_axes((10 / total[0], 22 / total[1], length / total[0], 22 / total[1]))
-    axes.set(xlim=(0, levels), ylim=(0, 1))
+    axes.set(xlim=(0, boxes), ylim=(0, 1))
     axes.axis("off")
     for index, count in enumerate(counts):
-        name = str(index - 1) if index else "interp." if levels > 8 else "interpolated"
         axes.add_patch(Rectangle((index, 0), 1, 1, facecolor=colours[index], edgecolor="white"))
         dark = colours[index].mean() < 0.5
-        axes.text(index + 0.5, 0.47, name, color="white" if dark else "black", size=9, ha="center", va="center")
+        axes.text(
+            index + 0.5,
+            0.47,
+            _name(index if index < stages else -1),
+            color="white" if dark else "black",
+            size=10,
+            ha="center",
+            va="center",
+        )
         axes.text(index + 0.5, -0.2, f"{count / counts.sum():.0%}", size=9, ha="center", va="top")
-    title = f"Brighter: more work. Exits (0 first, {levels - 2} full depth) and the share of each. Work: {share:.0%}"
+    left = ", - interpolated" if boxes > stages else ""
+    title = f"Brighter: more work. Exits (0 first, {stages - 1} full depth{left}), % of all. Computation: {share:.0%}"
     figure.text(10 / total[0], 54 / total[1], title, size=9, va="bottom")

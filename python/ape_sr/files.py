@@ -1,32 +1,74 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, also where several processes write them at once."""
 
 from __future__ import annotations
 
-import glob
+import fcntl
 import os
-from collections.abc import Generator
+import re
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ape_sr.errors import UserError
 
+PART = re.compile(r"\.(.+)\.\d+\.part", re.DOTALL)
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed while they wrote `path` left; no other may be writing it now."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        leftover.unlink(missing_ok=True)
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove what processes that were killed while they wrote one of `paths` left beside it.
+
+    A part file that another process holds is left alone.
+    """
+    names: dict[Path, set[str]] = {}
+    for path in paths:
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, wanted in names.items():
+        with suppress(OSError):  # there may be no such folder
+            for entry in os.scandir(folder):
+                match = PART.fullmatch(entry.name)
+                if match is not None and match[1] in wanted:
+                    _remove_unless_held(Path(entry.path))
 
 
 @contextmanager
 def atomic_path(path: Path) -> Generator[Path, None, None]:
-    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any failure."""
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any failure.
+
+    The temporary file is there, empty, and locked until then: its lock says that it is no leftover.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    lock = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _create_held(temporary)
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
-        with suppress(OSError):  # there may be no such folder, or it is a file
-            temporary.unlink(missing_ok=True)
+        if lock is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            os.close(lock)
+
+
+def _create_held(path: Path) -> int:
+    """Create a file and lock it; its descriptor. Once more if another process took it for a leftover in between."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # file systems without locks have none
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)
+
+
+def _remove_unless_held(path: Path) -> None:
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)

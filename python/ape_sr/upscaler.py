@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -18,23 +19,26 @@ from ape_kernels import APEForward, NotRecognised, PatchGrid
 from ape_kernels.geometry import PATCH_SIZE
 from ape_kernels.policy import Fidelity
 from ape_sr.checkpoint import load_network
-from ape_sr.data.images import read_image, to_rgb
 from ape_sr.distributed import default_device, named_device
 from ape_sr.errors import UserError
 from ape_sr.models.base import pixel_range
 from ape_sr.models.convert import Unsaid
+from ape_sr.pictures.planes import LUMA, bound, cover_hidden, from_planes, to_planes
+from ape_sr.pictures.read import pixels_of, read_file
 from ape_sr.weights import find_weights
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+COUNTS = ("interpolated", "flops", "flops_full", "body_flops", "body_flops_full")
 
 Picture = TypeVar("Picture", np.ndarray, Tensor, Image.Image)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report(ape_kernels.Report):
-    """What upscaling one image, or one batch of images, did.
+    """What upscaling one image, or one batch of images, did. Transparency counts as an image of its own.
 
-    seconds: time of upscaling, without reading files.
+    seconds: time of upscaling, without files.
     backend: name of the backend that computed.
     """
 
@@ -147,26 +151,31 @@ class Upscaler:
     ) -> np.ndarray | Tensor | Image.Image | tuple[np.ndarray | Tensor | Image.Image, Report]:
         """Upscale an image; the picture is of the same kind.
 
-        image: a file's path (the picture is then a PIL image), a PIL image of 8 bits per channel (the picture is RGB),
-            an array ``[H, W, 3]``, or a tensor ``[3, H, W]`` or ``[B, 3, H, W]`` on any device. Arrays and tensors are
-            uint8, or of a float dtype with values from 0 to 1; the picture has the same dtype.
+        image: a file's path (the picture is then a PIL image, of the first frame), a PIL image, an array, or a tensor
+            ``[3, H, W]`` or ``[B, 3, H, W]`` on any device. Arrays are ``[H, W, C]``: C = 1 grey, 2 grey and alpha,
+            3 RGB, 4 RGB and alpha. Arrays are uint8 or uint16, tensors uint8; both may be of a float dtype with values
+            from 0 to 1. The picture has the same dtype and channels. PIL images come out as L, LA, RGB, RGBA or I;16.
+            Alpha is enlarged by the network too, and colours that it hides do not bleed.
         return_report: give ``(picture, report)`` instead of the picture.
 
-        Raises UserError for a file that cannot be read and for more than 8 bits per channel, TypeError for another type
-        or dtype, ValueError for another shape or values outside the range.
+        Raises UserError for a file that cannot be read, for a PIL image of more than 16 bits per channel and for a file
+        with 16 bits in colour, which PIL cannot hold; TypeError for another type or dtype, ValueError for another shape
+        or values outside the range.
         """
         if isinstance(image, (str, os.PathLike)):
-            image = Image.fromarray(read_image(Path(image)))
-        if isinstance(image, Tensor):
+            (frame,) = read_file(Path(image), first_frame=True).frames
+            picture, report = self._upscale_array(frame.pixels)
+            picture = _as_pil(picture, str(image))
+        elif isinstance(image, Tensor):
             if image.ndim not in (3, 4) or image.shape[-3] != 3:
                 raise ValueError(f"image: expected a tensor [3, H, W] or [B, 3, H, W], got {list(image.shape)}")
-            picture, report = self._upscale(image if image.ndim == 4 else image[None])
+            picture, report = self._upscale_tensor(image if image.ndim == 4 else image[None])
             picture = picture if image.ndim == 4 else picture[0]
         elif isinstance(image, np.ndarray):
             picture, report = self._upscale_array(image)
         elif isinstance(image, Image.Image):
-            picture, report = self._upscale_array(to_rgb(image, "image"))
-            picture = Image.fromarray(picture)
+            picture, report = self._upscale_array(pixels_of(image, "image"))
+            picture = _as_pil(picture, "image")
         else:
             raise TypeError(f"image: expected a path, PIL image, array or tensor, got {type(image).__name__}")
         return (picture, report) if return_report else picture
@@ -174,8 +183,8 @@ class Upscaler:
     def exit_map(self, picture: np.ndarray | Image.Image, report: ape_kernels.Report) -> np.ndarray:
         """How deep each part of an image ran: the picture in grey, tinted brighter for more work, with a legend.
 
-        picture, report: of one image, as `upscale` gave them; uint8 ``[H, W, 3]`` if an array.
-        Returns uint8 ``[H + legend, max(W, legend), 3]``.
+        picture, report: of one image, as `upscale` gave them; uint8 or uint16 ``[H, W, C]`` if an array.
+        Returns uint8 ``[h + legend, max(w, legend), 3]``: h x w is the picture, reduced to at most 4 megapixels.
         """
         from ape_sr.exit_map import draw_exit_map  # Matplotlib takes as long to import as a small image to upscale
 
@@ -187,15 +196,46 @@ class Upscaler:
         return draw_exit_map(pixels, exits, grid, len(report.patches_per_exit), report.share)
 
     def _upscale_array(self, image: np.ndarray) -> tuple[np.ndarray, Report]:
-        if image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"image: expected an array [H, W, 3], got {list(image.shape)}")
-        if image.dtype != np.uint8 and image.dtype.kind != "f":
-            raise TypeError(f"image: expected uint8 or a float dtype, got {image.dtype}")
-        pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)  # a copy: arrays may be read-only
-        picture, report = self._upscale(pixels[None])
-        return picture[0].permute(1, 2, 0).contiguous().numpy(), report
+        """``[H, W, C]``, see `upscale`."""
+        if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4):
+            raise ValueError(f"image: expected an array [H, W, C] with C from 1 to 4, got {list(image.shape)}")
+        if image.dtype.kind == "f":
+            return self._upscale_floats(image)
+        if image.dtype not in (np.uint8, np.uint16):
+            raise TypeError(f"image: expected uint8, uint16 or a float dtype, got {image.dtype}")
+        started = time.perf_counter()
+        height, width, channels = image.shape
+        picture = np.empty((height * self.scale, width * self.scale, channels), image.dtype)
+        colours, alpha = (image, None) if channels % 2 else (image[..., :-1], image[..., -1])
+        if alpha is not None:
+            colours = cover_hidden(colours, alpha)
+        reports = [self._fill(colours, picture[..., : colours.shape[2]])]
+        if alpha is not None:
+            if alpha.min() == alpha.max():
+                picture[..., -1] = alpha.flat[0]
+            else:
+                reports.append(self._fill(alpha[..., None], picture[..., -1:]))
+                bound(picture[..., -1], alpha, self.scale)
+        return picture, self._timed(reports, time.perf_counter() - started)
 
-    def _upscale(self, images: Tensor) -> tuple[Tensor, Report]:
+    def _fill(self, colours: np.ndarray, out: np.ndarray) -> ape_kernels.Report:
+        """Upscale uint8 or uint16 ``[H, W, 1 or 3]`` into `out`."""
+        rgb_range = pixel_range(self.network.model)
+        sr, report = self._run(torch.from_numpy(to_planes(colours, rgb_range)).to(self._device))
+        if sr.device.type == "cpu":
+            from_planes(sr[0].numpy(), rgb_range, out)
+        else:
+            from_device(sr[0], rgb_range, out)
+        return report
+
+    def _upscale_floats(self, image: np.ndarray) -> tuple[np.ndarray, Report]:
+        pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)  # a copy: arrays may be read-only
+        if image.shape[2] == 3:
+            picture, report = self._upscale_tensor(pixels[None])
+            return picture[0].permute(1, 2, 0).contiguous().numpy(), report
+        raise TypeError(f"image: expected uint8 or uint16 for {image.shape[2]} channels, got {image.dtype}")
+
+    def _upscale_tensor(self, images: Tensor) -> tuple[Tensor, Report]:
         """``[B, 3, H, W]``, uint8 or float from 0 to 1; the picture on the device of `images`."""
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise TypeError(f"image: expected uint8 or a float dtype, got {images.dtype}")
@@ -206,12 +246,59 @@ class Upscaler:
         started = time.perf_counter()
         peak = 255 if images.dtype == torch.uint8 else 1
         rgb_range = pixel_range(self.network.model)
-        device = next(self.network.parameters()).device
+        sr, report = self._run(images.to(self._device).float() * (rgb_range / peak))
+        levels = (sr * (peak / rgb_range)).clamp(0, peak)
+        if images.dtype == torch.uint8:
+            levels = levels.round()
+        picture = levels.to(images.device, images.dtype)
+        return picture, self._timed([report], time.perf_counter() - started)
+
+    def _run(self, images: Tensor) -> tuple[Tensor, ape_kernels.Report]:
+        """The one call of the network: float32 ``[B, 3, H, W]`` on its device and in its range."""
         with torch.no_grad():
-            sr, report = self.network(images.to(device).float() * (rgb_range / peak), return_report=True)
-            levels = (sr * (peak / rgb_range)).clamp(0, peak)
-            if images.dtype == torch.uint8:
-                levels = levels.round()
-            picture = levels.to(images.device, images.dtype)
-        seconds = time.perf_counter() - started
-        return picture, Report(**vars(report), seconds=seconds, backend=self.backend)
+            return self.network(images, return_report=True)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _timed(self, reports: Sequence[ape_kernels.Report], seconds: float) -> Report:
+        return Report(**_joined(reports), seconds=seconds, backend=self.backend)
+
+
+def from_device(planes: Tensor, rgb_range: float, out: np.ndarray) -> None:
+    """`from_planes`, computed where the planes are: a GPU rounds faster, and its levels are smaller to fetch."""
+    peak = np.iinfo(out.dtype).max
+    levels = planes * (peak / rgb_range)
+    if out.shape[2] == 1:
+        levels = torch.tensordot(torch.tensor(LUMA, device=planes.device), levels, 1)[None]
+    levels = levels.round().clamp(0, peak).to(torch.uint8 if peak == 255 else torch.int32)
+    out[...] = levels.permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+def add_reports(reports: Sequence[Report]) -> Report:
+    """One report of the frames of a picture: those of one size become a batch, of several the patches become a row."""
+    seconds = sum(report.seconds for report in reports)
+    return Report(**_joined(reports), seconds=seconds, backend=reports[0].backend)
+
+
+def _joined(reports: Sequence[ape_kernels.Report]) -> dict[str, Any]:
+    """Fields of one report of several."""
+    exits, capacities = ([getattr(report, name) for report in reports] for name in ("exit_index", "capacity"))
+    along = 0
+    if len({exit_index.shape[1:] for exit_index in exits}) > 1:
+        along = 2
+        exits, capacities = ([each.reshape(1, 1, -1) for each in parts] for parts in (exits, capacities))
+    return {
+        "exit_index": torch.cat(exits, along),
+        "capacity": torch.cat(capacities, along),
+        "patches_per_exit": torch.stack([report.patches_per_exit for report in reports]).sum(0),
+        **{name: sum(getattr(report, name) for report in reports) for name in COUNTS},
+        "plan": reports[0].plan if len(reports) == 1 else None,
+    }
+
+
+def _as_pil(pixels: np.ndarray, name: str) -> Image.Image:
+    if pixels.dtype == np.uint16 and pixels.shape[2] > 1:
+        raise UserError(f"{name}: expected 8 bits per channel in colour, as PIL holds no more; upscale it as an array")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

@@ -157,7 +157,9 @@ def test_one_ends_the_other(fitted_model, photo):
     ids=" and ".join,
 )
 def test_they_exclude_each_other(fitted_model, settings):
-    names = " and ".join(f"{name} {value}" for name, value in sorted(settings.items(), key=lambda s: s[0] == "fidelity"))
+    names = " and ".join(
+        f"{name} {value}" for name, value in sorted(settings.items(), key=lambda s: s[0] == "fidelity")
+    )
     with pytest.raises(ValueError, match=f"expected at most one of threshold, min_gain_db, .*, got {names}"):
         APEForward(fitted_model, **settings)
 

@@ -86,12 +86,6 @@ class TestUpscale:
         assert "bad.png: not an image file that can be read" in errors
         assert "1 of 4 images could not be upscaled" in errors
 
-    def test_equal_stems_are_refused_before_anything_is_written(self, tmp_path, photos, weights, cat, capsys):
-        write_image(photos / "a.jpg", cat)
-        assert run("upscale", "-i", photos, "-o", tmp_path / "out", "-n", weights) == 2
-        assert "a.jpg, a.png would all be written to" in capsys.readouterr().err
-        assert not (tmp_path / "out").exists()
-
     def test_an_input_is_never_overwritten(self, photos, weights, capsys):
         assert run("upscale", "-i", photos / "a.png", "-o", photos / "a.png", "-n", weights) == 2
         assert "is an input and would be overwritten" in capsys.readouterr().err
@@ -256,7 +250,7 @@ def test_the_entry_point_is_installed():
 
 BAD_CALLS = {
     "unknown-command": (["enlarge"], "invalid choice: 'enlarge'"),
-    "no-input": (["upscale", "-o", "x.png"], "the following arguments are required: -i/--input"),
+    "no-input": (["upscale", "-o", "x.png"], "input: expected an image or a folder of images, got none"),
     "missing-input": (["upscale", "-i", "none.png", "-o", "x.png"], "input: no such file or folder: none.png"),
     "threshold-too-large": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "2"], "expected a number from 0 to 1, got 2"),
     "threshold-no-number": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "low"], "expected a number from 0 to 1, got low"),
@@ -268,8 +262,15 @@ BAD_CALLS = {
     "unknown-backend": (["upscale", "-i", "{photo}", "-o", "x.png", "--backend", "tpu"], "invalid choice: 'tpu'"),
     "backend-that-cannot": (["upscale", "-i", "{photo}", "-o", "x.png", "--backend", "cuda"], "backend: cuda cannot run"),
     "backend-without-dtype": (["upscale", "-i", "{photo}", "-o", "x.png", "--backend", "cpu", "--dtype", "fp16"], "cpu cannot run: computes in torch.float32"),
-    "other-scale": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{weights}", "-s", "3"], "scale: expected 2, the scale of"),
-    "scale-without-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-s", "7"], "no weights come with the package for 7"),
+    "other-scale": (["evaluate", "-i", "{photos}", "-n", "{weights}", "-s", "3"], "scale: expected 2, the scale of"),
+    "scale-without-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-s", "7"], "scale: expected a result of at most 4 times the size"),
+    "width-without-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "--width", "700"], "a.png: expected a result of at most 4 times the size, the largest scale that comes with the package, got 10 times"),
+    "width-and-scale": (["upscale", "-i", "{photo}", "-o", "x.png", "--width", "70", "-s", "2"], "not allowed with argument"),
+    "quality-of-png": (["upscale", "-i", "{photo}", "-o", "x.png", "--quality", "90"], "quality: expected with --format jpg or webp"),
+    "quality-too-high": (["upscale", "-i", "{photo}", "-o", "x.jpg", "--quality", "101"], "quality: expected a number from 1 to 100, got 101"),
+    "format-of-a-file": (["upscale", "-i", "{photo}", "-o", "x.png", "--format", "jpg"], "format: expected png, as the output is x.png, got jpg"),
+    "several-to-a-file": (["upscale", "{photo}", "{photos}", "-o", "x.png"], "output: expected a folder, as there are several inputs, got x.png"),
+    "too-many-pixels": (["upscale", "{photo}", "-o", "x.png", "--max-pixels", "4199"], "a.png: 70x60 are more than 4199 pixels; --max-pixels 4200 allows them"),
     "missing-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "no.safetensors"], "weights: no such file: no.safetensors"),
     "picture-for-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{photo}"], "weights: expected a file name ending in .safetensors, .pth"),
     "folder-to-file": (["upscale", "-i", "{photos}", "-o", "x.png", "-n", "{weights}"], "output: expected a folder, as the input is one"),

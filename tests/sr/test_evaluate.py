@@ -64,6 +64,16 @@ def test_exit_map_tints_patches_by_exit(cat):
     assert np.abs(corners[0] - corners[1]).max() > 40, "different exits look different"
 
 
+def test_exit_map_shows_what_was_interpolated(cat):
+    """Cells, of which the last of a row is cut off, in a colour of their own."""
+    grid = PatchGrid(50, 60, 32, 0, 2)
+    ran, other = (draw_exit_map(cat, np.array([[0, 3], [last, 3]]), grid, 4, 0.7) for last in (1, -1))
+    assert np.array_equal(ran[:64, :120], other[:64, :120]), "the cells above, and the edge between"
+    lower = other[66:100, 2:40].astype(int)
+    assert np.ptp(lower, axis=2).max() == 0, "grey"
+    assert not np.array_equal(ran[100:], other[100:]), "the legend names it"
+
+
 PAIR_FAULTS = {
     "size": ({"a_HR": (60, 60), "a_LR": (30, 29)}, r"a_LR\.png: expected 30x30, 1/2 of a_HR\.png, got 29x30"),
     "no-lr": ({"a_HR": (60, 60)}, r"a_HR\.png: expected a_LR\.png beside it"),

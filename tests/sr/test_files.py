@@ -34,10 +34,6 @@ def test_other_modes_become_rgb(tmp_path, cat, mode):
     assert read_image(tmp_path / "cat.tif").shape == cat.shape
 
 
-def deep(path):
-    Image.fromarray(np.zeros((4, 4), np.uint16)).save(path)
-
-
 def cut(path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:2000])
@@ -48,7 +44,6 @@ FAULTS = {
     "cut": (cut, "cannot be read as an image"),
     "folder": (lambda path: path.mkdir(), "cannot be read as an image"),
     "missing": (lambda path: None, "no such file"),
-    "16-bit": (deep, "expected 8 bits per channel"),
 }
 
 

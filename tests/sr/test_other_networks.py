@@ -51,10 +51,23 @@ def test_the_command_takes_them_by_name(name, models, cat, tmp_path):
     assert_same_levels(read_image(tmp_path / "x.png"), expected)
 
 
-def test_scales_that_do_not_fit_are_named(models, photos, tmp_path, capsys):
-    arguments = ["upscale", "-i", str(photos / "b.bmp"), "-o", str(tmp_path / "x.png"), "-n", "anime_6B", "-s", "2"]
-    assert main(arguments) == 2
+def test_scales_that_do_not_fit_are_named(models, photos, capsys):
+    assert main(["evaluate", "-i", str(photos), "-n", "anime_6B", "-s", "2"]) == 2
     assert "scale: expected 4, the scale of" in capsys.readouterr().err
+
+
+def test_pictures_of_another_scale_are_resized(models, photos, tmp_path):
+    arguments = ["upscale", str(photos / "b.bmp"), "-o", str(tmp_path / "x.png"), "-n", "anime_6B", "-s", "2"]
+    assert main(arguments) == 0
+    assert read_image(tmp_path / "x.png").shape == (74, 106, 3)
+
+
+def test_the_command_says_the_scale_of_vdsr(tmp_path, photos, capsys):
+    torch.save(VDSR(2, 4, 8, None).state_dict(), tmp_path / "vdsr.pt")
+    arguments = ["upscale", str(photos / "b.bmp"), "-o", str(tmp_path / "x.png"), "-n", str(tmp_path / "vdsr.pt")]
+    assert main(arguments) == 2 and "scale" in capsys.readouterr().err
+    assert main([*arguments, "-s", "3"]) == 0
+    assert read_image(tmp_path / "x.png").shape == (111, 159, 3)
 
 
 def test_vdsr_by_the_scale_that_is_asked_for(tmp_path, cat):

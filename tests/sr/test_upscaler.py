@@ -53,12 +53,19 @@ class TestKinds:
         floats = upscaler.upscale(planes.double() / 255)
         assert floats.dtype == torch.float64 and (floats * 255 - picture).abs().max() < 0.51
 
-    @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
-    def test_pil(self, upscaler, cat, mode):
+    @pytest.mark.parametrize("mode, out", [("RGB", "RGB"), ("L", "L"), ("RGBA", "RGBA"), ("LA", "LA"), ("P", "RGB")])
+    def test_pil(self, upscaler, cat, mode, out):
         image = Image.fromarray(cat).convert(mode)
         picture = upscaler.upscale(image)
-        assert picture.mode == "RGB" and picture.size == (240, 200)
-        assert np.array_equal(picture, upscaler.upscale(np.asarray(image.convert("RGB"))))
+        assert picture.mode == out and picture.size == (240, 200)
+        pixels = np.asarray(image.convert(out)).reshape(100, 120, -1)
+        assert np.array_equal(np.asarray(picture).reshape(200, 240, -1), upscaler.upscale(pixels))
+
+    def test_pil_of_16_bits(self, upscaler, cat):
+        levels = cat[..., 0].astype(np.uint16) * 257
+        picture = upscaler.upscale(Image.fromarray(levels))
+        assert picture.mode == "I;16"
+        assert np.array_equal(np.asarray(picture)[..., None], upscaler.upscale(levels[..., None]))
 
     def test_a_file_lies_on_its_side_as_its_camera_says(self, upscaler, cat, tmp_path):
         exif = Image.Exif()
@@ -115,15 +122,15 @@ class TestSettings:
 
 BAD_IMAGES = {
     "type": ([[1, 2, 3]], TypeError, "image: expected a path, PIL image, array or tensor, got list"),
-    "grey-array": (np.zeros((4, 5), np.uint8), ValueError, "image: expected an array [H, W, 3], got [4, 5]"),
-    "planes-in-an-array": (np.zeros((3, 4, 5), np.uint8), ValueError, "image: expected an array [H, W, 3], got [3, 4, 5]"),
-    "whole-numbers": (np.zeros((4, 5, 3), int), TypeError, "image: expected uint8 or a float dtype, got int64"),
+    "grey-array": (np.zeros((4, 5), np.uint8), ValueError, "image: expected an array [H, W, C] with C from 1 to 4, got [4, 5]"),
+    "planes-in-an-array": (np.zeros((3, 4, 5), np.uint8), ValueError, "image: expected an array [H, W, C] with C from 1 to 4, got [3, 4, 5]"),
+    "whole-numbers": (np.zeros((4, 5, 3), int), TypeError, "image: expected uint8, uint16 or a float dtype, got int64"),
     "whole-numbers-in-a-tensor": (torch.zeros(3, 4, 5, dtype=torch.int32), TypeError, "image: expected uint8 or a float dtype, got torch.int32"),
     "floats-to-255": (np.full((4, 5, 3), 255.0), ValueError, "image: expected values from 0 to 1, got 255 to 255"),
     "nan": (np.full((4, 5, 3), np.nan), ValueError, "image: expected values from 0 to 1, got nan to nan"),
     "pixels-last-in-a-tensor": (torch.zeros(4, 5, 3), ValueError, "image: expected a tensor [3, H, W] or [B, 3, H, W], got [4, 5, 3]"),
     "no-pixels": (np.zeros((0, 5, 3), np.uint8), ValueError, "H and W at least 1"),
-    "16-bit": (Image.new("I;16", (5, 4)), ape_sr.UserError, "image: expected 8 bits per channel, got mode I;16"),
+    "16-bit": (Image.new("I", (5, 4)), ape_sr.UserError, "image: expected 8 or 16 bits per channel, got mode I"),
     "no-file": ("none.png", ape_sr.UserError, "none.png: no such file"),
 }  # fmt: skip
 

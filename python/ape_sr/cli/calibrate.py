@@ -25,7 +25,6 @@ def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
         "calibrate",
-        help="choose the threshold by what it may cost",
         description="Find the largest threshold that costs at most --max-loss-db of PSNR, or the smallest that needs "
         "at most --flops-share. Write the weights with it as their own threshold. PSNR is on Y, as the mean over the "
         "images of a folder as `ape-sr evaluate` takes it.",

@@ -36,11 +36,11 @@ def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
         "evaluate",
-        help="measure quality against computation",
         description="Measure quality against computation on a folder of pairs <name>_HR and <name>_LR, or of HR images "
         "alone. Their LR versions are then made by bicubic downscaling. Prints means over the images: for bicubic, for "
         "the network on whole images ('plain'), and for every fidelity, budget and threshold; without any of these, for "
-        "what the weights' fit says, or full depth. FLOPs are shares of full depth, counted on what runs; in the column 'uncollapsed' they are counted with the tail as the network has it.",
+        "what the weights' fit says, or full depth. FLOPs are shares of full depth, counted on what runs; in the column "
+        "'uncollapsed' they are counted with the tail as the network has it.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("-i", "--input", type=existing_folder, required=True, help="folder of images")
@@ -53,7 +53,10 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--budget", type=fraction, nargs="+", help="shares of all work that each image may take")
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument(
-        "--threshold", type=fraction, nargs="+", help="the paper's way: capacities below which a patch leaves, from 0 (never) to 1"
+        "--threshold",
+        type=fraction,
+        nargs="+",
+        help="the paper's way: capacities below which a patch leaves, from 0 (never) to 1",
     )
     policy.add_argument(
         "--min-gain-db", type=non_negative_float, nargs="+", help="the same as dB that a stage must bring"

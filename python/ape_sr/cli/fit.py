@@ -35,7 +35,6 @@ def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
         "fit",
-        help="learn where the network is not needed",
         description="Learn, from pictures and without any ground truth, how far each exit of the network, and plain "
         "interpolation, are from its full depth. Images can then be upscaled at a fidelity that is asked for. Takes "
         "about two minutes. Every picture serves reduced by the scale, as a crop of itself, and some as JPEG.",

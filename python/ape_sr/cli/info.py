@@ -15,13 +15,16 @@ from ape_sr.weights import find_weights, shipped_names
 def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
-        "info",
-        help="show versions, devices, backends and weights",
-        description="Show versions, devices and backends, and which weights carry a fit.",
+        "info", description="Show versions, devices and backends, and which weights carry a fit."
     )
     parser.set_defaults(run=run)
     parser.add_argument(
-        "-n", "--weights", type=Path, nargs="+", default=[], help="also show these: names, or files that say their scale"
+        "-n",
+        "--weights",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="also show these: names, or files that say their scale",
     )
 
 

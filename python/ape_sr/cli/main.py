@@ -1,17 +1,27 @@
-"""Entry point of `ape-sr`: one module per subcommand."""
+"""Entry point of `ape-sr`: one module per subcommand, imported when it is called."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NoReturn
 
-from ape_kernels import __version__
-from ape_sr.cli import calibrate, evaluate, fit, info, train, upscale
 from ape_sr.errors import UserError
+from ape_sr.process import begin_work
 
-COMMANDS = (upscale, evaluate, fit, calibrate, train, info)
+COMMANDS = {  # subcommand and module -> its line in the help
+    "upscale": "upscale images, or folders of images",
+    "evaluate": "measure quality against computation",
+    "fit": "learn where the network is not needed",
+    "calibrate": "choose the threshold by what it may cost",
+    "train": "train a network, plain or with exits",
+    "info": "show versions, devices and backends",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -21,6 +31,17 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+class _Version(argparse.Action):
+    """Prints the version; read from the text of the file, as importing it brings PyTorch."""
+
+    def __call__(self, *_: object) -> NoReturn:
+        spec = find_spec("ape_kernels")
+        text = Path(spec.origin).read_text() if spec is not None and spec.origin is not None else ""
+        match = re.search(r'^__version__ = "(.*)"$', text, re.MULTILINE)
+        print("ape-sr", match[1] if match else "of unknown version")
+        sys.exit(0)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ape-sr`; returns the exit status: 0, 2 for bad input, 130 after Ctrl-C.
 
@@ -28,15 +49,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = _Parser(prog="ape-sr", description="Super-resolution with adaptive patch exiting.")
-    parser.add_argument("--version", action="version", version=f"ape-sr {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add_parser(commands)
-    if not argv:
-        parser.print_help()
-        return 0
     try:
+        for name, line in COMMANDS.items():
+            if name == next(iter(argv), None):
+                import_module(f"ape_sr.cli.{name}").add_parser(commands)
+            else:
+                commands.add_parser(name, help=line)
+        if not argv:
+            parser.print_help()
+            return 0
         args = parser.parse_args(argv)
+        begin_work()
         args.run(args)
     except UserError as error:
         print(f"ape-sr: error: {error}", file=sys.stderr)

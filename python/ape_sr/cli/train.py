@@ -26,7 +26,6 @@ def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
         "train",
-        help="train a network, plain or with exits",
         description="Train a network. Without --plain all exits are trained together with the regressor, as in the "
         "paper; start such a run from a plain network with --init. If a run was interrupted, give the same command "
         "again: it goes on. Under torchrun the processes share every batch.",

@@ -1,61 +1,80 @@
-"""`ape-sr upscale`: upscale one image or a folder of images."""
+"""`ape-sr upscale`: upscale images and folders of images."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
-from collections import Counter
-from dataclasses import dataclass
+import warnings
+from collections.abc import Generator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
-from tqdm import tqdm
-
-from ape_sr.cli.arguments import Commands, fidelity, fraction, non_negative_float
-from ape_sr.cli.network import add_network_arguments, open_network, weights_path
-from ape_sr.data.images import SUFFIXES, check_output_suffix, list_images, read_image, read_note, write_image
-from ape_sr.distributed import ranks_from_environment
+from ape_sr.cli.arguments import Commands, fidelity, fraction, non_negative_float, positive_float, positive_int
+from ape_sr.cli.network import DEFAULT_SCALE, add_network_arguments, open_network, weights_path
 from ape_sr.errors import UserError
-from ape_sr.files import remove_leftovers
-from ape_sr.fits import digest_of
-from ape_sr.upscaler import Upscaler
+from ape_sr.folder.sizes import Size, scale_that_suffices
+from ape_sr.pictures.formats import BY_NAME, FOLDER_FORMATS, SUFFIXES
+from ape_sr.process import silence
+from ape_sr.weights import shipped_names, shipped_weights
 
+if TYPE_CHECKING:
+    from ape_sr.folder.jobs import Job
+    from ape_sr.folder.work import Work
+    from ape_sr.upscaler import Upscaler
 
-@dataclass(frozen=True)
-class Job:
-    """One image: where it is read, and where the picture and its exit map go."""
+MAX_PIXELS = 180_000_000
 
-    source: Path
-    picture: Path
-    exits: Path
+DESCRIPTION = """
+Upscale images, or folders of images. With weights that carry a fit (ape-sr fit), each part of an image takes as few
+layers as --fidelity or --budget allow; without a fit all of them. --threshold and --min-gain-db are the paper's way
+instead: patches leave where more layers are predicted to bring little.
+
+Results keep colour profile, EXIF data, grey, 16 bits per channel (PNG, TIFF), transparency and all frames of animations
+and pages, where their format can hold them. Transparency is enlarged by the network too; JPEG and BMP have it laid on
+white.
+
+Results carry a note of what they were made from: they are never taken for inputs, and if a run was interrupted, give
+the same command again and it goes on where it stopped. Under torchrun the processes share the images.
+"""
 
 
 def add_parser(commands: Commands) -> None:
     """Register the subcommand."""
     parser = commands.add_parser(
         "upscale",
-        help="upscale an image or a folder of images",
-        description="Upscale an image or a folder of images. With weights that carry a fit (ape-sr fit), each part "
-        "of an image takes as few layers as --fidelity or --budget allow; without a fit all of them. --threshold and "
-        "--min-gain-db are the paper's way instead: patches leave where more layers are predicted to bring little. If a folder was interrupted, give the same command again: it "
-        "goes on where it stopped. Under torchrun the processes share the images of a folder.",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        conflict_handler="resolve",  # -s is another here than in the other subcommands
     )
     parser.set_defaults(run=run)
     formats = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
     parser.add_argument(
-        "-i",
-        "--input",
+        "inputs",
+        metavar="INPUT",
         type=Path,
-        required=True,
-        help=f"image ({formats}), or folder of images; folders inside it are left out",
+        nargs="*",
+        help=f"image ({formats}; avif where Pillow reads it, heif and heic with pillow-heif), or folder of images",
     )
+    parser.add_argument("-i", "--input", type=Path, action="append", default=[], help="the same")
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
-        required=True,
-        help="file to write, or folder (made if needed), where the pictures are called NAME_xSCALE.png",
+        help="file to write, or folder (made if needed), where the pictures are called NAME_xSCALE.png; without it "
+        "they stand beside the inputs",
+    )
+    parser.add_argument("-r", "--recursive", action="store_true", help="take sub folders of folders too")
+    parser.add_argument(
+        "--format",
+        choices=FOLDER_FORMATS,
+        help="format of pictures that are written to a folder (png, of files with several pages tif)",
+    )
+    parser.add_argument("--quality", type=positive_int, help="of jpg, webp and avif, from 1 to 100 (95)")
+    parser.add_argument("--first-frame", action="store_true", help="of animations and pages take the first alone")
+    parser.add_argument(
+        "--max-pixels", type=positive_int, default=MAX_PIXELS, help="refuse images of more pixels (%(default)s)"
     )
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument(
@@ -71,105 +90,216 @@ def add_parser(commands: Commands) -> None:
         "--exit-map", action="store_true", help="also write a picture of how deep each part ran, brighter for more work"
     )
     add_network_arguments(parser)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "-s",
+        "--scale",
+        type=positive_float,
+        help=f"factor of the sides, such as 2.5 (of the weights if given, else {DEFAULT_SCALE}); the smallest network "
+        "that suffices is taken, or the given one, and its picture resized by Lanczos",
+    )
+    size.add_argument("--width", type=positive_int, help="the same as width of the results in pixels")
+    size.add_argument("--height", type=positive_int, help="the same as their height")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Upscale. An image of a folder that fails is reported, and the others are done."""
-    if not args.input.exists():
-        raise UserError(f"input: no such file or folder: {args.input}")
-    upscaler = open_network(
-        args,
-        threshold=args.threshold,
-        min_gain_db=args.min_gain_db,
-        fidelity=args.fidelity,
-        budget=args.budget,
-    )
+    """Upscale. An image that fails is reported, and the others are done."""
+    from PIL import Image
+
+    given = [*args.inputs, *args.input]
+    _check(args, given)
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # --max-pixels instead
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # of damaged EXIF data
+            _run(args, given)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _run(args: argparse.Namespace, given: list[Path]) -> None:
+    from ape_sr.distributed import ranks_from_environment
+    from ape_sr.files import remove_leftovers
+    from ape_sr.folder.inputs import find_inputs
+    from ape_sr.folder.jobs import plan
+    from ape_sr.folder.work import Options, Work
+
+    inputs = find_inputs(given, args.recursive)
+    networks = Networks(args)
+    label = networks.size.label(networks.default.scale)
+    jobs = plan(given, inputs, args.output, label, args.format, args.first_frame)
     ranks = ranks_from_environment()
-    folder = args.input.is_dir()
-    jobs = plan(args.input, args.output, upscaler.scale)
-    settings = describe(upscaler, weights_path(args)) if folder else None
     jobs = jobs[ranks.rank :: ranks.world]
-    if jobs:
-        _create(jobs[0].picture.parent)
-    failures = 0
-    for job in tqdm(jobs, unit="image", disable=None if folder and ranks.leads else True):
-        if not folder:
-            print(f"{job.source.name}: upscaling x{upscaler.scale} ...", file=sys.stderr)
-        try:
-            line = upscale(upscaler, job, args.exit_map, settings)
-        except UserError as error:
-            if not folder:
-                raise
-            failures += 1
-            tqdm.write(f"ape-sr: error: {error}", file=sys.stderr)
-        else:
-            tqdm.write(line)
-            if not folder:
-                print("written:", *([job.picture, job.exits] if args.exit_map else [job.picture]))
+    alone = len(given) == 1 and not given[0].is_dir()
+    if alone and jobs and jobs[0].fault is not None:
+        raise UserError(jobs[0].fault)
+    for folder in {job.picture.parent for job in jobs}:
+        _create(folder)
+    remove_leftovers(target for job in jobs for target in (job.picture, job.exits))
+    options = Options(
+        networks.size,
+        networks.settings() | {"quality": args.quality, "first_frame": args.first_frame},
+        exit_map=args.exit_map,
+        first_frame=args.first_frame,
+        quality=args.quality,
+        max_pixels=args.max_pixels,
+        resume=not alone,
+    )
+    announce = (lambda job: _say(f"{job.source.name}: upscaling {label} ...", sys.stderr)) if alone else None
+    work = Work(options, networks, announce)
+    for fault in inputs.faults:
+        _say(f"ape-sr: error: {fault}", sys.stderr)
+    failures = inputs.faults + _run_jobs(work, jobs, alone, ranks.leads)
+    if inputs.passed and ranks.leads:
+        _say(f"passed over: {inputs.describe_passed()}", sys.stderr)
     if failures:
-        raise UserError(f"{failures} of {len(jobs)} images could not be upscaled")
+        raise UserError(f"{len(failures)} of {len(jobs) + len(inputs.faults)} images could not be upscaled")
 
 
-def describe(upscaler: Upscaler, weights: Path) -> dict[str, object]:
-    """All that a picture depends on but the image itself."""
-    network = upscaler.network
-    return {
-        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "context": network.context,
-        "fidelity": network.fidelity,
-        "fit": None if network.fit is None else digest_of(network.fit),
-        "threshold": network.threshold,
-        "budget": network.budget,
-        "backend": upscaler.backend,
-        "dtype": str(network.dtype),
-    }
+def _run_jobs(work: Work, jobs: list[Job], alone: bool, leads: bool) -> list[str]:
+    """Run them all; the lines of those that failed. An image alone that fails ends the command with its line."""
+    from time import perf_counter
+
+    from tqdm import tqdm
+
+    from ape_sr.pipeline import run_stages
+
+    failures: list[str] = []
+    started = perf_counter()
+    with closing(run_stages(jobs, work.stages())) as results:
+        for done in tqdm(results, total=len(jobs), unit="image", disable=None if leads and not alone else True):
+            if done.error is not None:
+                if alone:
+                    raise done.error
+                failures.append(str(done.error))
+                _say(f"ape-sr: error: {done.error}", sys.stderr)
+                continue
+            _say(done.line, sys.stdout)
+            if alone:
+                written = [done.job.picture, done.job.exits] if work.options.exit_map else [done.job.picture]
+                _say(" ".join(["written:", *map(str, written)]), sys.stdout)
+    if not alone:
+        parts = work.seconds
+        _say(
+            f"{len(jobs) - len(failures)} images in {perf_counter() - started:.2f} s; of the parts beside each other: "
+            f"reading {parts.read:.2f} s, network {parts.network:.2f} s, writing {parts.write:.2f} s",
+            sys.stderr,
+        )
+    return failures
 
 
-def plan(source: Path, output: Path, scale: int) -> list[Job]:
-    """What is read and written; UserError if a result would overwrite another or an input."""
-    if source.is_dir():
-        if output.is_file() or (output.suffix.lower() in SUFFIXES and not output.is_dir()):
-            raise UserError(f"output: expected a folder, as the input is one, got {output}")
-        jobs = [_job_in_folder(path, output, scale) for path in list_images(source)]
-    elif output.is_dir() or (not output.suffix and not output.exists()):
-        jobs = [_job_in_folder(source, output, scale)]
-    else:
-        check_output_suffix(output)
-        jobs = [Job(source, output, output.with_name(f"{output.stem}_exits.png"))]
-    targets = Counter(path.resolve() for job in jobs for path in (job.picture, job.exits))
-    sources = {job.source.resolve() for job in jobs}
-    for job in jobs:
-        if targets[job.picture.resolve()] > 1:
-            same = ", ".join(other.source.name for other in jobs if other.picture == job.picture)
-            raise UserError(f"input: {same} would all be written to {job.picture}; rename them or move them apart")
-        for target in (job.picture, job.exits):
-            if target.resolve() in sources:
-                raise UserError(f"output: {target} is an input and would be overwritten; choose another folder or name")
-    return jobs
+class Networks:
+    """The networks of a run: the one of the arguments, or of each scale that an image needs, opened when it does.
 
-
-def upscale(upscaler: Upscaler, job: Job, exit_map: bool, settings: dict[str, object] | None = None) -> str:
-    """Do one job; returns the line that reports it.
-
-    settings: for a folder, what `describe` says. The result then carries them and the identity of its source. A result
-    that is there with the same ones is left alone.
+    size: what the arguments say about the size of results.
     """
-    note = None
-    if settings is not None:
-        source = job.source.stat()
-        identity = {"source": job.source.name, "bytes": source.st_size, "modified": source.st_mtime_ns}
-        note = json.dumps(settings | identity)
-        for target in (job.picture, job.exits):
-            remove_leftovers(target)
-        if read_note(job.picture) == note and (job.exits.is_file() or not exit_map):
-            return f"{job.source.name}: done already"
-    image = read_image(job.source)
-    picture, report = upscaler.upscale(image, return_report=True)
-    if exit_map:
-        write_image(job.exits, upscaler.exit_map(picture, report))
-    write_image(job.picture, picture, note)
-    sizes = " -> ".join(f"{side.shape[1]}x{side.shape[0]}" for side in (image, picture))
-    return f"{job.source.name}: {sizes}, {report}"
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.size = Size(args.scale, args.width, args.height)
+        self._args = args
+        self._scales = [int(name.rpartition("-x")[2]) for name in shipped_names()]
+        self._opened: dict[int | None, Upscaler] = {}
+        if args.weights is not None:
+            scale = None
+        elif self.size.factor is not None:
+            scale = self._suffices(self.size.factor, "scale")
+        else:  # also for a width or height, so that what is wrong with other arguments is said now
+            scale = DEFAULT_SCALE
+        self.default = self._open(scale)
+
+    def __call__(self, factor: float | None, name: str) -> Upscaler:
+        """The network for results `factor` times as large. UserError, which names the image, if there is none."""
+        if self._args.weights is not None or factor is None:
+            return self.default
+        return self._open(self._suffices(factor, name))
+
+    def settings(self) -> dict[str, object]:
+        """All that a result depends on but the image itself and its format."""
+        from ape_sr.fits import digest_of
+
+        args = self._args
+        several = args.weights is None and (self.size.width or self.size.height)
+        files = (
+            map(shipped_weights, self._scales) if several else [weights_path(self._network_args(self.default.scale))]
+        )
+        network = self.default.network
+        return {
+            "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
+            "size": self.size.label(self.default.scale),
+            "context": network.context,
+            "fidelity": network.fidelity,
+            "fit": None if network.fit is None else digest_of(network.fit),
+            "threshold": network.threshold,
+            "budget": network.budget,
+            "backend": self.default.backend,
+            "dtype": str(network.dtype),
+        }
+
+    def _suffices(self, factor: float, name: str) -> int:
+        return scale_that_suffices(factor, self._scales, name)
+
+    def _open(self, scale: int | None) -> Upscaler:
+        if scale not in self._opened:
+            with _one_torch_thread():
+                self._opened[scale] = self._load(scale)
+        return self._opened[scale]
+
+    def _load(self, scale: int | None) -> Upscaler:
+        args, factor = self._args, self.size.factor
+        policy = {name: getattr(args, name) for name in ("threshold", "min_gain_db", "fidelity", "budget")}
+        try:
+            return open_network(self._network_args(scale), **policy)
+        except UserError:  # a file of VDSR does not say its scale
+            if args.weights is None or factor is None or factor != int(factor):
+                raise
+            try:
+                return open_network(argparse.Namespace(**vars(args) | {"scale": int(factor)}), **policy)
+            except UserError:
+                pass
+            raise
+
+    def _network_args(self, scale: int | None) -> argparse.Namespace:
+        """The arguments with the scale of the network, where weights are chosen by it."""
+        return argparse.Namespace(**vars(self._args) | {"scale": None if self._args.weights else scale})
+
+
+@contextmanager
+def _one_torch_thread() -> Generator[None, None, None]:
+    """For small operations: threads of PyTorch wait in loops, which takes longer than the work if cores are shared."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _check(args: argparse.Namespace, given: list[Path]) -> None:
+    if not given:
+        raise UserError("input: expected an image or a folder of images, got none")
+    for path in given:
+        if not path.exists():
+            raise UserError(f"input: no such file or folder: {path}")
+    if args.quality is not None:
+        if args.quality > 100:
+            raise UserError(f"quality: expected a number from 1 to 100, got {args.quality}")
+        suffix = "" if args.output is None else args.output.suffix.lower()
+        lossy = {suffix for form in BY_NAME.values() if form.quality for suffix in form.suffixes}
+        if suffix not in lossy and not (args.format is not None and BY_NAME[args.format].quality):
+            raise UserError("quality: expected with --format jpg or webp, or an output file of such a format")
+
+
+def _say(line: str, stream: TextIO) -> None:
+    """Print a line above the bar, now; whether or not anybody reads it, the work goes on."""
+    from tqdm import tqdm
+
+    try:
+        tqdm.write(line, file=stream)
+        stream.flush()
+    except BrokenPipeError:
+        silence(stream)
 
 
 def _create(folder: Path) -> None:
@@ -177,8 +307,3 @@ def _create(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output: {folder} cannot be created: {error.strerror}") from None
-
-
-def _job_in_folder(source: Path, folder: Path, scale: int) -> Job:
-    name = f"{source.stem}_x{scale}"
-    return Job(source, folder / f"{name}.png", folder / f"{name}_exits.png")

@@ -1,99 +1,49 @@
-"""Reading and writing image files, with one clear line for every fault."""
+"""Pictures for training and evaluation: RGB of 8 bits, as arrays and as tensors."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ape_sr.errors import UserError
-from ape_sr.files import atomic_path
+from ape_sr.pictures.colour import to_8_bits
+from ape_sr.pictures.formats import SUFFIXES
+from ape_sr.pictures.frames import Frame
+from ape_sr.pictures.read import image_size, read_file
+from ape_sr.pictures.write import write_picture
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-
-NOTE = "ape-sr"  # key of the text in a PNG
+__all__ = ["image_size", "list_images", "read_image", "to_image", "to_tensor", "write_image"]
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files directly in `folder`, sorted by name; UserError if it is no folder or holds none."""
+    """Image files directly in `folder`, sorted by name; UserError if it is no folder or holds none.
+
+    Folders and hidden files are left out, whatever their names end in.
+    """
     if not folder.is_dir():
         raise UserError(f"folder: expected an existing folder, got {folder}")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    names = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    paths = sorted(path for path in names if not path.is_dir())
     if not paths:
         raise UserError(f"folder: expected images ({', '.join(SUFFIXES)}) in {folder}, found none")
     return paths
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read any image file as uint8 RGB ``[H, W, 3]`` (grey and palette expanded, alpha dropped, turned upright)."""
-    with _opened(path) as image:
-        return to_rgb(image, str(path))
-
-
-def to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    """A PIL image as uint8 RGB ``[H, W, 3]``, as `read_image` does. UserError for more than 8 bits per channel."""
-    if image.mode.startswith(("I", "F")):
-        raise UserError(f"{name}: expected 8 bits per channel, got mode {image.mode}")
-    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Sides in pixels as the file's header has them, not decoded."""
-    with _opened(path) as image:
-        return image.size
-
-
-@contextmanager
-def _opened(path: Path) -> Generator[Image.Image, None, None]:
-    """The opened image; UserError for whatever is wrong with it, also while it is read."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{path}: not an image file that can be read") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as an image: {error}") from None
+    """Read an image file as uint8 RGB ``[H, W, 3]``: the first frame, grey expanded, alpha dropped, turned upright."""
+    (frame,) = read_file(path, first_frame=True).frames
+    pixels = to_8_bits(frame.pixels) if frame.pixels.itemsize == 2 else frame.pixels
+    if pixels.shape[2] < 3:
+        return np.repeat(pixels[..., :1], 3, axis=2)
+    return np.ascontiguousarray(pixels[..., :3])
 
 
 def write_image(path: Path, image: np.ndarray, note: str | None = None) -> None:
-    """Write uint8 ``[H, W, 3]``; the file appears whole or not at all. note: kept in a PNG, see `read_note`."""
-    with atomic_path(path) as temporary:
-        try:
-            # quality: of JPEG and WebP; PNG, BMP and TIFF have none
-            image_format = Image.registered_extensions()[path.suffix.lower()]
-            options = {}
-            if note is not None:
-                options["pnginfo"] = PngInfo()
-                options["pnginfo"].add_text(NOTE, note)
-            Image.fromarray(image).save(temporary, format=image_format, quality=95, **options)
-        except (OSError, ValueError) as error:  # ValueError: larger than the format allows
-            raise UserError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
-
-
-def read_note(path: Path) -> str | None:
-    """The note that `write_image` left in a PNG; None without one or without a readable picture."""
-    try:
-        with Image.open(path) as image:
-            return image.info.get(NOTE)
-    except (OSError, ValueError, SyntaxError):
-        return None
-
-
-def check_output_suffix(path: Path) -> None:
-    """UserError unless `path` names an image format that can be written."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(
-            f"output: expected a file name ending in {', '.join(SUFFIXES)}, got {path.name or os.fspath(path)}"
-        )
+    """Write uint8 ``[H, W, 3]``; the file appears whole or not at all. note: see `ape_sr.pictures.read.read_note`."""
+    write_picture(path, [Frame(image)], note=note)
 
 
 def to_tensor(image: np.ndarray, rgb_range: float = 1.0) -> Tensor:
