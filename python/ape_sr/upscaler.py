@@ -294,6 +294,7 @@ def _joined(reports: Sequence[ape_kernels.Report]) -> dict[str, Any]:
         "capacity": torch.cat(capacities, along),
         "patches_per_exit": torch.stack([report.patches_per_exit for report in reports]).sum(0),
         **{name: sum(getattr(report, name) for report in reports) for name in COUNTS},
+        "cell": reports[0].cell,
         "plan": reports[0].plan if len(reports) == 1 else None,
     }
 

@@ -38,9 +38,9 @@ def add_parser(commands: Commands) -> None:
         "evaluate",
         description="Measure quality against computation on a folder of pairs <name>_HR and <name>_LR, or of HR images "
         "alone. Their LR versions are then made by bicubic downscaling. Prints means over the images: for bicubic, for "
-        "the network on whole images ('plain'), and for every fidelity, budget and threshold; without any of these, for "
-        "what the weights' fit says, or full depth. FLOPs are shares of full depth, counted on what runs; in the column "
-        "'uncollapsed' they are counted with the tail as the network has it.",
+        "the network on whole images ('plain'), and for every fidelity, budget and threshold; without any of these "
+        "for what the weights' fit says, or full depth. FLOPs are shares of full depth, counted on what runs; in the "
+        "column 'uncollapsed' they are counted with the tail as the network has it.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("-i", "--input", type=existing_folder, required=True, help="folder of images")
