@@ -9,67 +9,65 @@
 namespace ape::cpu {
 namespace {
 
-// Down first, one line of the image's pixels, then across: for each of the `scale` phases of a row of the picture, four
-// weights that are the same for all its pixels. Pixels whose taps would leave the image are repeated in `line`.
+// Down first, one line of the image's pixels, then across: the `scale` pixels of the picture that lie on one of the
+// image's are sums of the five pixels around it, with weights that are the same everywhere. So a vector holds the sums
+// of neighbouring pixels of the picture. Pixels beyond the image are as at its edge.
 class Lines {
  public:
   Lines(const Planes<const float>& image, int height, int width, int scale, const Area& area)
       : image_(image),
         width_(width),
         scale_(scale),
-        first_((area.x / scale) - 2),
-        count_((area.right() - 1) / scale + 3 - first_),
+        first_(area.x / scale - 2),
+        count_(area.width / scale + 4),
         rows_(height, scale, area.y, area.bottom()),
-        phases_(1 << 20, scale, scale << 1, scale * 3),
-        line_(count_),
-        wide_(int64_t(count_) * scale) {}
+        weight_(kTaps * scale, 0.0f),
+        line_(count_) {
+    const CubicTaps middle(kTaps, scale, 2 * scale, 3 * scale);  // of the pixel that has two to either side
+    for (int p = 0; p < scale; p++)
+      for (int t = 0; t < 4; t++) weight_[middle.index[p * 4 + t] * scale + p] += middle.weight[p * 4 + t];
+  }
 
-  // Pixels area.x to area.right() of the picture's row area.y + y of a plane.
-  void row(int plane, int y, const Area& area, float* out) {
+  // Row `y` of the area, of one plane.
+  void row(int plane, int y, float* out) {
     const float* const weight = rows_.weight.data() + y * 4;
     const float* from[4];
-    for (int t = 0; t < 4; t++) from[t] = image_.at(plane, rows_.index[y * 4 + t], 0);
+    for (int t = 0; t < 4; t++) from[t] = image_.at(plane, rows_.index[y * 4 + t], first_);
     const int begin = std::max(0, -first_), end = std::min(count_, width_ - first_);
     for (int x = begin; x < end; x++)
-      line_[x] = weight[0] * from[0][first_ + x] + weight[1] * from[1][first_ + x] + weight[2] * from[2][first_ + x] +
-                 weight[3] * from[3][first_ + x];
+      line_[x] = weight[0] * from[0][x] + weight[1] * from[1][x] + weight[2] * from[2][x] + weight[3] * from[3][x];
     std::fill(line_.begin(), line_.begin() + begin, line_[begin]);
     std::fill(line_.begin() + end, line_.end(), line_[end - 1]);
     switch (scale_) {
       case 2:
-        across<2>();
-        break;
+        return across<2>(out);
       case 3:
-        across<3>();
-        break;
+        return across<3>(out);
       case 4:
-        across<4>();
-        break;
+        return across<4>(out);
       default:
-        across<0>();
+        return across<0>(out);
     }
-    std::copy_n(wide_.data() + (area.x - (first_ + 2) * scale_), area.width, out);
   }
 
  private:
-  // wide_[x * s + p], of the pixels from first_ + 2 on.
+  static constexpr int kTaps = 5;
+
   template <int SCALE>
-  void across() {
+  void across(float* out) const {
     const int s = SCALE ? SCALE : scale_;
-    const float* const line = line_.data();
-    float* const wide = wide_.data();
-    for (int p = 0; p < s; p++) {
-      const float* const w = phases_.weight.data() + p * 4;
-      const float* const from = line + phases_.index[p * 4];
-      for (int x = 0; x < count_ - 4; x++)
-        wide[x * s + p] = w[0] * from[x] + w[1] * from[x + 1] + w[2] * from[x + 2] + w[3] * from[x + 3];
-    }
+    const float* const weight = weight_.data();
+    for (const float* from = line_.data(); from + kTaps <= line_.data() + count_; from++, out += s)
+      for (int p = 0; p < s; p++)
+        out[p] = weight[p] * from[0] + weight[s + p] * from[1] + weight[2 * s + p] * from[2] +
+                 weight[3 * s + p] * from[3] + weight[4 * s + p] * from[4];
   }
 
   const Planes<const float>& image_;
   const int width_, scale_, first_, count_;
-  const CubicTaps rows_, phases_;
-  std::vector<float> line_, wide_;
+  const CubicTaps rows_;
+  std::vector<float> weight_;  // [kTaps][scale]
+  std::vector<float> line_;
 };
 
 void add_tones(const Tones& tones, const Area& area, const Planes<float>& picture) {
@@ -110,7 +108,7 @@ void interpolate(const Planes<const float>& image, int channels, int height, int
   if (area.empty()) return;
   Lines lines(image, height, width, scale, area);
   for (int plane = 0; plane < channels; plane++)
-    for (int y = 0; y < area.height; y++) lines.row(plane, y, area, picture.at(plane, area.y + y, area.x));
+    for (int y = 0; y < area.height; y++) lines.row(plane, y, picture.at(plane, area.y + y, area.x));
   if (tones.shift != nullptr) add_tones(tones, area, picture);
 }
 
