@@ -111,7 +111,8 @@ class APEForward(nn.Module):
         self.backend, self.dtype = backend, dtype
         self._programs = programs
         self._not_shared = why_not_shared(program)  # of a network's layers, which stay when its weights change
-        _own_threshold(program)  # raises for one that is none
+        if policy.threshold is None:
+            _own_threshold(program)  # raises for one that is none
         self._context: Context | None = None
         self._policy = self._checked(policy, context)
         self._context = context
@@ -122,21 +123,21 @@ class APEForward(nn.Module):
     def threshold(self) -> float:
         """Incremental capacity below which a patch leaves.
 
-        May be set between calls, which ends a fidelity or budget.
+        May be set between calls, which ends a fidelity or budget; None for the model's own and images as the fit says.
         """
         given = self._policy.threshold
         return _own_threshold(self.program) if given is None else given
 
     @threshold.setter
-    def threshold(self, value: float) -> None:
+    def threshold(self, value: float | None) -> None:
         self._set_policy(Policy.of(value, None, "auto", None))
 
     @property
     def fidelity(self) -> float | None:
         """PSNR in dB to full depth that is asked of each cell of an image.
 
-        None for full depth, and with a threshold or a budget. May be set between calls, which ends a threshold or budget: 20 to 80, "auto" for the fit's own, None for full
-        depth.
+        None for full depth, and with a threshold or a budget. May be set between calls, which ends a threshold or
+        budget: 20 to 80, "auto" for the fit's own, None for full depth.
         """
         if self._policy.fidelity != "auto":
             return self._policy.fidelity
@@ -203,6 +204,11 @@ class APEForward(nn.Module):
     def packed(self) -> Packed:
         """The program of the model as it is now, packed for the backend that runs patches."""
         return self._programs.get(self._wish("patch"))
+
+    @property
+    def packed_for_images(self) -> Packed:
+        """The program of the model as it is now, packed for the backend that runs images as the settings say."""
+        return self._programs.get(self._wish(self.context))
 
     def _wish(self, context: Context) -> Wish:
         if context == "model":
@@ -362,7 +368,7 @@ class APEForward(nn.Module):
     def _pack_ahead(self) -> None:
         """Pack now, for calls that are traced; what cannot run yet (another device?) is said when it is called."""
         with contextlib.suppress(BackendUnavailable):
-            self._programs.get(self._wish(self.context))
+            _ = self.packed_for_images
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # reached when a parent module loads: the wrapped model's keys lack our own level

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ape_kernels.backends import get_backend
-from ape_kernels.backends.protocol import STATISTICS, Depths, Exits, PatchResults, Picture
+from ape_kernels.backends import choose_for_patches, get_backend
+from ape_kernels.backends.protocol import STATISTICS, Depths, Exits, FitTensors, PatchResults, Picture
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.table import PackedProgram
 
@@ -146,6 +146,7 @@ def statistics(image: Tensor, cell: int, value_range: float, backend: str) -> Te
     mean fourth power of each; log of the root mean square of the Laplacians of red and blue less green; the mean luma.
     A cell is filtered with the pixels around it, those around the image being as at its border. Mean squares count as
     at least 1e-8. Of images without three channels the luma is the mean of the channels, and there are no colours.
+    backend: the one that computes, if it can; else the first that can.
 
     Raises ValueError for a tensor of another dtype or shape.
     """
@@ -153,7 +154,32 @@ def statistics(image: Tensor, cell: int, value_range: float, backend: str) -> Te
         raise ValueError(f"image: expected float32 [B, C, H, W], got {image.dtype} {list(image.shape)}")
     if cell < 1:
         raise ValueError(f"cell: expected at least 1 pixel, got {cell}")
-    return _call(backend, "statistics", image.contiguous(), cell, value_range)
+    name = choose_for_patches(backend, image.device, image.dtype)  # here: what is traced cannot choose
+    return _call(name, "statistics", image.contiguous(), cell, value_range)
+
+
+def predict(statistics: Tensor, fit: list[Tensor], parts: int, backend: str) -> tuple[Tensor, Tensor]:
+    """What is expected of the candidates for each cell: fidelity and level, as in `Predictions`.
+
+    statistics: float32 ``[B, R, K, 11]``, as `statistics` gives them. fit: as in `FitTensors`, on the same device.
+    parts: cells along each side of those squares over which the kind of a cell is averaged. Every value is computed by
+    itself in a fixed order: it depends on neither batch nor threads.
+    """
+    if statistics.ndim != 4 or statistics.dtype != torch.float32 or statistics.shape[3] != STATISTICS:
+        got = f"{statistics.dtype} {list(statistics.shape)}"
+        raise ValueError(f"statistics: expected float32 [B, R, K, {STATISTICS}], got {got}")
+    tensors = FitTensors(*(tensor.contiguous() for tensor in fit))
+    for name, tensor in tensors._asdict().items():
+        if tensor.dtype != torch.float32 or tensor.device != statistics.device:
+            raise ValueError(f"{name}: expected float32 on {statistics.device}, got {tensor.dtype} on {tensor.device}")
+    name = choose_for_patches(backend, statistics.device, statistics.dtype)
+    return _call(name, "predict", statistics.contiguous(), tensors, parts)
+
+
+def _fake_predict(statistics: Tensor, fit: list[Tensor], parts: int, backend: str) -> tuple[Tensor, Tensor]:
+    batch, rows, columns, _ = statistics.shape
+    shape = (batch, rows, columns, FitTensors(*fit).needed.shape[1])
+    return statistics.new_empty(shape), statistics.new_empty(shape)
 
 
 def _fake_run_patches(patches: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -221,3 +247,4 @@ register("run_stage", run_stage, _fake_run_stage)
 register("split", split, _fake_split)
 register("merge", merge, _fake_merge)
 register("statistics", statistics, _fake_statistics)
+register("predict", predict, _fake_predict)

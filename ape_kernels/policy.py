@@ -35,8 +35,8 @@ class Policy:
     @classmethod
     def of(cls, threshold: float | None, min_gain_db: float | None, fidelity: Fidelity, budget: float | None) -> Policy:
         """Of arguments as `APEForward` takes them. Raises ValueError for more than one, and for one out of range."""
-        given = dict(threshold=threshold, min_gain_db=min_gain_db, budget=budget)
-        given = {name: value for name, value in given.items() if value is not None}
+        numbers = dict(threshold=threshold, min_gain_db=min_gain_db, budget=budget)
+        given: dict[str, object] = {name: value for name, value in numbers.items() if value is not None}
         if fidelity != "auto":
             given["fidelity"] = fidelity
         if len(given) > 1:

@@ -24,6 +24,7 @@ class Report:
     patches_per_exit: int64 ``[stages]`` on the CPU. interpolated: the cells that are in no exit.
     flops, flops_full: FLOPs of the whole network, as run and at full depth.
     body_flops, body_flops_full: the same for its stages alone.
+    cell: sides of the cells in pixels of the image, the last ones cut off by its edge; None for a grid of patches.
     plan: what was planned, with the fidelity predicted for each cell and for the picture; None without a plan.
     """
 
@@ -35,7 +36,8 @@ class Report:
     flops_full: int
     body_flops: int
     body_flops_full: int
-    plan: Plan | None = None
+    cell: int | None
+    plan: Plan | None
 
     @property
     def mean_exit(self) -> float:
@@ -81,6 +83,8 @@ def make_report(program: PatchProgram, exit_index: Tensor, capacity: Tensor, pix
         total * pixels * whole[-1],
         done(body),
         total * pixels * body[-1],
+        None,
+        None,
     )
 
 
@@ -110,5 +114,6 @@ def make_cell_report(program: PatchProgram, depths: Depths, image: Tensor, plan:
         pixels * whole[-1] // program.fold**2,
         done(body),
         pixels * body[-1] // program.fold**2,
+        cell,
         plan,
     )

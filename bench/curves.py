@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ape_kernels import APEForward, PatchGrid
-from ape_kernels.policy import Budget, exit_boundary
+from ape_kernels.policy import exit_boundary
 from ape_kernels.run import merge, split
 from ape_sr.checkpoint import load_model
 from ape_sr.data.images import to_image, to_tensor
@@ -29,7 +29,7 @@ from ape_sr.flops import uncollapsed_flops
 from ape_sr.metrics import LUMA, psnr_y
 
 LOSS = 0.02  # dB of PSNR; a rule may lose this much when its saving is measured
-STYLES = {"oracle": "k-", "look-ahead": "C0-", "paper": "C3-", "budget": "C2--", "uniform": "C7o:"}
+STYLES = {"oracle": "k-", "look-ahead": "C0-", "paper": "C3-", "uniform": "C7o:"}
 
 
 @dataclass
@@ -96,25 +96,6 @@ def uniform(picture: Recorded, exit_index: float) -> np.ndarray:
 def thresholded(weight: np.ndarray, bias: float) -> Rule:
     """Leave where the regressor's prediction reaches 1 - threshold."""
     return lambda picture, threshold: first(np.tanh(picture.pooled @ weight + bias) >= exit_boundary(threshold))
-
-
-def budgeted(weight: np.ndarray, bias: float, stage_flops: list[int]) -> Rule:
-    """A share of the body's FLOPs per picture, spent as `ape_kernels.policy.Budget` does."""
-
-    def rule(picture: Recorded, share: float) -> np.ndarray:
-        gains = 1 - np.tanh(picture.pooled @ weight + bias)
-        budget = Budget(share, len(gains), stage_flops)
-        budget.left -= len(gains) * stage_flops[0]
-        exits = np.zeros(len(gains), dtype=np.int64)
-        waiting = {patch: (1, gain) for patch, gain in enumerate(gains[:, 0].tolist())}
-        while chosen := budget.choose(waiting):
-            for patch in chosen:
-                exits[patch] = stage = waiting.pop(patch)[0]
-                if stage + 1 < len(stage_flops):
-                    waiting[patch] = (stage + 1, float(gains[patch, stage]))
-        return exits
-
-    return rule
 
 
 @dataclass
@@ -191,9 +172,6 @@ def measure(network: APEForward, folder: Path, regressors: dict[str, tuple[np.nd
     for name, (weight, bias) in regressors.items():
         gains = np.concatenate([1 - np.tanh(p.pooled[:, :-1] @ weight + bias).ravel() for p in pictures])
         curves[name] = trace(pictures, thresholded(weight, bias), levels(pictures, gains, points), costs)
-    weight, bias = regressors["look-ahead"]
-    shares = np.linspace(1 / len(stages), 1, points)
-    curves["budget"] = trace(pictures, budgeted(weight, bias, program.stage_flops), shares, costs)
     return curves
 
 

@@ -168,7 +168,6 @@ def compile_time(bench: Bench, network: str) -> None:
 
 def search(bench: Bench, network: str) -> None:
     """Tiles and registers of triton's main convolution, which decide how many programs a multiprocessor holds."""
-    from ape_kernels.backends.triton import image as images
     from ape_kernels.backends.triton import launch
     from ape_kernels.backends.triton.config import Config
 
@@ -179,8 +178,8 @@ def search(bench: Bench, network: str) -> None:
         oracle = run_image(picture.image, picture.packed, depths, picture.tones)
     for bm, warps, pipeline, registers, others in SEARCHED:
         config = Config(bm, 64, 64, warps, pipeline, ".ca", True)
-        launch.choose = lambda *_, config=config: config
-        images.MAIN_REGISTERS, launch.ANY_BM = registers, others
+        launch.shipped_for_images = lambda *_, config=config, registers=registers: (config, registers)
+        launch.ANY_BM = others
 
         def run() -> Run:
             check(run_image(picture.image, packed, depths, picture.tones), oracle)

@@ -29,13 +29,11 @@ PICTURES = Path("docs/results")
 SETS = ("Set5", "Urban10")
 SCALES = (4, 2)
 THRESHOLDS = "0 0.06 0.08 0.1 0.12 0.14 0.17 0.2 0.3 1"
-BUDGETS = "0.5 0.7 0.9"
 PRECISION_THRESHOLDS = "0 0.1 0.2"  # some of THRESHOLDS, for bf16
 RULES = {
     "oracle": "oracle: knows every patch's PSNR at every exit",
     "look-ahead": "threshold, look-ahead target (shipped)",
     "paper": "threshold, the paper's target, same backbone",
-    "budget": "budget per image, look-ahead target",
     "uniform": "every patch at the same exit",
 }
 
@@ -75,7 +73,7 @@ def commands(dev: str) -> dict[str, str]:
         sets = {name: f"{dev}/{name}/x{scale}" for name in SETS}
         for name, pictures in sets.items():
             made[f"x{scale}_{name}"] = (
-                f"ape-sr evaluate -s {scale} -i {pictures} --threshold {THRESHOLDS} --budget {BUDGETS} "
+                f"ape-sr evaluate -s {scale} -i {pictures} --threshold {THRESHOLDS} "
                 f"--csv {folder}/{name}.csv --plot {folder}/{name}.png"
             )
             made[f"x{scale}_{name}_bf16"] = (

@@ -11,6 +11,7 @@
 #include "cpu/image.h"
 #include "cpu/isa.h"
 #include "cpu/patches.h"
+#include "cpu/predict.h"
 #include "cpu/statistics.h"
 #include "cpu/worker.h"
 #ifdef APE_WITH_CUDA
@@ -103,6 +104,36 @@ void cpu_statistics(uintptr_t image, uintptr_t out, int64_t batch, int64_t chann
       {pointer<const float>(image), pointer<float>(out), batch, channels, height, width, cell, value_range, threads});
 }
 
+// Shapes of the pointers: cpu/predict.h.
+void cpu_predict(uintptr_t statistics, uintptr_t mean, uintptr_t deviation, uintptr_t low, uintptr_t high,
+                 uintptr_t precision, uintptr_t leverage, uintptr_t quadratic, uintptr_t kinds, uintptr_t needed,
+                 uintptr_t fidelity, uintptr_t level, int64_t batch, int64_t rows, int64_t columns, int candidates,
+                 int kind_count, int levels, int parts, float first, float step, float unlike, int threads) {
+  ape::cpu::predict({pointer<const float>(statistics),
+                     pointer<const float>(mean),
+                     pointer<const float>(deviation),
+                     pointer<const float>(low),
+                     pointer<const float>(high),
+                     pointer<const float>(precision),
+                     pointer<const float>(leverage),
+                     pointer<const float>(quadratic),
+                     pointer<const float>(kinds),
+                     pointer<const float>(needed),
+                     pointer<float>(fidelity),
+                     pointer<float>(level),
+                     batch,
+                     rows,
+                     columns,
+                     candidates,
+                     kind_count,
+                     levels,
+                     parts,
+                     first,
+                     step,
+                     unlike,
+                     threads});
+}
+
 void export_cpu(py::module_& m) {
   def_split<int>(m, "cpu_split", ape::cpu_split, "threads"_a);
   def_merge<int>(m, "cpu_merge", ape::cpu_merge, "threads"_a);
@@ -119,6 +150,10 @@ void export_cpu(py::module_& m) {
         "image_channels"_a, "scale"_a, "tones"_a, "tone_count"_a, "value_range"_a, "threads"_a, Unlocked());
   m.def("cpu_statistics", &cpu_statistics, py::kw_only(), "image"_a, "out"_a, "batch"_a, "channels"_a, "height"_a,
         "width"_a, "cell"_a, "value_range"_a, "threads"_a, Unlocked());
+  m.def("cpu_predict", &cpu_predict, py::kw_only(), "statistics"_a, "mean"_a, "deviation"_a, "low"_a, "high"_a,
+        "precision"_a, "leverage"_a, "quadratic"_a, "kinds"_a, "needed"_a, "fidelity"_a, "level"_a, "batch"_a, "rows"_a,
+        "columns"_a, "candidates"_a, "kind_count"_a, "levels"_a, "parts"_a, "first"_a, "step"_a, "unlike"_a,
+        "threads"_a, Unlocked());
 }
 
 #ifdef APE_WITH_CUDA
@@ -148,12 +183,24 @@ void cuda_run_worker(uintptr_t table, int64_t table_rows, int64_t weight_count, 
   check(ape::cuda::launch_worker(ape::cuda::args_of(request, plan), element, blocks, pointer<CUstream_st>(stream)));
 }
 
+// cuda/image.h has the shapes of the pointers. Throws std::invalid_argument (ValueError) for a malformed table.
+void cuda_run_image(uintptr_t table, int64_t table_rows, uintptr_t weights, int64_t weight_count, int element,
+                    uintptr_t sharing, uintptr_t maps, uintptr_t exit_at, uintptr_t output, int64_t images, int height,
+                    int width, int cell, int cell_rows, int cell_columns, int ring, uintptr_t stream) {
+  check(ape::cuda::launch_images({table, table_rows, weights, weight_count, element, sharing, maps, exit_at, output,
+                                  images, height, width, cell, cell_rows, cell_columns, ring},
+                                 pointer<CUstream_st>(stream)));
+}
+
 void export_cuda(py::module_& m) {
   m.def("cuda_plan", &cuda_plan, py::kw_only(), "table"_a, "table_rows"_a, "weight_count"_a, "element"_a, "stage"_a);
   m.def("cuda_run_worker", &cuda_run_worker, py::kw_only(), "table"_a, "table_rows"_a, "weight_count"_a, "element"_a,
         "stage"_a, "weights"_a, "input"_a, "input_rows"_a, "active"_a, "exit_at"_a, "output"_a, "exit_index"_a,
         "capacity"_a, "leaves"_a, "scratch"_a, "queue"_a, "blocks"_a, "count"_a, "height"_a, "width"_a, "boundary"_a,
         "stream"_a, Unlocked());
+  m.def("cuda_run_image", &cuda_run_image, py::kw_only(), "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a,
+        "element"_a, "sharing"_a, "maps"_a, "exit_at"_a, "output"_a, "images"_a, "height"_a, "width"_a, "cell"_a,
+        "cell_rows"_a, "cell_columns"_a, "ring"_a, "stream"_a, Unlocked());
   def_split<int, uintptr_t>(
       m, "cuda_split",
       [](const ape::SplitArgs& args, int dtype, uintptr_t stream) {

@@ -11,15 +11,20 @@ if os.environ.get("APE_TEST_DEVICE", "cpu") == "cpu":
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the interpreter's products are too small for threads
 os.environ.setdefault("APE_AUTO", "trust")  # only test_verify.py verifies; on a GPU the others would wait for it
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from skimage import data
 from support import DEVICE, ISAS
 
-from ape_kernels import to_program
+from ape_kernels import fit_exits, to_program
 from ape_kernels.backends import ORDER, get_backend
 from ape_kernels.native import core
+from ape_sr.checkpoint import load_model
+from ape_sr.data.degrade import bicubic_downscale
 from ape_sr.models import EDSR
+from ape_sr.weights import shipped_weights
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
     from triton.runtime.interpreter import interpreter_builder
@@ -52,6 +57,16 @@ def backends() -> list[pytest.param]:
 @pytest.fixture(params=backends(), ids=lambda name: f"backend={name}")
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(scope="session")
+def fitted_model() -> EDSR:
+    """The shipped EDSR x2 with a fit to four photographs."""
+    model = load_model(shipped_weights(2), with_fit=False).to(DEVICE)
+    pictures = (data.coffee(), data.astronaut(), data.rocket(), data.chelsea())
+    reduced = (bicubic_downscale(np.ascontiguousarray(picture[:300, :450]), 2) for picture in pictures)
+    fit_exits(model, [torch.from_numpy(picture).permute(2, 0, 1).float() / 255 for picture in reduced])
+    return model
 
 
 @pytest.fixture(params=ISAS, ids=lambda isa: f"isa={isa}")

@@ -12,6 +12,8 @@ from ape_kernels.program import PatchProgram
 from ape_kernels.table import PackedProgram
 
 STATISTICS = 11  # numbers that `Backend.statistics` gives of each cell
+FIRST, STEP, LEVELS = 20.0, 2.5, 25  # fidelities in dB for which `FitTensors.needed` is kept; between them it is linear
+UNLIKE = 1000.0  # dB by which levels fall where nothing fitted resembles a cell: it is the last that a budget lets go
 
 
 class Exits(NamedTuple):
@@ -84,6 +86,38 @@ class Picture(NamedTuple):
     value_range: float
 
 
+class FitTensors(NamedTuple):
+    """What predictions are made from (`ape_kernels.plan.ExitFit`), float32; F statistics, C candidates.
+
+    mean, deviation: ``[F]``, of the statistics fitted. low, high: ``[F]``, their range. precision: ``[F, F]``, inverse
+    of their correlation. leverage: ``[]``, the highest among them: z' precision z, with z the standardised statistics.
+    quadratic: ``[C, F + 1, F + 1]``: with a 1 behind z, z' Q z is the fidelity in dB. kinds: ``[k - 1]``, ascending:
+    what separates the kinds of cells. needed: ``[k, C, LEVELS]``: fidelity in dB from which a candidate serves, by what
+    is asked for; ascending.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    low: Tensor
+    high: Tensor
+    precision: Tensor
+    leverage: Tensor
+    quadratic: Tensor
+    kinds: Tensor
+    needed: Tensor
+
+
+class Predictions(NamedTuple):
+    """Of the cells of images, for all C candidates but full depth: interpolation, then exits 0 to C - 2.
+
+    fidelity: float32 ``[B, R, K, C]``, dB, as expected. level: float32 ``[B, R, K, C]``, the highest fidelity in dB
+    that can be asked for so that the candidate serves; below all that can be asked where no fitted cell is alike.
+    """
+
+    fidelity: Tensor
+    level: Tensor
+
+
 class Backend(Protocol):
     """A backend folder. What the operations compute: `ape_kernels.ops`. Tensors have been checked there."""
 
@@ -137,4 +171,8 @@ class Backend(Protocol):
 
     def statistics(self, image: Tensor, cell: int, value_range: float) -> Tensor:
         """What a plan is made from: some numbers of each cell of an image."""
+        ...
+
+    def predict(self, statistics: Tensor, fit: FitTensors, parts: int) -> Predictions:
+        """What is expected of the candidates for each cell."""
         ...

@@ -8,8 +8,9 @@ from itertools import chain, islice
 import torch
 from torch import Tensor, nn
 
+from ape_kernels.backends.protocol import FIRST, LEVELS, STEP
 from ape_kernels.forward import APEForward
-from ape_kernels.plan.fit import FIRST, LEVELS, MEASURE, STEP, ExitFit, fingerprint_of
+from ape_kernels.plan.fit import MEASURE, ExitFit, fingerprint_of
 from ape_kernels.plan.measure import Cells, Measured, join, mean_by
 from ape_kernels.plan.tones import measure_tones
 

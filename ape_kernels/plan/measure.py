@@ -12,7 +12,8 @@ from torch.nn import functional
 from ape_kernels import ops
 from ape_kernels.backends import choose_for_patches
 from ape_kernels.backends.torch.interpolate import interpolate
-from ape_kernels.plan.fit import MEASURE, kind_of
+from ape_kernels.backends.torch.predict import kind_of
+from ape_kernels.plan.fit import MEASURE
 from ape_kernels.plan.work import areas
 
 PIECE = 10 * MEASURE  # pixels along the sides of what is run at once

@@ -9,8 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ape_kernels.backends import choose_for_patches
-from ape_kernels.plan.fit import ExitFit, Predictions
+from ape_kernels.backends.protocol import Predictions
+from ape_kernels.plan.fit import ExitFit
 from ape_kernels.plan.work import Work, areas, ring_pixels
 from ape_kernels.program import PatchProgram
 
@@ -91,11 +91,11 @@ class _Outlook:
     def of(cls, fit: ExitFit, program: PatchProgram, image: Tensor, backend: str) -> _Outlook:
         check_fit(fit, program)
         fit = fit.to(image.device)
-        name = choose_for_patches(backend, image.device, image.dtype)
-        statistics = torch.ops.ape_kernels.statistics(image, fit.cell, fit.value_range, name)
+        statistics = torch.ops.ape_kernels.statistics(image, fit.cell, fit.value_range, backend)
         work = Work.of(program, fit.tones is not None)
-        heights, widths = areas(*image.shape[2:], fit.cell, image.device)
-        return cls(fit, work, fit.predict(statistics), heights, widths)
+        height, width = image.shape[2:]
+        heights, widths = areas(height, width, fit.cell, image.device)
+        return cls(fit, work, fit.predict(statistics, backend), heights, widths)
 
     def chosen(self, asked: Tensor) -> Tensor:
         """The first candidate of each cell that serves, int64 ``[B, R, K]``; the last, full depth, always does."""

@@ -1,4 +1,4 @@
-// What a launch of the worker kernel is told: one plain struct, passed by value.
+// What launches of the kernels are told: plain structs, passed by value.
 #pragma once
 
 #include <cstdint>
@@ -41,6 +41,37 @@ struct WorkerArgs {
   int32_t first_row;  // of the table to run: after the BUFFER rows, or the STAGE row of `stage`
   int32_t tail_row;   // the TAIL row
   float boundary;
+};
+
+constexpr int kWindow = 48;                 // most pixels of a window's side
+constexpr int kMostBuffers = 16;            // of a program that runs on images
+constexpr int32_t kZeros = -1, kKeep = -2;  // in the place of a map to carry: zeros; what is there
+constexpr int32_t kNever = -1;              // in the place of a stage
+
+// A launch for whole images (window.h). All pointers are device memory.
+struct ImageArgs {
+  const Instruction* rows;  // [row_count] the instruction table
+  const void* weights;      // E [..] as in WorkerArgs
+  void* maps;               // E [images][map_elements * height * width] the feature buffers of each image
+  const int64_t* exit_at;   // [images][cell_rows][cell_columns] stage that each cell runs to; null: compute all pixels
+  float* output;            // [images][out_channels][s * height][s * width]
+
+  int64_t map_elements;           // a low-resolution pixel's share of the maps of an image
+  int32_t height, width;          // of the image
+  int32_t first, last;            // rows of the table: SOURCE rows and their convolution, or a pair
+  int32_t fused;                  // they are a pair
+  int32_t map_height, map_width;  // of the map: of the image, times `resolution`
+  int32_t resolution;
+  int32_t margin;          // pixels of a window that are spoilt
+  int32_t side_y, side_x;  // pixels of a window that are stored, at most
+  int32_t across, down;    // windows
+  int32_t border_blocks;   // blocks after the windows, for the border pixels of a RECONSTRUCT
+  int32_t cell, cell_rows, cell_columns;
+  int32_t stage, radius, ring;  // what is computed: so far around cells that run to `stage`, and their ring
+  int32_t target, carry;        // places of the map written and of what stands where nothing is computed
+  int32_t carry_stage,
+      carry_ring;               // only pixels that ran in this stage are carried: the maps agree elsewhere; or kNever
+  int32_t place[kMostBuffers];  // of each buffer in the maps, in elements a low-resolution pixel
 };
 
 }  // namespace ape::cuda

@@ -1,4 +1,4 @@
-// What a thread block knows of the patch it carries.
+// What a thread block knows of what it works on: a patch (Carrier), or a window of an image (window.h).
 #pragma once
 
 #include "args.h"
@@ -6,17 +6,19 @@
 
 namespace ape::cuda {
 
-// A feature buffer: [groups][height * width][8] elements.
+// A feature buffer, [groups][plane][8] elements, or a window of one: rows of `width` pixels that begin `pitch` apart.
 template <class E>
 struct Feature {
   typename E::Element* data;
   int channels, groups;  // channels of the network; groups of eight, padding included
   int height, width;
+  int pitch, plane;  // pixels from a row to the next, and from a group to the next
 
   FN int pixels() const { return height * width; }
   FN typename E::Element* cell(int group, int pixel) const {
-    return data + (static_cast<int64_t>(group) * pixels() + pixel) * kCellChannels;
+    return data + (static_cast<int64_t>(group) * plane + pixel) * kCellChannels;
   }
+  FN typename E::Element* cell(int group, int y, int x) const { return cell(group, y * pitch + x); }
 };
 
 // Shared memory of pooling and gates, floats [padded C], [padded C] and [hidden] one after the other. It lies where the
@@ -25,22 +27,15 @@ constexpr uint32_t kPooled = 0;
 
 FN int padded(int channels) { return (channels + kUnitChannels - 1) / kUnitChannels * kUnitChannels; }
 
-template <class E>
-struct Carrier {
+// What carriers have in common; ARGS: of their launch.
+template <class E, class ARGS>
+struct CarrierBase {
+  using Type = E;
   using Element = typename E::Element;
   Warp& w;
-  const WorkerArgs& args;
+  const ARGS& args;
 
   FN const Instruction& row(int number) const { return args.rows[number]; }
-
-  // Buffer `number`: its BUFFER row is the row of that number.
-  FN Feature<E> feature(int number) const {
-    const Instruction& spec = row(number);
-    const int64_t pixels = static_cast<int64_t>(args.height) * args.width;
-    Element* arena = static_cast<Element*>(args.scratch) + w.block * args.scratch_elements * pixels;
-    return {arena + spec.weight * pixels, spec.in_channels, padded(spec.in_channels) / kCellChannels,
-            args.height * spec.upscale, args.width * spec.upscale};
-  }
   FN const Element* weights(int offset) const { return static_cast<const Element*>(args.weights) + offset; }
   // Biases, slopes, and all that is no matrix product's operand: float32 whatever E is.
   FN const float* vector(int offset) const { return reinterpret_cast<const float*>(weights(offset)); }
@@ -57,6 +52,45 @@ struct Carrier {
       if (w.id == 0 && l == 0) f();
     });
   }
+};
+
+template <class E>
+struct Carrier : CarrierBase<E, WorkerArgs> {
+  using Base = CarrierBase<E, WorkerArgs>;
+  using Element = typename E::Element;
+  using Base::args;
+  using Base::w;
+
+  FN Carrier(Warp& w_, const WorkerArgs& args_) : Base{w_, args_} {}
+
+  // Buffer `number`: its BUFFER row is the row of that number.
+  FN Feature<E> feature(int number) const {
+    const Instruction& spec = this->row(number);
+    const int64_t pixels = static_cast<int64_t>(args.height) * args.width;
+    Element* arena = static_cast<Element*>(args.scratch) + w.block * args.scratch_elements * pixels;
+    const int height = args.height * spec.upscale, width = args.width * spec.upscale;
+    return {arena + spec.weight * pixels,
+            spec.in_channels,
+            padded(spec.in_channels) / kCellChannels,
+            height,
+            width,
+            width,
+            height * width};
+  }
+  // The buffer that a row writes.
+  FN Feature<E> target(int number) const { return feature(number); }
+  // Whether a row's result at pixel (y, x) is stored.
+  FN bool keeps(int, int) const { return true; }
+  // Pixels at each side that a convolution leaves to Ring.
+  FN int border(const Instruction& in) const { return in.mode ? 1 : 0; }
+  // The first pixel of patch `number` in the pictures, of which a color has `pixels` pixels; down: as in Outlet.
+  FN float* picture(int64_t number, int colors, int64_t pixels, int, int) const {
+    return args.output + number * colors * pixels;
+  }
+  // What a RECONSTRUCT adds; down, s: as in Outlet.
+  FN Feature<E> added(int number, int, int) const { return feature(number); }
+  // Whether the warp takes number `turn` of what is dealt out.
+  FN bool takes(int turn) const { return turn % kWarps == w.id; }
 };
 
 FN float scale_of(const Instruction& in) {

@@ -32,8 +32,8 @@ struct ConvShared {
 };
 
 // What negative values of output channel `channel` and the next are multiplied with.
-template <class E>
-FN F2 slope_of(Carrier<E>& b, const Instruction& in, int channel) {
+template <class B>
+FN F2 slope_of(B& b, const Instruction& in, int channel) {
   if (in.activation == kPrelu) return b.w.template load<F2>(b.vector(in.slope) + channel);
   const float slope = in.activation == kRelu ? 0.0f : 1.0f;
   return {slope, slope};
@@ -41,8 +41,10 @@ FN F2 slope_of(Carrier<E>& b, const Instruction& in, int channel) {
 
 FN F2 activated(float x, float y, F2 slope) { return {x < 0.0f ? x * slope.x : x, y < 0.0f ? y * slope.y : y}; }
 
-template <class E>
+// B: a carrier.
+template <class B>
 struct Conv {
+  using E = typename B::Type;
   using Element = typename E::Element;
 
   // Where work stands: the tile's first pixel, its first unit of output channels, the row of taps.
@@ -52,7 +54,7 @@ struct Conv {
     uint32_t weights, input;  // slots in shared memory
   };
 
-  Carrier<E>& b;
+  B& b;
   const Instruction& in;
   const Feature<E> to;  // geometry of the pixels computed; also the buffer written by a CONV
   const int first;      // the first SOURCE row, or the row itself
@@ -68,10 +70,10 @@ struct Conv {
   PerLane<uint32_t> rows;   // ldmatrix addresses
   Accumulators<kTileRows, 2 * E::kMostUnits> acc;
 
-  FN Conv(Carrier<E>& b_, int row, int first_, int64_t patch_)
+  FN Conv(B& b_, int row, int first_, int64_t patch_)
       : b(b_),
         in(b_.row(row)),
-        to(b_.feature(in.opcode == kConv ? in.dst : in.src)),
+        to(in.opcode == kConv ? b_.target(in.dst) : b_.feature(in.src)),
         first(first_),
         patch(patch_),
         kernel(in.kernel),
@@ -144,7 +146,7 @@ struct Conv {
     b.w.lanes([&](int l) {
       const int x = ahead.x + l - kernel / 2;
       const bool inside = y >= 0 && y < to.height && x >= 0 && x < to.width;
-      const int64_t cell = inside ? static_cast<int64_t>(group) * to.pixels() + y * to.width + x : 0;
+      const int64_t cell = inside ? static_cast<int64_t>(group) * to.plane + y * to.pitch + x : 0;
       UNROLL for (uint32_t part = 0; part < E::kCellBytes; part += 16) if (l < side)
           b.w.copy(ahead.input + (number * side + l) * E::kCellBytes + part,
                    channels + cell * kCellChannels + part / sizeof(Element), inside);
@@ -154,7 +156,7 @@ struct Conv {
   // After the last turn.
   FN void advance() {
     if (!ahead.ky) {
-      channels += static_cast<int64_t>(2) * to.pixels() * kCellChannels;
+      channels += static_cast<int64_t>(2) * to.plane * kCellChannels;
       if (!--chunks) {
         source = ahead.step + kernel / lines < steps ? source + 1 : first;
         open();
@@ -239,9 +241,8 @@ struct Conv {
         const F2 slope = slope_of(b, in, channel);
         UNROLL for (int m = 0; m < kTileRows; ++m) UNROLL for (int j = 0; j < 2; ++j) {
           const int y = line(m), x = now.x + fragment_pixel(l, j);
-          if (y >= to.height || x >= to.width) continue;
-          const int64_t element =
-              to.cell(channel / kCellChannels, y * to.width + x) - to.data + channel % kCellChannels;
+          if (y >= to.height || x >= to.width || !b.keeps(y, x)) continue;
+          const int64_t element = to.cell(channel / kCellChannels, y, x) - to.data + channel % kCellChannels;
           F2 v = activated(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1], slope);
           v = {v.x * scale_of(in), v.y * scale_of(in)};
           if (in.add != kNoBuffer) {
@@ -264,7 +265,8 @@ struct Conv {
         const auto place = outlet.place(now.pair * kUnitChannels + n * 8 + fragment_channel(l));
         UNROLL for (int m = 0; m < kTileRows; ++m) UNROLL for (int j = 0; j < 2; ++j) {
           const int y = line(m), x = now.x + fragment_pixel(l, j);
-          if (y >= to.height || x >= to.width || (in.mode && !is_interior(y, x, to.height, to.width))) continue;
+          if (y >= to.height || x >= to.width || !b.keeps(y, x)) continue;
+          if (b.border(in) && !is_interior(y, x, to.height, to.width)) continue;
           outlet.put(b, place, outlet.at(y, x), acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]);
         }
       });

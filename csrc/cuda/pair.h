@@ -31,6 +31,7 @@ namespace ape::cuda {
 
 constexpr int kPairTiles = 3;  // of 16 pixels along a row
 constexpr int kPairWidth = kPairTiles * 16;
+static_assert(kPairWidth == kWindow);
 
 template <int C, int ROWS, int TAPS, int STAGES>
 struct PairShape {
@@ -56,7 +57,8 @@ struct PairShape {
   static_assert(kRowBytes % 16 == 0, "16-byte copies");
 };
 
-template <class S>
+// S: a PairShape. B: a carrier.
+template <class S, class B>
 struct Pair {
   using Element = Half::Element;
   static constexpr int kConvStages = 9 / S::kTaps;
@@ -73,7 +75,7 @@ struct Pair {
     PerLane<const Element*> from;
     PerLane<uint32_t> to;
   };
-  Carrier<Half>& b;
+  B& b;
   int number;              // of the first of the two rows
   int height, width;       // of x, h and y
   const bool sums;         // wanted
@@ -83,8 +85,7 @@ struct Pair {
   Coming coming;
   Accumulators<kPairTiles, S::kColumns> acc;
 
-  FN Pair(Carrier<Half>& b_, int row, bool sums_)
-      : b(b_), number(row), height(x().height), width(x().width), sums(sums_) {
+  FN Pair(B& b_, int row, bool sums_) : b(b_), number(row), height(x().height), width(x().width), sums(sums_) {
     b.w.lanes([&](int l) { rows[l] = l / 16 * S::kGroupBytes + l % 16 * Half::kCellBytes; });
   }
 
@@ -108,7 +109,7 @@ struct Pair {
 
   // Where the lane's pixel of the first 16 in `row` of x is, and where it goes: of the two groups from `group` on.
   FN const Element* x_from(int l, int group, int row) const {
-    return x().cell(group + l / 16, (row >= 0 && row < height ? row : 0) * width + l % 16);
+    return x().cell(group + l / 16, row >= 0 && row < height ? row : 0, l % 16);
   }
   FN uint32_t x_to(int l, int group, int row) const {
     return S::kX + slot(row) + cell(l % 16, (group + l / 16) * kCellChannels);
@@ -167,8 +168,7 @@ struct Pair {
     b.w.lanes([&](int l) {
       if (kx * 16 + l % 16 < (pixels < 0 ? -pixels : pixels))
         b.w.copy(coming.to[l] + turn * 2 * S::kGroupBytes + kx * S::kTileBytes,
-                 coming.from[l] + (turn * 2 * static_cast<int64_t>(height) * width + kx * 16) * kCellChannels,
-                 pixels > 0);
+                 coming.from[l] + (turn * 2 * static_cast<int64_t>(x().plane) + kx * 16) * kCellChannels, pixels > 0);
     });
   }
   // After a stage of which the last tap was (ky, kx).
@@ -181,14 +181,14 @@ struct Pair {
     if (ky == 1) coming.pixels = 0;
     b.w.lanes([&](int l) {
       coming.to[l] += S::kPieceTurns * 2 * S::kGroupBytes;
-      coming.from[l] += S::kPieceTurns * 2 * static_cast<int64_t>(height) * width * kCellChannels;
+      coming.from[l] += S::kPieceTurns * 2 * static_cast<int64_t>(x().plane) * kCellChannels;
     });
   }
 
   template <int N>
   FN void start(const float* bias) {
     UNROLL for (int n = 0; n < N; ++n) b.w.lanes([&](int l) {
-      const F2 v = b.w.load<F2>(bias + channel_at<N>(l, n));
+      const F2 v = b.w.template load<F2>(bias + channel_at<N>(l, n));
       UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
         acc[m][n][l][2 * j] = v.x;
         acc[m][n][l][2 * j + 1] = v.y;
@@ -348,12 +348,14 @@ struct Pair {
   FN void put_y(int row) {
     activate<N>(in2());
     b.w.lanes([&](int l) {
-      const Feature<Half> y = b.feature(in2().dst);
-      Element* to = y.cell(column<N>(), row * width + fragment_pixel(l, 0)) + fragment_channel(l);
-      UNROLL for (int n = 0; n < N; ++n, to += y.pixels() * kCellChannels) {
+      const Feature<Half> y = b.target(in2().dst);
+      Element* to = y.cell(column<N>(), row, fragment_pixel(l, 0)) + fragment_channel(l);
+      UNROLL for (int n = 0; n < N; ++n, to += y.plane * kCellChannels) {
         UNROLL for (int m = 0; m < kPairTiles; ++m)
-            UNROLL for (int j = 0; j < 2; ++j) if (m * 16 + fragment_pixel(l, j) < width) Half::store_pair(
-                b.w, to + (m * 16 + 8 * j) * kCellChannels, {acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]});
+            UNROLL for (int j = 0; j < 2;
+                        ++j) if (m * 16 + fragment_pixel(l, j) < width && b.keeps(row, m * 16 + fragment_pixel(l, j)))
+                Half::store_pair(b.w, to + (m * 16 + 8 * j) * kCellChannels,
+                                 {acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]});
       }
     });
     if (sums) add_sums<N>();
@@ -376,7 +378,7 @@ struct Pair {
           S::kSums + ((N == S::kColumns ? line() * S::kGroups : 0) + column<N>() + n) * 8 * sizeof(float);
       b.w.lanes([&](int l) {
         if (l >= 4) return;  // a lane reads and writes the sums it owns, so that none reads what another writes
-        const F2 before = b.w.lds<F2>(at + fragment_channel(l) * sizeof(float));
+        const F2 before = b.w.template lds<F2>(at + fragment_channel(l) * sizeof(float));
         part[0][l] += before.x;
         part[1][l] += before.y;
       });
@@ -392,7 +394,7 @@ struct Pair {
     b.each(S::kChannels, [&](int channel) {
       float total_sum = 0.0f;
       UNROLL for (int i = 0; i < S::kRows; ++i) total_sum +=
-          b.w.lds<float>(S::kSums + (i * S::kChannels + channel) * sizeof(float));
+          b.w.template lds<float>(S::kSums + (i * S::kChannels + channel) * sizeof(float));
       b.w.sts(kPooled + channel * sizeof(float), total_sum);
     });
   }

@@ -24,15 +24,16 @@ struct Outlet {
   bool adds, paired;    // paired: the two channels are neighbours in the picture, one store
   Feature<E> added{};
 
-  FN Outlet(Carrier<E>& b, const Instruction& in, int64_t patch) {
+  template <class B>
+  FN Outlet(B& b, const Instruction& in, int64_t patch) {
     const Feature<E> src = b.feature(in.src);
     s = in.upscale;
     colors = in.picture_channels();
-    down = s * s * src.width;
-    pixels = static_cast<int64_t>(src.height) * down;
-    picture = b.args.output + patch * colors * pixels;
+    down = s * s * src.pitch;
+    pixels = static_cast<int64_t>(s) * s * src.plane;
+    picture = b.picture(patch, colors, pixels, down, s);
     adds = in.add != kNoBuffer;
-    if (adds) added = b.feature(in.add);
+    if (adds) added = b.added(in.add, down, s);
     paired = !adds && s % 2 == 0 && reinterpret_cast<uintptr_t>(picture) % sizeof(F2) == 0;
   }
   FN Place place(int channel) const {
@@ -47,7 +48,8 @@ struct Outlet {
   }
   // Where pixel (y, x) is, from that of (0, 0).
   FN int64_t at(int y, int x) const { return static_cast<int64_t>(y) * down + x * s; }
-  FN void put(Carrier<E>& b, const Place& place, int64_t at, float v0, float v1) const {
+  template <class B>
+  FN void put(B& b, const Place& place, int64_t at, float v0, float v1) const {
     if (paired) {
       if (place.out[0]) b.w.store(place.out[0] + at, F2{v0, v1});
       return;
@@ -83,13 +85,14 @@ FN Span taps_of(int border_class, int kernel) {
 // The ring: the border pixels by class, up to 48 at a time, operands straight from global memory. A warp takes every
 // eighth (48 pixels, up to kMostUnits5 * 16 output channels): of 48 x 48 pixels the four edges and the four corners are
 // one for each warp. Of k = 5 an edge has 15 taps that touch the patch, a corner 9.
-template <class E>
+template <class B>
 struct Ring {
+  using E = typename B::Type;
   using Element = typename E::Element;
   static constexpr int kMost = E::kMostUnits5, kRest = kMost > 2 ? 2 : 1;  // units of output channels at once
   static constexpr int kTiles = 3;                                         // of 16 pixels
 
-  Carrier<E>& b;
+  B& b;
   const Instruction& in;
   const int64_t patch;  // its number in the output
   const Feature<E> src;
@@ -99,7 +102,7 @@ struct Ring {
   Span lines{}, columns{};  // its pixels
   Span down{}, right{};     // its taps
 
-  FN Ring(Carrier<E>& b_, const Instruction& in_, int64_t patch_)
+  FN Ring(B& b_, const Instruction& in_, int64_t patch_)
       : b(b_),
         in(in_),
         patch(patch_),
@@ -120,7 +123,7 @@ struct Ring {
       const int count = (lines.end - lines.begin) * (columns.end - columns.begin);
       ROLLED for (int first = 0; first < count; first += kTiles * 16) {
         ROLLED for (int pair = 0; pair < pairs; pair += kMost) {
-          if (turn++ % kWarps != b.w.id) continue;
+          if (!b.takes(turn++)) continue;
           const int units = pairs - pair;
           if (units >= kMost)
             run<kMost>(first, count, pair);
@@ -172,13 +175,13 @@ struct Ring {
   template <int UNITS>
   FN void tap(Accumulators<kTiles, 2 * UNITS>& acc, const PerLane<int[kTiles][2]>& y, const PerLane<int[kTiles][2]>& x,
               int below, int beside, const Element* units, int64_t chunk_stride) {
-    const int64_t next = static_cast<int64_t>(src.pixels()) * kCellChannels;
+    const int64_t next = static_cast<int64_t>(src.plane) * kCellChannels;
     PerLane<int[kTiles][2]> cells;
     b.w.lanes([&](int l) {
       UNROLL for (int m = 0; m < kTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
         const int at_y = y[l][m][j] + below, at_x = x[l][m][j] + beside;
         const bool inside = y[l][m][j] >= 0 && at_y >= 0 && at_y < src.height && at_x >= 0 && at_x < src.width;
-        cells[l][m][j] = inside ? at_y * src.width + at_x : -1;
+        cells[l][m][j] = inside ? at_y * src.pitch + at_x : -1;
       }
     });
     const Element* channels = src.data;

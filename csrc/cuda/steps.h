@@ -58,27 +58,31 @@ struct Cubic {
   }
 };
 
+// Eight channels of pixel (y, x) of `src` interpolated as an UPSAMPLE says. B: a carrier.
+template <class B, class E>
+FN void upsample_cell(B& b, const Instruction& in, const Feature<E>& src, int group, int y, int x,
+                      float (&v)[kCellChannels]) {
+  const int factor = in.upscale;
+  if (in.mode == kNearest) return E::load_cell(b.w, src.cell(group, y / factor, x / factor), v);
+  const Cubic rows(y, factor, src.height), columns(x, factor, src.width);
+  UNROLL for (float& value : v) value = 0.0f;
+  UNROLL for (int r = 0; r < 4; ++r) {
+    UNROLL for (int c = 0; c < 4; ++c) {
+      float cell[kCellChannels];
+      E::load_cell(b.w, src.cell(group, rows.index[r], columns.index[c]), cell);
+      UNROLL for (int j = 0; j < kCellChannels; ++j) v[j] += rows.weight[r] * columns.weight[c] * cell[j];
+    }
+  }
+}
+
 template <class E>
 FN void upsample(Carrier<E>& b, const Instruction& in) {
   const Feature<E> src = b.feature(in.src), dst = b.feature(in.dst);
-  const int pixels = dst.pixels(), factor = in.upscale;
+  const int pixels = dst.pixels();
   b.each(dst.groups * pixels, [&](int i) {
     const int group = i / pixels, pixel = i % pixels;
-    const int y = pixel / dst.width, x = pixel % dst.width;
     float v[kCellChannels];
-    if (in.mode == kNearest) {
-      E::load_cell(b.w, src.cell(group, y / factor * src.width + x / factor), v);
-    } else {
-      const Cubic rows(y, factor, src.height), columns(x, factor, src.width);
-      UNROLL for (float& value : v) value = 0.0f;
-      UNROLL for (int r = 0; r < 4; ++r) {
-        UNROLL for (int c = 0; c < 4; ++c) {
-          float cell[kCellChannels];
-          E::load_cell(b.w, src.cell(group, rows.index[r] * src.width + columns.index[c]), cell);
-          UNROLL for (int j = 0; j < kCellChannels; ++j) v[j] += rows.weight[r] * columns.weight[c] * cell[j];
-        }
-      }
-    }
+    upsample_cell(b, in, src, group, pixel / dst.width, pixel % dst.width, v);
     E::store_cell(b.w, dst.cell(group, pixel), v);
   });
 }

@@ -13,11 +13,14 @@
 //     64   5    48  6 x 5 x 4 chunks   20 * 6656 + 2 * 30720 B = 194 560 B      4 *  90   15   15
 #pragma once
 
+#include <type_traits>
+
 #include "pair.h"
 
 namespace ape::cuda {
 
-template <int K, int UNITS>
+// B: a carrier.
+template <int K, int UNITS, class B>
 struct Stream {
   using Element = Half::Element;
   static constexpr int kReach = K / 2, kSlots = 2 * kWarps + K - 1;
@@ -27,7 +30,7 @@ struct Stream {
   static constexpr int kTurns = (K * UNITS + kWarps - 1) / kWarps;       // a warp copies a unit a turn
   static_assert(kTurns < K && kPairTiles <= K, "what is copied during a chunk has a tap of it, or a row of taps");
 
-  Carrier<Half>& b;
+  B& b;
   const Instruction& in;
   const Feature<Half> from;
   const int64_t patch;  // its number in the output
@@ -53,7 +56,7 @@ struct Stream {
     return count;
   }
 
-  FN Stream(Carrier<Half>& b_, const Instruction& in_, int64_t patch_, int of_stage_)
+  FN Stream(B& b_, const Instruction& in_, int64_t patch_, int of_stage_)
       : b(b_),
         in(in_),
         from(b_.feature(in_.src)),
@@ -85,7 +88,7 @@ struct Stream {
     row_pixels = row < height + kReach ? width : 0;
     row_inside = row >= 0 && row < height;
     b.w.lanes([&](int l) {
-      row_from[l] = from.cell(l / 16, (row_inside ? row : 0) * width + l % 16);
+      row_from[l] = from.cell(l / 16, row_inside ? row : 0, l % 16);
       row_to[l] = slot_of(row) + l / 16 * kGroupBytes + (l % 16 + kReach) * Half::kCellBytes;
     });
   }
@@ -95,7 +98,7 @@ struct Stream {
     b.w.lanes([&](int l) {
       if (tile * 16 + l % 16 < pixels)
         b.w.copy(row_to[l] + of_chunk * 2 * kGroupBytes + tile * kTileBytes,
-                 row_from[l] + (static_cast<int64_t>(of_chunk) * 2 * from.pixels() + tile * 16) * kCellChannels,
+                 row_from[l] + (static_cast<int64_t>(of_chunk) * 2 * from.plane + tile * 16) * kCellChannels,
                  row_inside);
     });
   }
@@ -174,7 +177,7 @@ struct Stream {
   FN void start() {
     const float* bias = b.vector(in.bias);
     UNROLL for (int n = 0; n < 2 * UNITS; ++n) b.w.lanes([&](int l) {
-      const F2 v = b.w.load<F2>(bias + n * 8 + fragment_channel(l));
+      const F2 v = b.w.template load<F2>(bias + n * 8 + fragment_channel(l));
       UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
         acc[m][n][l][2 * j] = v.x;
         acc[m][n][l][2 * j + 1] = v.y;
@@ -200,8 +203,8 @@ struct Stream {
     if (in.add != kNoBuffer)
       b.w.lanes([&](int l) {
         const Feature<Half> add = b.feature(in.add);
-        const Element* at = add.cell(0, row * width + pixel(l, 0, 0)) + fragment_channel(l);
-        UNROLL for (int n = 0; n < 2 * UNITS; ++n, at += add.pixels() * kCellChannels) {
+        const Element* at = add.cell(0, row, pixel(l, 0, 0)) + fragment_channel(l);
+        UNROLL for (int n = 0; n < 2 * UNITS; ++n, at += add.plane * kCellChannels) {
           UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
             if (pixel(l, m, j) >= width) continue;
             const F2 v = Half::load_pair(b.w, at + pixel(0, m, j) * kCellChannels);
@@ -211,10 +214,11 @@ struct Stream {
         }
       });
     b.w.lanes([&](int l) {
-      const Feature<Half> to = b.feature(in.dst);
-      Element* at = to.cell(0, row * width + pixel(l, 0, 0)) + fragment_channel(l);
-      UNROLL for (int n = 0; n < 2 * UNITS; ++n, at += to.pixels() * kCellChannels) {
-        UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) if (pixel(l, m, j) < width)
+      const Feature<Half> to = b.target(in.dst);
+      Element* at = to.cell(0, row, pixel(l, 0, 0)) + fragment_channel(l);
+      UNROLL for (int n = 0; n < 2 * UNITS; ++n, at += to.plane * kCellChannels) {
+        UNROLL for (int m = 0; m < kPairTiles;
+                    ++m) UNROLL for (int j = 0; j < 2; ++j) if (pixel(l, m, j) < width && b.keeps(row, pixel(l, m, j)))
             Half::store_pair(b.w, at + pixel(0, m, j) * kCellChannels, {acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]});
       }
     });
@@ -222,7 +226,7 @@ struct Stream {
 
   // The ring of border pixels, where it has kernels of its own, is left out.
   FN void put_pixels(int row) {
-    const int border = in.mode ? 1 : 0;
+    const int border = b.border(in);
     if (row < border || row >= height - border) return;
     const Outlet<Half> outlet(b, in, patch);
     if (outlet.paired)
@@ -238,7 +242,7 @@ struct Stream {
         float* at = place.out[i] + outlet.at(row, pixel(l, 0, 0));
         const int end = place.out[i] ? width - border : 0;
         UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
-          if (pixel(l, m, j) < border || pixel(l, m, j) >= end) continue;
+          if (pixel(l, m, j) < border || pixel(l, m, j) >= end || !b.keeps(row, pixel(l, m, j))) continue;
           float* to = at + pixel(0, m, j) * outlet.s;
           if constexpr (PAIRED)
             b.w.store(to, F2{acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]});
@@ -249,5 +253,45 @@ struct Stream {
     });
   }
 };
+
+template <int K, int UNITS, class B>
+FN bool stream_units(B& b, const Instruction& in, int64_t patch, uint32_t bytes) {
+  using S = Stream<K, UNITS, B>;
+  const int of_stage = S::stage_chunks(b.feature(in.src).groups / 2, bytes);
+  if (of_stage) S(b, in, patch, of_stage).run();
+  return of_stage > 0;
+}
+
+// Runs a convolution of one source by whole rows, if it is one of those and its rows fit in so much shared memory.
+template <class B>
+FN bool stream(B& b, const Instruction& in, int64_t patch, uint32_t bytes) {
+  if constexpr (std::is_same_v<typename B::Type, Half>) {
+    if (b.feature(in.src).width > kPairWidth) return false;
+    const int units = padded(in.out_channels) / kUnitChannels;
+    if (in.opcode == kConv && in.kernel == 3) {
+      switch (units) {
+        case 1:
+          return stream_units<3, 1>(b, in, patch, bytes);
+        case 2:
+          return stream_units<3, 2>(b, in, patch, bytes);
+        case 3:
+          return stream_units<3, 3>(b, in, patch, bytes);
+        case 4:
+          return stream_units<3, 4>(b, in, patch, bytes);
+      }
+    }
+    if (in.opcode == kReconstruct && in.kernel == 5 && in.add == kNoBuffer) {
+      switch (units) {
+        case 1:
+          return stream_units<5, 1>(b, in, patch, bytes);
+        case 2:
+          return stream_units<5, 2>(b, in, patch, bytes);
+        case 3:
+          return stream_units<5, 3>(b, in, patch, bytes);
+      }
+    }
+  }
+  return false;
+}
 
 }  // namespace ape::cuda

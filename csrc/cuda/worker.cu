@@ -1,5 +1,5 @@
-#include "launch.h"
 #include "plan.h"
+#include "prepare.h"
 #include "worker.h"
 
 namespace ape::cuda {
@@ -24,25 +24,12 @@ using Kernel = void (*)(WorkerArgs);
 
 Kernel kernel_of(int element) { return element == kFloat16 ? worker_kernel<Half> : worker_kernel<Float>; }
 
-// What went wrong is reported once, to who asked: the runtime would tell the next caller as well.
-cudaError_t reported(cudaError_t error) {
-  if (error != cudaSuccess) cudaGetLastError();
-  return error;
-}
-
-// The kernel was compiled for an architecture; its shapes, and so its shared memory, follow from that. Binaries of
-// sm_80 also run on sm_86 and sm_89, where there is too little of it. Both calls are for the current device.
 cudaError_t prepare(int element, uint32_t* shared_bytes) {
-  const Kernel kernel = kernel_of(element);
-  cudaFuncAttributes attributes;
-  int device = 0, most = 0;
-  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error == cudaSuccess) error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (error != cudaSuccess) return error;
-  *shared_bytes = shared_bytes_of(element == kFloat16, attributes.ptxVersion);
-  if (*shared_bytes > static_cast<uint32_t>(most)) return cudaErrorNoKernelImageForDevice;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(*shared_bytes));
+  Prepared prepared{};
+  const cudaError_t error =
+      prepare(reinterpret_cast<const void*>(kernel_of(element)), element == kFloat16, shared_bytes_of, &prepared);
+  *shared_bytes = prepared.shared_bytes;
+  return error;
 }
 
 }  // namespace
@@ -63,7 +50,7 @@ cudaError_t launch_worker(const WorkerArgs& args, int element, int blocks, cudaS
   if (args.count == 0) return cudaSuccess;
   uint32_t shared_bytes = 0;
   const cudaError_t error = prepare(element, &shared_bytes);
-  if (error != cudaSuccess) return reported(error);
+  if (error != cudaSuccess) return error;
   void* parameters[] = {const_cast<WorkerArgs*>(&args)};
   return reported(cudaLaunchKernel(reinterpret_cast<const void*>(kernel_of(element)), dim3(blocks), dim3(kThreads),
                                    parameters, shared_bytes, stream));

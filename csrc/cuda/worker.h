@@ -16,7 +16,6 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "steps.h"
 #include "stream.h"
@@ -28,11 +27,12 @@ template <class... S>
 struct PairShapes {
   static constexpr uint32_t kBytes = std::max({S::kBytes...});
 
-  static FN bool has(int channels) { return ((channels == S::kChannels) || ...); }
-  static FN void run(Carrier<Half>& b, int row, bool sums) {
+  APE_HD static constexpr bool has(int channels) { return ((channels == S::kChannels) || ...); }
+  template <class B>
+  static FN void run(B& b, int row, bool sums) {
     // the table is asked again for every shape, so that nothing is kept while one runs
     static_cast<void>(
-        ((padded(b.row(row).out_channels) == S::kChannels && (Pair<S>(b, row, sums).run(), true)) || ...));
+        ((padded(b.row(row).out_channels) == S::kChannels && (Pair<S, B>(b, row, sums).run(), true)) || ...));
   }
 };
 // For parts with 227 KB of shared memory a block, with 163 KB and with 99 KB.
@@ -52,7 +52,7 @@ struct Worker {
 
   Carrier<E> b;
 
-  FN Worker(Warp& w, const WorkerArgs& args) : b{w, args} {}
+  FN Worker(Warp& w, const WorkerArgs& args) : b(w, args) {}
 
   FN void run() {
     while (take()) carry();
@@ -147,9 +147,9 @@ struct Worker {
       case kReconstruct:
         if (fuses(in))
           run_pair();
-        else if (first != last || !stream(in))
-          Conv<E>(b, last, first, number()).run();
-        if (b.row(row()).opcode == kReconstruct && b.row(row()).mode) Ring<E>(b, b.row(row()), number()).run();
+        else if (first != last || !stream(b, in, number(), kTaken))
+          Conv<Carrier<E>>(b, last, first, number()).run();
+        if (b.row(row()).opcode == kReconstruct && b.row(row()).mode) Ring<Carrier<E>>(b, b.row(row()), number()).run();
         break;
       case kUpsample:
         upsample(b, in);
@@ -167,44 +167,6 @@ struct Worker {
       }
     }
     b.w.sync();
-  }
-
-  // Runs a convolution of one source by whole rows, if it is one of those and its rows fit in shared memory.
-  FN bool stream(const Instruction& in) {
-    if (!kFuses || b.feature(in.src).width > kPairWidth) return false;
-    const int units = padded(in.out_channels) / kUnitChannels;
-    if (in.opcode == kConv && in.kernel == 3) {
-      switch (units) {
-        case 1:
-          return stream<3, 1>(in);
-        case 2:
-          return stream<3, 2>(in);
-        case 3:
-          return stream<3, 3>(in);
-        case 4:
-          return stream<3, 4>(in);
-      }
-    }
-    if (in.opcode == kReconstruct && in.kernel == 5 && in.add == kNoBuffer) {
-      switch (units) {
-        case 1:
-          return stream<5, 1>(in);
-        case 2:
-          return stream<5, 2>(in);
-        case 3:
-          return stream<5, 3>(in);
-      }
-    }
-    return false;
-  }
-  template <int K, int UNITS>
-  FN bool stream(const Instruction& in) {
-    if constexpr (kFuses) {
-      const int of_stage = Stream<K, UNITS>::stage_chunks(b.feature(in.src).groups / 2, kTaken);
-      if (of_stage) Stream<K, UNITS>(b, in, number(), of_stage).run();
-      return of_stage > 0;
-    }
-    return false;
   }
 
   // Whether the two rows before `row` ran as a fused pair and left in kPooled the sums that `row` begins with.

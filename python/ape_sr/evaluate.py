@@ -59,8 +59,10 @@ class Result:
     psnr_y, psnr_rgb: in dB, on Y without a border of `scale` pixels, on RGB without ``scale + 6``. ssim_y, ssim_rgb:
     the same for SSIM. seconds: of the upscaling alone.
     flops_share, body_share: FLOPs as shares of full depth, of the whole network and of its body. paper_share: of the
-    whole network with its tail not collapsed. mean_exit: counted from 0. These are None for a method without exits.
-    patches_per_exit: numbers of patches; empty for a method without exits.
+    whole network with its tail not collapsed; None for cells. mean_exit: counted from 0, over all that the network ran
+    on. These are None for a method without exits.
+    patches_per_exit: numbers of patches or cells; empty for a method without exits. interpolated: number of cells that
+    the network did not run on.
     """
 
     image: str
@@ -74,17 +76,20 @@ class Result:
     paper_share: float | None = None
     mean_exit: float | None = None
     patches_per_exit: tuple[int, ...] = ()
+    interpolated: int = 0
 
 
-NUMBERS = [name for name in Result.__dataclass_fields__ if name not in ("image", "patches_per_exit")]
+COUNTS = ("patches_per_exit", "interpolated")
+NUMBERS = [name for name in Result.__dataclass_fields__ if name not in ("image", *COUNTS)]
 
 
 @dataclass(frozen=True)
 class Method:
     """A way to upscale images.
 
-    kind: "bicubic"; "plain", the network's own forward on the whole image; "threshold" or "budget", with which patches
-    leave early as in `APEForward`. value: the threshold or the budget, else None.
+    kind: "bicubic"; "plain", the network's own forward on the whole image; "full", the same by `APEForward`;
+    "fidelity" or "budget", planned from the image by the fit that the network carries; "threshold", the paper's way:
+    patches on their own, which leave early. value: fidelity in dB, budget or threshold, else None.
     """
 
     kind: str
@@ -96,7 +101,8 @@ class Method:
         return self.kind if self.value is None else f"{self.kind} {self.value:.4g}"
 
 
-BICUBIC, PLAIN = Method("bicubic"), Method("plain")
+BICUBIC, PLAIN, FULL = Method("bicubic"), Method("plain"), Method("full")
+PLANNED = ("fidelity", "budget")
 
 
 def at_thresholds(values: Iterable[float]) -> list[Method]:
@@ -127,15 +133,20 @@ class Row:
         """Numbers of patches per exit, summed over the pictures."""
         return [sum(counts) for counts in zip(*(result.patches_per_exit for result in self.results), strict=True)]
 
+    @property
+    def interpolated(self) -> int:
+        """Number of interpolated cells, summed over the pictures."""
+        return sum(result.interpolated for result in self.results)
+
     def as_json(self) -> dict[str, object]:
-        """All results as plain values. Infinite PSNR (of equal pictures) becomes None."""
+        """All results as plain values. Infinite PSNR (of equal pictures), and the mean exit of nothing, become None."""
         images = [{key: _finite(value) for key, value in asdict(result).items()} for result in self.results]
         mean = {field: _finite(self.mean(field)) for field in NUMBERS}
         return {
             "method": self.method.name,
             "threshold": self.method.value if self.method.kind == "threshold" else None,
-            "budget": self.method.value if self.method.kind == "budget" else None,
-            "mean": {**mean, "patches_per_exit": self.patches_per_exit},
+            **{kind: self.method.value if self.method.kind == kind else None for kind in PLANNED},
+            "mean": {**mean, **{name: getattr(self, name) for name in COUNTS}},
             "images": images,
         }
 
@@ -167,23 +178,22 @@ Watch = Callable[[ImagePair, Method, np.ndarray, Report], None]
 def evaluate(
     network: APEForward, pairs: Iterable[ImagePair], methods: Sequence[Method], watch: Watch | None = None
 ) -> list[Row]:
-    """Run every method on every pair. The network's threshold and budget are the same afterwards.
+    """Run every method on every pair.
 
+    network: its model, patches, backend and dtype count; what says how far images run is the methods'.
     watch: called for every picture of a method with exits.
 
-    Raises UserError for a picture that cannot be read, does not fit its pair or is too small, and for a budget that
-    the network cannot keep.
+    Raises UserError for a picture that cannot be read, does not fit its pair or is too small, and for a fidelity or
+    budget that the network cannot have.
     """
-    own = network.threshold, network.budget
+    runners = {kind: _runner(network, kind) for kind in {method.kind for method in methods} - {"bicubic", "plain"}}
     uncollapsed = uncollapsed_flops(network.model, network.program)
     columns: list[list[Result]] = [[] for _ in methods]
-    try:
-        for pair in pairs:
-            lr, hr = pair.read(network.scale)
-            for column, method in zip(columns, methods, strict=True):
-                column.append(_result(network, pair, method, lr, hr, uncollapsed, watch))
-    finally:
-        network.threshold, network.budget = own
+    for pair in pairs:
+        lr, hr = pair.read(network.scale)
+        for column, method in zip(columns, methods, strict=True):
+            runner = runners.get(method.kind, network)
+            column.append(_result(runner, pair, method, lr, hr, uncollapsed, watch))
     return [Row(method, tuple(column)) for method, column in zip(methods, columns, strict=True)]
 
 
@@ -200,6 +210,7 @@ def format_table(rows: Sequence[Row]) -> str:
         "uncollapsed": lambda row: _optional(row.mean("paper_share"), ".1%"),
         "mean exit": lambda row: _optional(row.mean("mean_exit"), ".2f"),
         "seconds": lambda row: f"{row.mean('seconds'):.3f}",
+        "interpolated": lambda row: str(row.interpolated) if row.patches_per_exit else "-",
         "patches per exit": lambda row: " ".join(map(str, row.patches_per_exit)) or "-",
     }
     cells = [list(columns), *([cell(row) for cell in columns.values()] for row in rows)]
@@ -218,11 +229,25 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["method", *NUMBERS, "patches_per_exit"])
+        writer.writerow(["method", *NUMBERS, *COUNTS])
         for row in rows:
             means = (row.mean(field) for field in NUMBERS)
             numbers = ["" if value is None else f"{value:.6g}" for value in means]
-            writer.writerow([row.method.name, *numbers, " ".join(map(str, row.patches_per_exit))])
+            writer.writerow([row.method.name, *numbers, " ".join(map(str, row.patches_per_exit)), row.interpolated])
+
+
+def _runner(network: APEForward, kind: str) -> APEForward:
+    """The same network, to run images as methods of one kind do."""
+    return APEForward(
+        network.model,
+        fidelity=None if kind == "full" else "auto",
+        context="patch" if kind == "threshold" else None,
+        patch_size=network.patch_size,
+        overlap=network.overlap,
+        blend=network.blend,
+        backend=network.backend,
+        dtype=network.dtype,
+    )
 
 
 def _result(
@@ -241,8 +266,8 @@ def _result(
         picture = bicubic_upscale(lr, scale)
     else:
         pixels = to_tensor(lr, rgb_range).to(next(network.parameters()).device)
-        if method.kind != "plain":
-            _set(network, method)
+        if method.value is not None:
+            _set(network, method.kind, method.value)
         with torch.inference_mode():
             sr, report = (network.model(pixels), None) if method.kind == "plain" else network(pixels, True)
         picture = to_image(sr, rgb_range)
@@ -253,15 +278,16 @@ def _result(
     if watch is not None:
         watch(pair, method, picture, report)
     counts = tuple(report.patches_per_exit.tolist())
+    shares = report.share, report.body_share
+    if report.cell is not None:
+        return Result(pair.name, *scores, seconds, *shares, None, report.mean_exit, counts, report.interpolated)
     paper = sum(n * flops for n, flops in zip(counts, uncollapsed, strict=True)) / (sum(counts) * uncollapsed[-1])
-    return Result(pair.name, *scores, seconds, report.share, report.body_share, paper, report.mean_exit, counts)
+    return Result(pair.name, *scores, seconds, *shares, paper, report.mean_exit, counts)
 
 
-def _set(network: APEForward, method: Method) -> None:
-    assert method.value is not None
+def _set(network: APEForward, kind: str, value: float) -> None:
     try:
-        network.budget = method.value if method.kind == "budget" else None
-        network.threshold = 0.0 if method.kind == "budget" else method.value
+        setattr(network, kind, value)
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -276,7 +302,7 @@ def _scores(picture: np.ndarray, hr: np.ndarray, scale: int) -> tuple[float, flo
 
 
 def _finite(value: object) -> object:
-    return None if isinstance(value, float) and math.isinf(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _optional(value: float | None, form: str) -> str:

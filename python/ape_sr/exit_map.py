@@ -1,4 +1,4 @@
-"""A picture that shows where patches left the network."""
+"""A picture that shows how deep the network ran, patch by patch or cell by cell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 from ape_kernels import PatchGrid
 
 COLORMAP = "viridis"  # lightness rises along it, so it also reads without colour vision and in print
-INTERPOLATED = (0.75, 0.75, 0.75)  # of what no network ran on
+INTERPOLATED = (0.0, 0.0, 0.0)  # of what no network ran on: the least work, the darkest
 TINT = 0.55  # share of the colour; the rest is the picture in grey
 DPI = 100
 LEGEND = 84  # pixels below the picture
@@ -25,7 +25,7 @@ MAX_PIXELS = 4_000_000  # of the map; Matplotlib takes 70 bytes for each
 
 
 def draw_exit_map(picture: np.ndarray, exits: np.ndarray, grid: PatchGrid, stages: int, share: float) -> np.ndarray:
-    """The picture in grey, every patch tinted by the exit it took, with a legend below.
+    """The picture in grey, every patch or cell tinted, brighter where it took a later exit, with a legend below.
 
     picture: uint8 or uint16 ``[H, W, C]``, the upscaled one. exits: int ``[rows, columns]``, from 0; -1 for what
         was interpolated.
@@ -93,7 +93,7 @@ def _number_patches(
     outline = [withStroke(linewidth=2, foreground="black")]
     for (row, column), index in np.ndenumerate(exits):
         height, width = rows[row + 1] - rows[row], columns[column + 1] - columns[column]
-        if min(height, width) < 24:  # no room for a number
+        if index < 0 or min(height, width) < 24:  # nothing ran, or no room for a number
             continue
         x = (columns[column] + width / 2) / total[0]
         y = 1 - (rows[row] + height / 2) / total[1]
@@ -125,5 +125,5 @@ def _draw_legend(figure: Figure, counts: np.ndarray, colours: np.ndarray, share:
         )
         axes.text(index + 0.5, -0.2, f"{count / counts.sum():.0%}", size=9, ha="center", va="top")
     left = ", - interpolated" if boxes > stages else ""
-    title = f"Exit of each patch (0 first, {stages - 1} full depth{left}), % of patches. Computation: {share:.0%}"
+    title = f"Brighter: more work. Exits (0 first, {stages - 1} full depth{left}), % of all. Computation: {share:.0%}"
     figure.text(10 / total[0], 54 / total[1], title, size=9, va="bottom")

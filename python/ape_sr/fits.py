@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ def fit_of(model: nn.Module) -> ExitFit | None:
 def to_metadata(fit: ExitFit) -> dict[str, str]:
     """What the metadata of a safetensors file holds of a fit."""
     return {KEY: base64.b64encode(save(fit.state())).decode()}
+
+
+def digest_of(fit: ExitFit) -> str:
+    """Hexadecimal digest of a fit: others plan otherwise."""
+    return hashlib.sha256(save(fit.state())).hexdigest()
 
 
 def save_fit(path: Path, fit: ExitFit) -> None:

@@ -15,13 +15,13 @@ from ape_sr.evaluate import Row
 from ape_sr.exit_map import COLORMAP
 from ape_sr.files import atomic_path
 
-MARKERS = {"threshold": "o-", "budget": "s--"}
+MARKERS = {"fidelity": "o-", "budget": "s--", "threshold": "^:"}
 
 
 def draw_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write a PNG: PSNR (Y) against FLOPs, PSNR against time, and patches per exit.
 
-    The exits are one bar per threshold or budget. rows: at least one of them has patches that leave early.
+    The exits are one bar per fidelity, budget and threshold, if there are any.
     """
     figure = Figure(figsize=(12, 3.6), dpi=80, layout="constrained")
     by_flops, by_time, exits = figure.subplots(1, 3)
@@ -40,8 +40,9 @@ def draw_rows(path: Path, rows: Sequence[Row]) -> None:
     by_flops.set(xlabel="FLOPs, % of full depth", ylabel="PSNR Y (dB)")
     by_time.set(xlabel="seconds per image")
     by_time.margins(x=0.15)  # leaves room for the names
-    by_flops.legend(fontsize=7)
-    _draw_exits(exits, early)
+    if early:
+        by_flops.legend(fontsize=7)
+        _draw_exits(exits, early)
     for axes in (by_flops, by_time):
         axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:
@@ -49,13 +50,14 @@ def draw_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _draw_exits(axes: Axes, rows: Sequence[Row]) -> None:
-    """Draw stacked bars with the shares of the patches that took each exit."""
-    counts = np.array([row.patches_per_exit for row in rows], dtype=float)
+    """Draw stacked bars with the shares of the patches or cells that took each exit, interpolated ones below."""
+    counts = np.array([[row.interpolated, *row.patches_per_exit] for row in rows], dtype=float)
     shares = 100 * counts / counts.sum(axis=1, keepdims=True)
-    colours = colormaps[COLORMAP](np.linspace(0, 1, max(counts.shape[1], 2)))
+    colours = colormaps[COLORMAP](np.linspace(0, 1, counts.shape[1]))
     below = np.zeros(len(rows))
-    for exit_index, share in enumerate(shares.T):
-        axes.bar(range(len(rows)), share, bottom=below, color=colours[exit_index], label=f"exit {exit_index}")
+    for level, share in enumerate(shares.T):
+        name = f"exit {level - 1}" if level else "interpolated"
+        axes.bar(range(len(rows)), share, bottom=below, color=colours[level], label=name)
         below += share
     axes.set_xticks(range(len(rows)), [row.method.name for row in rows], rotation=60, fontsize=7, ha="right")
     axes.set(ylabel="% of patches", xlim=(-0.6, len(rows) - 0.4))

@@ -17,6 +17,7 @@ from torch import Tensor
 import ape_kernels
 from ape_kernels import APEForward, NotRecognised, PatchGrid
 from ape_kernels.geometry import PATCH_SIZE
+from ape_kernels.policy import Fidelity
 from ape_sr.checkpoint import load_network
 from ape_sr.distributed import default_device, named_device
 from ape_sr.errors import UserError
@@ -45,10 +46,14 @@ class Report(ape_kernels.Report):
     backend: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.seconds:.2f} s, {self.share:.1%} of the computation, "
-            f"mean exit {self.mean_exit:.2f} of 0..{len(self.patches_per_exit) - 1}, backend {self.backend}"
-        )
+        parts = [f"{self.seconds:.2f} s", f"{self.share:.1%} of the computation"]
+        if self.plan is not None:
+            parts.append(f"{float(self.plan.picture_fidelity.mean()):.1f} dB expected to full depth")
+        if self.interpolated:
+            parts.append(f"{self.interpolated / self.exit_index.numel():.0%} interpolated")
+        if self.interpolated < self.exit_index.numel():
+            parts.append(f"mean exit {self.mean_exit:.2f} of 0..{len(self.patches_per_exit) - 1}")
+        return ", ".join([*parts, f"backend {self.backend}"])
 
 
 def load(
@@ -56,6 +61,7 @@ def load(
     *,
     threshold: float | None = None,
     min_gain_db: float | None = None,
+    fidelity: Fidelity = "auto",
     budget: float | None = None,
     patch_size: int = PATCH_SIZE,
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32",
@@ -71,9 +77,13 @@ def load(
         name of a file in the folder APE_MODELS. A file is one written by `ape-sr train`, or a state dict of EDSR, RCAN,
         VDSR, ECBSR, RRDBNet (ESRGAN), SRVGGNetCompact or SwinIR (``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``,
         ``.bin``); with spandrel installed of other networks that `APEForward` takes, too.
-    threshold: capacity below which a patch leaves the network early, from 0 (never) to 1. None: the weights' own.
-    min_gain_db: the same as dB that a stage must bring. Give one of the two.
-    budget: share of the body's FLOPs that each image may take at most.
+    fidelity: dB, from 20 to 80, that each part of an image is to have to the network's own picture; planned from the
+        image by the fit that the weights carry (`ape-sr fit`). None: full depth. "auto": what the fit says, and full
+        depth without one.
+    budget: share of all work that each image may take at most; needs a fit too.
+    threshold: the paper's way instead: images are cut into patches, and each leaves the network where its predicted
+        capacity is below this, from 0 (never) to 1. min_gain_db: the same as dB that a stage must bring.
+        Give at most one of these four.
     patch_size: sides of the patches, in pixels of the image.
     dtype: of the matrix products, "fp32", "fp16" or "bf16".
     backend: "auto", "cpu", "torch", "triton" or "cuda".
@@ -94,6 +104,7 @@ def load(
             model,
             threshold,
             min_gain_db=min_gain_db,
+            fidelity=fidelity,
             budget=budget,
             patch_size=patch_size,
             backend=backend,
@@ -110,12 +121,12 @@ def load(
 class Upscaler:
     """A network of `ape_sr`, ready to upscale. Made by `load`.
 
-    network: the `APEForward` that computes; its `threshold` and `budget` may be set between calls.
+    network: the `APEForward` that computes; its `fidelity`, `budget` and `threshold` may be set between calls.
     """
 
     def __init__(self, network: APEForward) -> None:
         self.network = network
-        self._backend = network.packed.backend  # packs the weights now, so that the first image is not timed with it
+        _ = self.backend  # packs the weights now, so that the first image is not timed with it
 
     @property
     def scale(self) -> int:
@@ -125,7 +136,7 @@ class Upscaler:
     @property
     def backend(self) -> str:
         """Name of the backend that computes; never "auto"."""
-        return self._backend
+        return self.network.packed_for_images.backend
 
     @overload
     def upscale(self, image: Picture, *, return_report: Literal[False] = False) -> Picture: ...
@@ -170,7 +181,7 @@ class Upscaler:
         return (picture, report) if return_report else picture
 
     def exit_map(self, picture: np.ndarray | Image.Image, report: ape_kernels.Report) -> np.ndarray:
-        """Where patches left the network: the picture in grey, every patch tinted by its exit, with a legend.
+        """How deep each part of an image ran: the picture in grey, tinted brighter for more work, with a legend.
 
         picture, report: of one image, as `upscale` gave them; uint8 or uint16 ``[H, W, C]`` if an array.
         Returns uint8 ``[h + legend, max(w, legend), 3]``: h x w is the picture, reduced to at most 4 megapixels.
@@ -179,8 +190,7 @@ class Upscaler:
 
         pixels = np.asarray(picture)
         height, width = (side // self.scale for side in pixels.shape[:2])
-        network = self.network
-        cut = (network.cell, 0) if network.context == "model" else (network.patch_size, network.overlap)
+        cut = (self.network.patch_size, self.network.overlap) if report.cell is None else (report.cell, 0)
         grid = PatchGrid(height, width, *cut, self.scale)
         exits = report.exit_index[0].cpu().numpy()
         return draw_exit_map(pixels, exits, grid, len(report.patches_per_exit), report.share)
@@ -284,6 +294,7 @@ def _joined(reports: Sequence[ape_kernels.Report]) -> dict[str, Any]:
         "capacity": torch.cat(capacities, along),
         "patches_per_exit": torch.stack([report.patches_per_exit for report in reports]).sum(0),
         **{name: sum(getattr(report, name) for report in reports) for name in COUNTS},
+        "cell": reports[0].cell,
         "plan": reports[0].plan if len(reports) == 1 else None,
     }
 

@@ -82,6 +82,7 @@ def record(network: str, dtype: torch.dtype, kernel: str, capability: int) -> Re
     vars(launches).update({name: recorders[name] for name in recorders if name not in IMAGE})
     vars(image_launches).update({name: recorders[name] for name in IMAGE})
     launches.choose = lambda channels, dtype, *_: configurations.shipped(channels, dtype, divmod(capability, 10))
+    launches._capability = lambda _: divmod(capability, 10)
     launches.Call.workers = launches.Call.workers_by_device = lambda *_: 132
     launches.SPREAD_BELOW = 1.0 if kernel == ROW else 0.0
     program = to_program(randomise(NETWORKS[network]()))

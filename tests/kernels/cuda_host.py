@@ -31,6 +31,16 @@ class Request(ctypes.Structure):
     )
 
 
+class ImageRequest(ctypes.Structure):
+    """`ImageRequest` in csrc/cuda/image.h."""
+
+    _fields_ = (
+        *[(name, ctypes.c_int64) for name in ("table", "table_rows", "weights", "weight_count", "element", "sharing")],
+        *[(name, ctypes.c_int64) for name in ("maps", "exit_at", "output", "images", "height", "width", "cell")],
+        *[(name, ctypes.c_int64) for name in ("cell_rows", "cell_columns", "ring")],
+    )
+
+
 @dataclass
 class HostLauncher:
     """Has the functions of the native core that the cuda backend calls.
@@ -60,13 +70,24 @@ class HostLauncher:
         """What a block of the kernel compiled for `arch` asks for."""
         return ctypes.CDLL(str(self.library)).ape_host_shared_bytes(half, arch)
 
-    def cuda_run_worker(self, *, stream, **arguments):
-        assert stream == 0
-        assert set(arguments) == {name for name, _ in Request._fields_}
-        request = Request(**arguments)
+    def image_shared_bytes(self, half: bool, arch: int) -> int:
+        """The same of the kernel for images."""
+        return ctypes.CDLL(str(self.library)).ape_host_image_shared_bytes(half, arch)
+
+    def cuda_run_worker(self, **arguments):
+        self._run("ape_host_run", Request, arguments)  # its blocks are among them
+
+    def cuda_run_image(self, **arguments):
+        self._run("ape_host_run_image", ImageRequest, arguments, ctypes.c_int64(self.blocks))
+
+    def _run(self, function, kind, arguments, *more):
+        assert arguments.pop("stream") == 0
+        assert set(arguments) == {name for name, _ in kind._fields_}
+        request = kind(**arguments)
         sites, message = ctypes.create_string_buffer(8192), ctypes.create_string_buffer(8192)
-        errors = ctypes.CDLL(str(self.library)).ape_host_run(
+        errors = getattr(ctypes.CDLL(str(self.library)), function)(
             ctypes.byref(request),
+            *more,
             self.shared_kb,
             self.seed,
             self.chance,

@@ -14,8 +14,9 @@ from cuda_host import HostLauncher, build
 from ape_kernels.native import core, missing
 
 ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "csrc" / "cuda" / "worker.cu"
-REPORT = ROOT / "build" / "native" / "csrc" / "cuda" / "worker.cu.o.ptxas"  # setup.py keeps it
+KERNELS = ("worker", "image")  # each `<name>_kernel` of <name>.cu
+SOURCES = ROOT / "csrc" / "cuda"
+REPORTS = ROOT / "build" / "native" / "csrc" / "cuda"  # setup.py keeps them
 
 # The intended occupancy on every architecture: one thread block of 8 warps per multiprocessor.
 THREADS = 256
@@ -43,12 +44,12 @@ def needs(arch: str) -> None:
         pytest.skip("the native core was built without optimisation (DEBUG=1)")
 
 
-def usage(report: str) -> dict[tuple[str, str], dict[str, int]]:
-    """Resources of the worker kernel by architecture and element, from what `ptxas -v` printed."""
+def usage(report: str, kernel: str) -> dict[tuple[str, str], dict[str, int]]:
+    """Resources of a kernel by architecture and element, from what `ptxas -v` printed."""
     found: dict[tuple[str, str], dict[str, int]] = {}
     for part in report.split("Compiling entry function ")[1:]:
         name, arch = re.match(r"'(\S+)' for 'sm_(\w+)'", part).groups()
-        if "worker_kernel" not in name:
+        if f"{kernel}_kernel" not in name:
             continue
         numbers = {
             "stack": r"(\d+) bytes stack frame",
@@ -63,36 +64,41 @@ def usage(report: str) -> dict[tuple[str, str], dict[str, int]]:
     return found
 
 
-def assert_within_budget(found: dict[tuple[str, str], dict[str, int]], arch: str) -> None:
+def assert_within_budget(found: dict[tuple[str, str], dict[str, int]], kernel: str, arch: str) -> None:
+    host = HostLauncher(build())
+    shared_bytes = host.image_shared_bytes if kernel == "image" else host.shared_bytes
     for element in ("half", "float"):
         resources = found[arch, element]
         assert (resources["stack"], resources["stores"], resources["loads"]) == (0, 0, 0), f"{element} spills"
         assert resources["registers"] <= REGISTERS
-        dynamic = HostLauncher(build()).shared_bytes(element == "half", int(arch.rstrip("a")))
+        dynamic = shared_bytes(element == "half", int(arch.rstrip("a")))
         assert 0 < resources["static"] + dynamic <= SHARED[arch]
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("arch", BUILT)
-def test_spills_registers_and_shared_memory(arch):
+def test_spills_registers_and_shared_memory(arch, kernel):
     needs(arch)
-    if not REPORT.exists():
-        pytest.skip(f"no {REPORT.relative_to(ROOT)}: the native core was built elsewhere")
-    newest = max(path.stat().st_mtime for path in [SOURCE, *SOURCE.parent.glob("*.h")])
-    assert REPORT.stat().st_mtime >= newest, "the native core is older than its source: pip install -e ."
-    assert_within_budget(usage(REPORT.read_text()), arch)
+    report, source = REPORTS / f"{kernel}.cu.o.ptxas", SOURCES / f"{kernel}.cu"
+    if not report.exists():
+        pytest.skip(f"no {report.relative_to(ROOT)}: the native core was built elsewhere")
+    newest = max(path.stat().st_mtime for path in [source, *SOURCES.glob("*.h")])
+    assert report.stat().st_mtime >= newest, "the native core is older than its source: pip install -e ."
+    assert_within_budget(usage(report.read_text(), kernel), kernel, arch)
 
 
-def test_sm_90a_spills_registers_and_shared_memory(tmp_path):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_sm_90a_spills_registers_and_shared_memory(tmp_path, kernel):
     """It is not built: wgmma would need it, and runs on nothing that sm_90 does not. Compiled here all the same."""
     architectures()
     candidates = [f"{os.environ.get('CUDA_HOME')}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc"]
     nvcc = next(filter(None, map(shutil.which, candidates)), None)
     if nvcc is None:
         pytest.skip("no nvcc: neither in CUDA_HOME nor in PATH")
-    options = ["-std=c++17", "-O3", "-Xptxas", "-v", "-arch=sm_90a", "-cubin", "-o", str(tmp_path / "worker.cubin")]
-    result = subprocess.run([nvcc, *options, str(SOURCE)], capture_output=True, text=True)
+    options = ["-std=c++17", "-O3", "-Xptxas", "-v", "-arch=sm_90a", "-cubin", "-o", str(tmp_path / "made.cubin")]
+    result = subprocess.run([nvcc, *options, str(SOURCES / f"{kernel}.cu")], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert_within_budget(usage(result.stderr), "90a")
+    assert_within_budget(usage(result.stderr, kernel), kernel, "90a")
 
 
 def cuobjdump(*options: str) -> str:
@@ -113,11 +119,11 @@ def test_ptx_for_devices_to_come():
 
 
 @cache
-def straight_runs(arch: str) -> list[str]:
-    """The code of the worker kernel for Half, in pieces without a branch or a barrier."""
+def straight_runs(arch: str, kernel: str) -> list[str]:
+    """The code of a kernel for Half, in pieces without a branch or a barrier."""
     lines = cuobjdump("-sass", "-arch", f"sm_{arch}").splitlines()
     begin = next(
-        i for i, line in enumerate(lines) if "Function : " in line and "worker_kernel" in line and "Half" in line
+        i for i, line in enumerate(lines) if "Function : " in line and f"{kernel}_kernel" in line and "Half" in line
     )
     runs, current = [], []
     for line in lines[begin + 1 :]:
@@ -147,15 +153,16 @@ ROWS = {
 }
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("arch", BUILT)
-def test_the_inner_loops(arch):
+def test_the_inner_loops(arch, kernel):
     """A stage of the fused pair and a row of taps of a convolution by whole rows have nothing but what they need.
 
     No local memory, no loads from global memory.
     """
     needs(arch)
     found = {}
-    for run in straight_runs(arch):
+    for run in straight_runs(arch, kernel):
         counts = run.count("HMMA.16816.F32"), len(re.findall(r"LDSM\S*\.4", run)), run.count("LDS.128")
         found.setdefault(counts, []).append(run)
     for counts in (*STAGES[SHARED[arch] // KIB].values(), *ROWS.values()):

@@ -16,6 +16,9 @@ from support import spread_network, test_patches
 from test_cuda import install
 
 from ape_kernels import APEForward
+from ape_kernels.backends.protocol import Depths
+from ape_kernels.images import Tones, run_image
+from ape_kernels.packed import Wish, pack
 from ape_sr.models import RCAN
 
 SECONDS = 20  # a mistake may also hang
@@ -28,7 +31,10 @@ def problems() -> list[Callable[[], tuple[torch.Tensor, ...]]]:
     packed = edsr.packed
     stage = (torch.arange(3), packed.table, packed.weights, 0, 0.5, None, "cuda")
     features = test_patches(16, 5, 6).reshape(3, 16, 5, 6)
+    packed = pack(spread_network(2, 6, 16, 2), Wish("cuda", torch.float16))
+    depths = Depths(torch.tensor([[[2, 0, 1], [0, -1, 0], [1, 1, 0], [-1, 1, 2]]]), 16, 4)
     return [
+        lambda: (run_image(test_patches(1, 60, 33), packed, depths, Tones()),),
         lambda: rcan.forward_patches(test_patches(2, 18, 19)),
         lambda: edsr.forward_patches(test_patches(3, 5, 6)),
         lambda: torch.ops.ape_kernels.run_stage(features, *stage),
@@ -78,6 +84,7 @@ def test_every_barrier_and_every_wait_is_needed(monkeypatch, threads):
         "sync stream",
         "wait stream",
         "sync worker",
+        "sync window",
     }
     assert [site for site in sorted(host.sites) if unnoticed(host, site, runs, results)] == []
 
@@ -103,6 +110,10 @@ MISTAKES = {
     "stream-one-stage-of-weights": ("stream.h", "2 * weights() + stage_bytes() - stage", "stage"),
     "stream-side-not-zero": ("stream.h", "column : width + column", "column : width + column + 1"),
     "stream-fetches-too-few-rows": ("stream.h", "row < height + kReach ? width", "row < height ? width"),
+    "window-margin-too-narrow": ("image.h", "args.fused ? 2 :", "args.fused ? 1 :"),
+    "pair-over-its-own-input": ("image.h", "args.fused && dst == in.src", "false"),
+    "carried-too-rarely": ("image.h", "args.carry_stage == stage", "args.carry_stage >= 0"),
+    "carried-without-the-ring": ("image.h", "args.carry_stage == 0 ? int32_t(request.ring)", "false ? 0"),
     "halo-one-row-short": ("conv.h", "y >= 0 && y < to.height", "y >= 0 && y < to.height - 1"),
 }
 

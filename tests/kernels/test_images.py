@@ -11,7 +11,7 @@ from ape_kernels.packed import Wish, pack
 from ape_sr.models import ECBSR, VDSR, RRDBNet
 
 RING = 4
-BACKENDS = ["torch", "cpu"] if DEVICE.type == "cpu" else ["torch", "triton"]  # interpreted: test_triton_images.py
+BACKENDS = ["torch", "cpu"] if DEVICE.type == "cpu" else ["torch", "triton", "cuda"]
 
 
 def networks():

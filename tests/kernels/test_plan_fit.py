@@ -11,11 +11,13 @@ import pytest
 import torch
 from skimage import data
 from support import spread_network
+from torch.library import opcheck
 
 from ape_kernels import APEForward, ExitFit, NotRecognised, fit_exits, ops
+from ape_kernels.backends.protocol import FIRST, LEVELS, STEP, UNLIKE, FitTensors
 from ape_kernels.native import missing
 from ape_kernels.plan import make_plan, plan_within
-from ape_kernels.plan.fit import FIRST, LEVELS, STEP, UNLIKE, fingerprint_of
+from ape_kernels.plan.fit import fingerprint_of
 from ape_kernels.plan.plan import LEAST, MOST
 
 SCALE = 2
@@ -106,6 +108,22 @@ def test_a_level_is_the_highest_fidelity_that_a_candidate_serves(fit):
             assert own == pytest.approx(np.interp(got, needed, curve), abs=1e-3)
             checked += 1
     assert checked > 100
+
+
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 7, 5), (3, 3, 10)])
+def test_native_predictions_agree(fit, shape):
+    statistics = fit.mean + fit.deviation * torch.randn(*shape, len(fit.mean)) * 2  # some unlike all that was fitted
+    native, plain = fit.predict(statistics, "cpu"), fit.predict(statistics, "torch")
+    scale = 1 + plain.fidelity.abs()
+    assert ((native.fidelity - plain.fidelity).abs() < 1e-4 * scale).all()
+    near = (native.level - plain.level).abs() < 0.05 + 1e-3 * scale  # a level may change 25 times as fast as a fidelity
+    assert near.all()
+
+
+def test_schema_and_fake_of_predictions(fit):
+    tensors = [getattr(fit, name) for name in FitTensors._fields]
+    opcheck(torch.ops.ape_kernels.predict.default, (fit.mean.expand(1, 2, 3, -1).contiguous(), tensors, 3, "torch"))
 
 
 def test_predictions_tell_the_distance_of_exits(model, fit, program):

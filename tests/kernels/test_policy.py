@@ -1,191 +1,264 @@
-"""Policies: thresholds, and budgets spent where the predicted gain is highest."""
+"""What decides how far images run: a fidelity or a budget, planned beforehand, or a threshold on patches."""
 
-import heapq
+import copy
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from skimage import data
 from support import DEVICE, assert_pictures_close, spread_network, test_patches
-from test_rrdb import BasicSR as RRDBNet
-from torch.library import opcheck
 
-from ape_kernels import APEForward, PatchGrid, add_exits, all_exits
-from ape_kernels.policy import Budget, check_budget
-from ape_kernels.run import merge, split
+from ape_kernels import APEForward
+from ape_kernels.plan import make_plan
+from ape_sr.models import RCAN
 
-PATCH, OVERLAP = 8, 2
-SHARES = (0.25, 0.3, 0.5, 0.77, 1.0)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return spread_network()
+CELL = 24  # of the fit
+LAST = 5  # stage of the fitted model
 
 
 @pytest.fixture(scope="module")
 def photo():
-    """Patches of differing contrast beside each other, [1, 3, 62, 50]."""
-    contrast = torch.rand(1, 3, 8, 7, generator=torch.Generator().manual_seed(3)).repeat_interleave(8, 2)
-    return test_patches(1, 62, 50) * contrast.repeat_interleave(8, 3)[:, :, :62, :50].to(DEVICE)
+    """Fur beside a smooth ground, [1, 3, 100, 120]: cells differ, and the last ones are cut off."""
+    return torch.from_numpy(data.chelsea()[60:160, 100:220].copy()).permute(2, 0, 1)[None].float().to(DEVICE) / 255
 
 
-def within(model, backend, budget, **options) -> APEForward:
-    return APEForward(model, budget=budget, patch_size=PATCH, overlap=OVERLAP, backend=backend, **options)
+def without_fit(model):
+    model = copy.deepcopy(model)
+    model.exit_fit = None
+    return model
 
 
-def predicted_gains(model, photo) -> torch.Tensor:
-    """``[patches, exits]``."""
-    patches = split(PatchGrid(*photo.shape[2:], PATCH, OVERLAP), photo)
-    return torch.stack([1 - p[:, 0] for p in all_exits(model, patches)[1]], dim=1).detach()
+class TestDefault:
+    def test_without_a_fit_images_run_to_full_depth(self, photo, backend):
+        model = spread_network(2, exit_threshold=0.2)  # its own threshold is for patches alone
+        fast = APEForward(model, backend=backend)
+        sr, report = fast(photo, return_report=True)
+        assert (fast.context, fast.fidelity, fast.threshold) == ("model", None, pytest.approx(0.8))
+        assert_pictures_close(sr, model(photo))
+        assert report.share == 1 and report.plan is None and report.cell == 48
+        assert (fast.forward_patches(photo)[1] < 3).any()
+
+    def test_with_a_fit_they_run_as_it_says(self, fitted_model, photo, backend):
+        fast = APEForward(fitted_model, backend=backend)
+        sr, report = fast(photo, return_report=True)
+        assert fast.fidelity == fitted_model.exit_fit.default == 48
+        assert torch.equal(report.exit_index, fast.plan(photo).exit_at) and report.cell == CELL
+        assert len(report.exit_index.unique()) > 3 and report.share < 0.9
+        assert torch.equal(sr, APEForward(fitted_model, fidelity=48, backend=backend)(photo))
+
+    def test_none_is_full_depth(self, fitted_model, photo, backend):
+        fast = APEForward(fitted_model, fidelity=None, backend=backend)
+        assert_pictures_close(fast(photo), fitted_model(photo))
+        fast.fidelity = "auto"
+        assert fast.fidelity == 48
+
+    @pytest.mark.parametrize("model", [RCAN(2, 2, 1, 8, 4, None).eval(), spread_network()], ids=["RCAN", "threshold"])
+    def test_on_patches(self, model):
+        """A network that reads the whole patch at once, and the paper's rule."""
+        fast = APEForward(model.to(DEVICE), threshold=0.3)
+        fast.patch_size = 12
+        report = fast(test_patches(1, 20, 30), return_report=True)[1]
+        assert fast.context == "patch" and fast.fidelity is None
+        assert report.cell is None and report.exit_index.shape == (1, 2, 3)
 
 
-def best_first(gains: torch.Tensor, stages: int) -> list[int]:
-    """Exits when stages of equal cost are handed out one by one, each to the patch with the highest predicted gain."""
-    depth = [0] * len(gains)
-    heap = [(-gain, patch) for patch, gain in enumerate(gains[:, 0].tolist())]
-    heapq.heapify(heap)
-    for _ in range(stages - len(gains)):
-        if not heap:
-            break
-        _, patch = heapq.heappop(heap)
-        depth[patch] += 1
-        if depth[patch] + 1 < gains.shape[1]:
-            heapq.heappush(heap, (-float(gains[patch, depth[patch]]), patch))
-    return depth
+class TestFidelity:
+    def test_the_picture_is_that_of_the_plan(self, fitted_model, photo, backend):
+        fast = APEForward(fitted_model, fidelity=42.0, backend=backend)
+        plan = fast.plan(photo)
+        assert torch.equal(plan.exit_at, make_plan(fitted_model.exit_fit, fast.program, photo, 42.0, backend).exit_at)
+        sr, report = fast(photo, return_report=True)
+        own = APEForward(fitted_model, cell=CELL, backend=backend)
+        assert torch.equal(sr, own(photo, exit_at=plan.exit_at))
+        other = APEForward(fitted_model, threshold=0.0, backend=backend)
+        assert torch.equal(sr, other(photo, plan=plan))
+        assert report.interpolated == (plan.exit_at < 0).sum() > 0
+        assert report.share == pytest.approx(float(plan.share)) and torch.equal(report.plan.exit_at, plan.exit_at)
+        assert len(report.patches_per_exit) == LAST + 1
+        assert report.patches_per_exit.sum() + report.interpolated == report.exit_index.numel()
+
+    def test_what_was_asked_comes_out(self, fitted_model, photo, backend):
+        full = fitted_model(photo).clamp(0, 1)
+        for asked in (38.0, 45.0):
+            sr = APEForward(fitted_model, fidelity=asked, backend=backend)(photo).clamp(0, 1)
+            assert -10 * torch.log10((sr - full).square().mean()) >= asked
+
+    def test_follows_the_fit_that_the_model_carries(self, fitted_model, photo):
+        model = copy.deepcopy(fitted_model)
+        fast = APEForward(model)
+        before = fast.plan(photo).share
+        model.exit_fit = replace(model.exit_fit, default=35.0)
+        assert fast.plan(photo).share < before
+
+    def test_copies_and_pickles(self, fitted_model, photo):
+        fast = APEForward(fitted_model, fidelity=42.0)
+        for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+            assert torch.equal(other(photo), fast(photo))
+
+    def test_compiles_to_one_graph(self, fitted_model, photo):
+        fast = APEForward(fitted_model, fidelity=42.0)
+        compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(photo), fast(photo))
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_a_budget_is_kept_and_used(model, photo, backend, share):
-    _, report = within(model, backend, share)(photo, return_report=True)
-    assert report.body_flops <= share * report.body_flops_full * (1 + 1e-9)
-    assert (
-        report.body_flops + report.body_flops_full / report.patches_per_exit.sum() / 4 > share * report.body_flops_full
-    )
+class TestBudget:
+    @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.77, 1.0])
+    def test_is_kept_by_each_image_and_used(self, fitted_model, photo, backend, share):
+        images = torch.cat([photo, photo.flip(2) * 0.3])
+        fast = APEForward(fitted_model, budget=share, backend=backend)
+        plan = fast(images, return_report=True)[1].plan
+        assert (plan.share <= share).all()
+        assert share == 0.02 or (plan.share > share - 0.1).all(), "no cell takes as much"
+        for i in range(2):
+            assert torch.equal(plan.exit_at[i], fast.plan(images[i : i + 1]).exit_at[0])
+
+    def test_is_spent_where_it_is_needed(self, fitted_model, photo):
+        added = fitted_model(photo) - torch.nn.functional.interpolate(photo, scale_factor=2, mode="bicubic")
+        squares = torch.nn.functional.avg_pool2d(added.square().mean(1), 2 * CELL)[0].flatten()
+        exit_at = APEForward(fitted_model, budget=0.4).plan(photo).exit_at[0, :4].flatten().float()
+        ranked = exit_at[squares.argsort()]
+        assert ranked[-7:].mean() > ranked[:7].mean() + 2
+
+    @pytest.mark.parametrize("bad", [0, 1e-5, 1.1, "half", True, float("nan")])
+    def test_bad_budgets(self, fitted_model, bad):
+        message = "budget: expected a share from 0.000.*, all interpolated, to 1, got"
+        with pytest.raises(ValueError, match=message):
+            APEForward(fitted_model, budget=bad)
+        fast = APEForward(fitted_model, fidelity=42.0)
+        with pytest.raises(ValueError, match=message):
+            fast.budget = bad
+        assert (fast.fidelity, fast.budget) == (42.0, None), "what was there is still there"
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_it_is_spent_where_the_predicted_gain_is_highest(model, photo, backend, share):
-    gains = predicted_gains(model, photo)
-    _, report = within(model, backend, share)(photo, return_report=True)
-    got = report.exit_index.flatten().tolist()
-    expected = best_first(gains, int(share * gains.numel() + 1e-6))
-    assert sum(got) == sum(expected)
-    assert sum(a == b for a, b in zip(got, expected, strict=True)) >= 0.8 * len(got), "rounds are not quite one by one"
-    bought = [
-        sum(sum(row[:depth]) for row, depth in zip(gains.tolist(), depths, strict=True)) for depths in (got, expected)
-    ]
-    uniform = gains[:, : gains.shape[1] - 1].sum() * sum(expected) / (len(got) * (gains.shape[1] - 1))
-    assert bought[0] >= 0.98 * bought[1]
-    assert share in (0.25, 1.0) or bought[0] > 1.1 * uniform
-
-
-@pytest.mark.parametrize("share", SHARES)
-def test_the_picture_is_that_of_the_chosen_exits(model, photo, backend, share):
-    fast = within(model, backend, share)
-    sr, report = fast(photo, return_report=True)
-    grid = PatchGrid(*photo.shape[2:], PATCH, OVERLAP, fast.scale)
-    patches, _, capacity = fast.forward_patches(
-        split(PatchGrid(*photo.shape[2:], PATCH, OVERLAP), photo), report.exit_index.flatten()
-    )
-    assert_pictures_close(sr, merge(grid, patches), 1e-5)
-    torch.testing.assert_close(report.capacity.flatten(), capacity, atol=1e-5, rtol=0)
-
-
-def test_each_image_of_a_batch_has_its_own(model, photo, backend):
-    dark = torch.cat([photo, photo.flip(2) * 0.3])
-    fast = within(model, backend, 0.5)
-    _, report = fast(dark, return_report=True)
-    for i in range(2):
-        alone = fast(dark[i : i + 1], return_report=True)[1].exit_index
-        assert torch.equal(report.exit_index[i : i + 1], alone)
-
-
-def test_a_threshold_holds_within_a_budget(model, photo, backend):
-    lone = APEForward(model, 0.5, patch_size=PATCH, overlap=OVERLAP, backend=backend)
-    _, report = lone(photo, return_report=True)
-    _, ample = within(model, backend, 1.0, threshold=0.5)(photo, return_report=True)
-    assert torch.equal(report.exit_index, ample.exit_index)
-    _, scarce = within(model, backend, 0.4, threshold=0.5)(photo, return_report=True)
-    assert scarce.body_share <= 0.4 < report.body_share
-    assert (scarce.exit_index <= report.exit_index).all()
-
-
-def test_can_be_set_and_taken_back_between_calls(model, photo):
-    fast = APEForward(model, 0.0, patch_size=PATCH)
-    full = fast(photo)
+def test_one_ends_the_other(fitted_model, photo):
+    fast = APEForward(fitted_model, fidelity=42.0)
+    assert (fast.fidelity, fast.budget, fast.context) == (42.0, None, "model")
     fast.budget = 0.3
-    assert fast(photo, return_report=True)[1].body_share <= 0.3
+    assert (fast.fidelity, fast.budget) == (None, 0.3)
+    assert fast(photo, return_report=True)[1].share <= 0.3
+    fast.threshold = 0.2
+    assert (fast.threshold, fast.fidelity, fast.budget, fast.context) == (0.2, None, None, "patch")
+    fast.fidelity = 50
+    assert (fast.fidelity, fast.context) == (50, "model")
     fast.budget = None
-    assert torch.equal(fast(photo), full)
+    assert fast.fidelity == 48, "as without any"
 
 
-@pytest.mark.parametrize("bad", [0, 0.2, 1.1, "half", True, float("nan")])
-def test_bad_budgets(model, bad):
-    message = "budget: expected a share from 0.250, what the first exit takes, to 1, got"
-    with pytest.raises(ValueError, match=message):
-        APEForward(model, budget=bad)
-    fast = APEForward(model)
-    with pytest.raises(ValueError, match=message):
-        fast.budget = bad
-
-
-def test_a_network_without_exits_has_nothing_to_save():
-    with pytest.raises(ValueError, match=r"budget: expected a share from 1\.000"):
-        APEForward(spread_network(2, 2, 8, None), budget=0.5)
-
-
-def test_patches_alone_have_no_budget(model):
-    with pytest.raises(ValueError, match="budget: expected None for patches"):
-        APEForward(model, budget=0.5).forward_patches(test_patches(2))
-
-
-def test_operation(model, photo, backend):
-    packed = within(model, backend, 0.5).packed
-    geometry = (PATCH, OVERLAP, "linear", packed.upscale, packed.out_channels, 1, backend)
-    budget = (0.5, packed.frame.table, packed.frame.weights, packed.program.stage_flops)
-    arguments = (photo, packed.table, packed.weights, 0.5, None, *geometry, *budget)
-    opcheck(torch.ops.ape_kernels.upscale.default, arguments)
-
-
-def test_compiles_to_one_operation(model, photo):
-    fast = within(model, "auto", 0.5)
-    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(photo), fast(photo))
-
-
-@given(
-    costs=st.lists(st.integers(1, 9), min_size=1, max_size=5),
-    patches=st.integers(1, 40),
-    share=st.floats(0, 1),
-    seed=st.integers(0, 99),
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(threshold=0.1, min_gain_db=1),
+        dict(threshold=0.0, fidelity=45.0),
+        dict(min_gain_db=0.1, fidelity=None),
+        dict(threshold=0.5, budget=0.5),
+        dict(budget=0.5, fidelity=45.0),
+    ],
+    ids=" and ".join,
 )
-def test_never_more_than_the_budget_and_no_stage_left_that_fits(costs, patches, share, seed):
-    least = costs[0] / sum(costs)
-    share = check_budget(max(share, least), costs)
-    budget = Budget(share, patches, costs)
-    budget.left -= patches * costs[0]
-    generator = torch.Generator().manual_seed(seed)
-    waiting = {p: (1, float(torch.rand(1, generator=generator))) for p in range(patches)} if len(costs) > 1 else {}
-    spent = patches * costs[0]
-    while chosen := budget.choose(waiting):
-        for patch in chosen:
-            stage, _ = waiting.pop(patch)
-            spent += costs[stage]
-            if stage + 1 < len(costs):
-                waiting[patch] = (stage + 1, float(torch.rand(1, generator=generator)))
-    assert spent <= share * patches * sum(costs) * (1 + 1e-8)
-    assert all(spent + costs[stage] > share * patches * sum(costs) for stage, _ in waiting.values())
+def test_they_exclude_each_other(fitted_model, settings):
+    names = " and ".join(
+        f"{name} {value}" for name, value in sorted(settings.items(), key=lambda s: s[0] == "fidelity")
+    )
+    with pytest.raises(ValueError, match=f"expected at most one of threshold, min_gain_db, .*, got {names}"):
+        APEForward(fitted_model, **settings)
 
 
-def test_a_network_that_folds_pixels_keeps_its_budget():
-    model = add_exits(RRDBNet(scale=2).eval().requires_grad_(False), every=1)
-    model.regressor.requires_grad_(False)[2].weight.copy_(torch.randn(1, 8, generator=torch.Generator().manual_seed(0)))
-    picture = test_patches(1, 27, 30)
-    fast = APEForward(model, budget=0.6, patch_size=12)
-    sr, report = fast(picture, return_report=True)
-    assert sr.shape == (1, 3, 54, 60) and report.body_share <= 0.6
-    fast.budget = 1.0
-    full = fast(picture)
-    fast.budget = None
-    assert_pictures_close(full, fast(picture), 1e-5)
+@pytest.mark.parametrize("settings", [dict(fidelity=45.0), dict(budget=0.5)], ids="".join)
+class TestRefusals:
+    def test_without_a_fit(self, fitted_model, settings):
+        (name,) = settings
+        message = f"{name}: expected a model that carries a fit, as ape_kernels.fit_exits.* and `ape-sr fit` make it"
+        with pytest.raises(ValueError, match=message):
+            APEForward(without_fit(fitted_model), **settings)
+
+    def test_on_patches(self, fitted_model, settings):
+        (name,) = settings
+        with pytest.raises(ValueError, match=f"{name}: expected None with the context 'patch'"):
+            APEForward(fitted_model, context="patch", **settings)
+        with pytest.raises(ValueError, match=f"{name}: expected none for patches"):
+            APEForward(fitted_model, **settings).forward_patches(test_patches(2))
+        sr, exits, _ = APEForward(fitted_model, **settings).forward_patches(
+            test_patches(2), torch.tensor([0, 3], device=DEVICE)
+        )
+        assert exits.tolist() == [0, 3] and sr.shape == (2, 3, 24, 24)
+
+    def test_of_another_network(self, fitted_model, settings):
+        other = spread_network(2, 4, 8, 1)
+        other.exit_fit = fitted_model.exit_fit
+        with pytest.raises(ValueError, match="exit_fit: expected one for scale 2 and 4 stages, got 2 and 6"):
+            APEForward(other, **settings)
+
+
+@pytest.mark.parametrize("bad", [19.9, 81, "45", True, float("nan")])
+def test_bad_fidelities(fitted_model, bad):
+    with pytest.raises(ValueError, match="fidelity: expected a number of dB from 20 to 80, got"):
+        APEForward(fitted_model, fidelity=bad)
+    fast = APEForward(fitted_model)
+    with pytest.raises(ValueError, match="fidelity: expected a number of dB from 20 to 80, got"):
+        fast.fidelity = bad
+
+
+def test_nothing_to_plan(photo):
+    with pytest.raises(ValueError, match=r"plan: expected a fidelity or a budget, and a model that carries a fit"):
+        APEForward(spread_network(2)).plan(photo)
+
+
+class TestExitAt:
+    """Depths that are given to the call."""
+
+    @pytest.fixture
+    def fast(self, backend):
+        return APEForward(spread_network(2), cell=24, backend=backend)
+
+    def test_each_cell_runs_so_far(self, fast, photo):
+        exit_at = torch.arange(25, device=DEVICE).view(1, 5, 5) % 5 - 1
+        sr, report = fast(photo, return_report=True, exit_at=exit_at)
+        assert torch.equal(report.exit_index, exit_at)
+        assert report.patches_per_exit.tolist() == [5] * 4 and report.interpolated == 5
+        bicubic = torch.nn.functional.interpolate(photo, scale_factor=2, mode="bicubic")
+        assert_pictures_close(sr[..., :48], bicubic[..., :48])
+        assert (sr - fast(photo))[..., 96:144].abs().max() > 1e-3, "not full depth"
+        areas = torch.tensor([24, 24, 24, 24, 4.0])[:, None] * 24
+        flops = [0, *(fast.program.flops_to_stage(stage) for stage in range(4))]
+        done = sum(float(areas.sum()) * flops[column] for column in range(5))
+        assert report.flops == done and report.flops_full == 100 * 120 * flops[-1]
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            (lambda e: e - 1, r"exit_at: expected -1 to 3, got -2 to -2"),
+            (lambda e: e + 5, r"exit_at: expected -1 to 3, got 4 to 4"),
+            (lambda e: e[:, 1:], r"exit_at: expected int64 \[1, 5, 5\] on .*, got torch.int64 \[1, 4, 5\]"),
+            (lambda e: e.int(), r"exit_at: expected int64 \[1, 5, 5\] on .*, got torch.int32"),
+        ],
+        ids=["low", "high", "shape", "dtype"],
+    )
+    def test_bad_depths(self, fast, photo, change, message):
+        with pytest.raises(ValueError, match=message):
+            fast(photo, exit_at=change(torch.full((1, 5, 5), -1, device=DEVICE)))
+
+    def test_not_on_patches_and_not_with_a_plan(self, fitted_model, photo):
+        exit_at = torch.zeros(1, 5, 5, dtype=torch.int64, device=DEVICE)
+        plan = APEForward(fitted_model).plan(photo)
+        with pytest.raises(ValueError, match="exit_at: expected None with the context 'patch'"):
+            APEForward(fitted_model, 0.3)(photo, exit_at=exit_at)
+        with pytest.raises(ValueError, match="plan: expected None with the context 'patch'"):
+            APEForward(fitted_model, 0.3)(photo, plan=plan)
+        with pytest.raises(ValueError, match="plan: expected None with exit_at, got both"):
+            APEForward(fitted_model)(photo, exit_at=exit_at, plan=plan)
+        with pytest.raises(ValueError, match=r"plan.exit_at: expected int64 \[1, 2, 2\]"):
+            APEForward(fitted_model)(photo[..., :48, :48], plan=plan)
+        with pytest.raises(TypeError, match=r"exit_at: expected an int64 torch.Tensor or None, got list"):
+            APEForward(fitted_model)(photo, exit_at=[[[0]]])
+
+
+def test_contexts(fitted_model):
+    with pytest.raises(ValueError, match="context: expected 'patch' with a threshold above 0, got 'model'"):
+        APEForward(fitted_model, 0.1, context="model")
+    with pytest.raises(ValueError, match="context: expected 'patch' for this network, got 'model'"):
+        APEForward(RCAN(2, 2, 1, 8, 4, None).eval(), context="model")
+    with pytest.raises(ValueError, match="context: expected one of model, patch, got 'whole'"):
+        APEForward(fitted_model, context="whole")
+    with pytest.raises(ValueError, match="cell: expected a multiple of 1 pixels, at least 1, got 0"):
+        APEForward(fitted_model, cell=0)

@@ -11,6 +11,7 @@ from support import spread_network
 
 from ape_sr.checkpoint import save_model
 from ape_sr.data.images import write_image
+from ape_sr.models import EDSR
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +19,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained EDSR x2 with four exits that differ from patch to patch."""
     path = tmp_path_factory.mktemp("weights") / "tiny_x2.safetensors"
     save_model(path, spread_network(2, 4, 8, 1, exit_threshold=0.5))
+    return path
+
+
+@pytest.fixture(scope="session")
+def fitted_weights(tmp_path_factory: pytest.TempPathFactory, fitted_model: EDSR) -> Path:
+    """A file of weights that carry a fit."""
+    path = tmp_path_factory.mktemp("weights") / "fitted_x2.safetensors"
+    save_model(path, fitted_model)
     return path
 
 

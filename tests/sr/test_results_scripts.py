@@ -53,16 +53,12 @@ def test_saving_is_read_between_the_points(curves):
 def test_recorded_rules_do_what_the_network_does(curves, photos, weights):
     network = APEForward(load_model(weights), 0.0, patch_size=16)
     weight, bias = curves.regressor_of(network.model)
-    rules = {
-        "threshold": curves.thresholded(weight, bias),
-        "budget": curves.budgeted(weight, bias, network.program.stage_flops),
-    }
+    rule = curves.thresholded(weight, bias)
+    own = APEForward(network.model, 0.5, patch_size=16)
     for pair, picture in zip(find_pairs(photos), curves.record(network, photos), strict=True):
         lr, _ = pair.read(network.scale)
-        for setting, rule in rules.items():
-            own = APEForward(network.model, patch_size=16, **{setting: 0.5})
-            _, report = own(to_tensor(lr), return_report=True)
-            assert np.array_equal(rule(picture, 0.5), report.exit_index.flatten().numpy()), setting
+        _, report = own(to_tensor(lr), return_report=True)
+        assert np.array_equal(rule(picture, 0.5), report.exit_index.flatten().numpy())
         best = curves.oracle(picture, 0.0)
         assert (picture.psnr[np.arange(len(best)), best] == picture.psnr.max(axis=1)).all()
 

@@ -15,7 +15,20 @@ from torch.nn.functional import pad
 from ape_kernels.backends.cpu.winograd import transform
 from ape_kernels.backends.native_calls import merge_call, split_call
 from ape_kernels.backends.order import leaving_first
-from ape_kernels.backends.protocol import STATISTICS, Depths, Exits, PatchResults, Picture, StageResults
+from ape_kernels.backends.protocol import (
+    FIRST,
+    LEVELS,
+    STATISTICS,
+    STEP,
+    UNLIKE,
+    Depths,
+    Exits,
+    FitTensors,
+    PatchResults,
+    Picture,
+    Predictions,
+    StageResults,
+)
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.native import core, missing
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Weighted
@@ -177,6 +190,30 @@ def statistics(image: Tensor, cell: int, value_range: float) -> Tensor:
         width=width,
         cell=cell,
         value_range=value_range,
+        threads=torch.get_num_threads(),
+    )
+    return out
+
+
+def predict(statistics: Tensor, fit: FitTensors, parts: int) -> Predictions:
+    batch, rows, columns, _ = statistics.shape
+    kind_count, candidates, _ = fit.needed.shape
+    out = Predictions(*(statistics.new_empty(batch, rows, columns, candidates) for _ in range(2)))
+    core().cpu_predict(
+        statistics=statistics.data_ptr(),
+        **{name: tensor.data_ptr() for name, tensor in fit._asdict().items()},
+        fidelity=out.fidelity.data_ptr(),
+        level=out.level.data_ptr(),
+        batch=batch,
+        rows=rows,
+        columns=columns,
+        candidates=candidates,
+        kind_count=kind_count,
+        levels=LEVELS,
+        parts=parts,
+        first=FIRST,
+        step=STEP,
+        unlike=UNLIKE,
         threads=torch.get_num_threads(),
     )
     return out

@@ -9,18 +9,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ape_kernels.backends.cuda.image import image_bytes, run_image, why_no_windows
 from ape_kernels.backends.cuda.launch import DTYPES, run_patches, run_stage
 from ape_kernels.backends.cuda.layout import pack
 from ape_kernels.backends.native_calls import merge_call, split_call
+from ape_kernels.backends.torch.predict import predict
 from ape_kernels.backends.torch.statistics import statistics
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.native import core, missing
 from ape_kernels.program import PatchProgram
+from ape_kernels.sharing import why_not_shared
 from ape_kernels.table import ELEMENT_TYPES
 
 __all__ = [
+    "image_bytes",
     "merge",
     "pack",
+    "predict",
+    "run_image",
     "run_patches",
     "run_stage",
     "split",
@@ -57,7 +63,7 @@ def supports(program: PatchProgram, device: torch.device, dtype: torch.dtype) ->
 
 
 def supports_images(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> str | None:
-    return "does not run images on shared feature maps yet"
+    return why_not_shared(program) or why_no_windows(program)
 
 
 def supports_patches(device: torch.device, dtype: torch.dtype) -> str | None:

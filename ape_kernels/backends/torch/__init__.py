@@ -8,6 +8,7 @@ import torch
 
 from ape_kernels.backends.torch.image import image_bytes, run_image
 from ape_kernels.backends.torch.interpreter import run_patches, run_stage
+from ape_kernels.backends.torch.predict import predict
 from ape_kernels.backends.torch.split_merge import merge, split
 from ape_kernels.backends.torch.statistics import statistics
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Weighted
@@ -19,6 +20,7 @@ __all__ = [
     "image_bytes",
     "merge",
     "pack",
+    "predict",
     "run_image",
     "run_patches",
     "run_stage",

@@ -29,11 +29,18 @@ def run_image(packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Dep
         elif (active := active_pixels(depths, number, image)).any():
             _run_where(stage.steps, active, buffers, packed.weights)
     upscaled = run_steps(sections.tail, buffers, packed.weights)
-    if depths.exit_at is not None:
-        runs = _enlarged(cell_pixels(depths.exit_at >= 0, depths.cell, image), upscaled.shape[2] // image.shape[2])
-        interpolated = interpolate(picture.image, picture.scale, picture.tones, picture.value_range)
-        upscaled = torch.where(runs, upscaled, interpolated)
     picture.out.copy_(upscaled)
+    interpolate_cells(image, depths, picture)
+
+
+def interpolate_cells(image: Tensor, depths: Depths, picture: Picture) -> None:
+    """Put the pixels of cells at -1 into the picture. image: ``[B, C, H, W]``, folded, as `run_image` takes it."""
+    if depths.exit_at is None:
+        return
+    factor = picture.out.shape[2] // image.shape[2]
+    runs = _enlarged(cell_pixels(depths.exit_at >= 0, depths.cell, image), factor)
+    interpolated = interpolate(picture.image, picture.scale, picture.tones, picture.value_range)
+    picture.out.copy_(torch.where(runs, picture.out, interpolated))
 
 
 def image_bytes(packed: PackedProgram) -> int:

@@ -18,6 +18,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from ape_kernels.backends.torch.predict import predict
 from ape_kernels.backends.torch.statistics import statistics
 from ape_kernels.backends.triton.plan import program_unit
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Step
@@ -37,6 +38,7 @@ if importlib.util.find_spec("triton") is not None:
         "image_bytes",
         "merge",
         "pack",
+        "predict",
         "run_image",
         "run_patches",
         "run_stage",

@@ -32,7 +32,6 @@ from ape_kernels.table import Column, Opcode, PackedProgram
 
 INTERPOLATED = 4096 if INTERPRETED else 256  # pixels that a program interpolates
 ZEROED = 1024  # elements that a program sets to zero at once
-MAIN_REGISTERS = 255  # a thread's, of the main convolution
 LISTED = 256  # pixels of a tile where lists are made
 SQUARE = {64: 8, 128: 16, 256: 16}  # pixels of a tile: how many of them stand side by side
 
@@ -95,7 +94,8 @@ class _Run:
         self.image, self.depths, self.picture = image, depths, picture
         self.network, self.weights = plan(packed.table, image.device), packed.weights
         call = Call(self.network, packed.weights, self.height, self.width, Exits(math.inf))
-        self.config, self.geometry = call.config(), call.geometry
+        self.config, self.registers = call.config_for_images()
+        self.geometry = call.geometry
         self.constants, self.blocks = call.constants(self.config), call.step_constants()
         self.arena = call.scratch(self.batch, torch.empty)
         self.exit_at = self.network.table if depths.exit_at is None else depths.exit_at  # any tensor: it is not read
@@ -152,7 +152,7 @@ class _Run:
             pixels, ends, network.table, self.geometry.buffers, self.weights, self.arena, step.row, end, ends_size,
             self.height, self.width, self.geometry.arena_size, PLANNED=planned, CHANNELS=network.channels,
             BM=config.bm, BN=config.bn, BK=config.bk, WIDTH=SQUARE[config.bm], CACHE=config.cache, SWAP=config.swap,
-            **{**constants, "maxnreg": MAIN_REGISTERS},
+            **{**constants, "maxnreg": self.registers},
         )  # fmt: skip
 
     def _list(self, factor: int, radius: int, ring: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from ape_kernels.backends.protocol import Exits, PatchResults, StageResults
-from ape_kernels.backends.triton.config import INTERPRETED, Config, choose
+from ape_kernels.backends.triton.config import INTERPRETED, Config, choose, shipped_for_images
 from ape_kernels.backends.triton.plan import Geometry, Plan, plan
 from ape_kernels.backends.triton.spread import begin_kernel, exit_kernel, row_kernel
 from ape_kernels.backends.triton.worker import run_patches_kernel, run_stage_kernel
@@ -90,6 +90,10 @@ class Call:
     def config(self, seconds: Callable[[Config], float] | None = None) -> Config:
         """Tiles of the main convolution; `seconds` as in `choose`."""
         return choose(self.network.channels, self.weights.dtype, _capability(self.device), seconds)
+
+    def config_for_images(self) -> tuple[Config, int]:
+        """The same for whole images, and the most registers of a thread."""
+        return shipped_for_images(self.config(), _capability(self.device))
 
     def scratch(self, arenas: int, make: Callable[..., Tensor] = torch.zeros) -> Tensor:
         """Memory for so many arenas, zeroed or as `make` makes it. Feature maps are float32 for bfloat16 weights.

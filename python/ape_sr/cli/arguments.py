@@ -52,6 +52,14 @@ def non_negative_float(text: str) -> float:
     return value
 
 
+def fidelity(text: str) -> float | str | None:
+    """A number of dB, "auto" (the weights' own), or "full", which is None."""
+    value = _float(text)
+    if text not in ("full", "auto") and math.isnan(value):
+        raise argparse.ArgumentTypeError(f"expected a number of dB, full or auto, got {text}")
+    return None if text == "full" else text if text == "auto" else value
+
+
 def _float(text: str) -> float:
     try:
         return float(text)

@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from ape_kernels import Report
 from ape_kernels.policy import threshold_from_gain
-from ape_sr.cli.arguments import Commands, existing_folder, fraction, non_negative_float
+from ape_sr.cli.arguments import Commands, existing_folder, fidelity, fraction, non_negative_float
 from ape_sr.cli.network import add_network_arguments, open_network
 from ape_sr.data.images import write_image
 from ape_sr.errors import UserError
 from ape_sr.evaluate import (
     BICUBIC,
+    FULL,
     PLAIN,
     ImagePair,
     Method,
@@ -37,24 +38,32 @@ def add_parser(commands: Commands) -> None:
         "evaluate",
         description="Measure quality against computation on a folder of pairs <name>_HR and <name>_LR, or of HR images "
         "alone. Their LR versions are then made by bicubic downscaling. Prints means over the images: for bicubic, for "
-        "the network on whole images ('plain'), and for every threshold and budget. FLOPs are shares of full depth, "
-        "counted on what runs; in the column 'uncollapsed' they are counted with the tail as the network has it.",
+        "the network on whole images ('plain'), and for every fidelity, budget and threshold; without any of these "
+        "for what the weights' fit says, or full depth. FLOPs are shares of full depth, counted on what runs; in the "
+        "column 'uncollapsed' they are counted with the tail as the network has it.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("-i", "--input", type=existing_folder, required=True, help="folder of images")
+    parser.add_argument(
+        "--fidelity",
+        type=fidelity,
+        nargs="+",
+        help="dB, each from 20 to 80, that each part of an image is to have to full depth, or full",
+    )
+    parser.add_argument("--budget", type=fraction, nargs="+", help="shares of all work that each image may take")
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument(
-        "--threshold", type=fraction, nargs="+", help="capacities below which a patch leaves, each from 0 (never) to 1"
+        "--threshold",
+        type=fraction,
+        nargs="+",
+        help="the paper's way: capacities below which a patch leaves, from 0 (never) to 1",
     )
     policy.add_argument(
         "--min-gain-db", type=non_negative_float, nargs="+", help="the same as dB that a stage must bring"
     )
-    parser.add_argument(
-        "--budget", type=fraction, nargs="+", help="also with these shares of the body's FLOPs per image"
-    )
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
     parser.add_argument("--plot", type=Path, help="also draw PSNR against FLOPs and time, and the exits, to this PNG")
-    parser.add_argument("--exit-maps", type=Path, help="also draw where patches left the network, into this folder")
+    parser.add_argument("--exit-maps", type=Path, help="also draw how deep each part ran, into this folder")
     parser.add_argument("--json", type=Path, help="also write every number of every image to this file")
     add_network_arguments(parser)
 
@@ -70,10 +79,7 @@ def run(args: argparse.Namespace) -> None:
     pairs = find_pairs(args.input)
     upscaler = open_network(args)
     network = upscaler.network
-    thresholds = args.threshold or [threshold_from_gain(gain) for gain in args.min_gain_db or ()]
-    if not thresholds and not args.budget:
-        thresholds = [network.threshold]
-    methods = [BICUBIC, PLAIN, *at_thresholds(thresholds), *(Method("budget", share) for share in args.budget or ())]
+    methods = [BICUBIC, PLAIN, *(_methods(args) or [_planned(network.fidelity)])]
     watch = None if args.exit_maps is None else _exit_maps(upscaler, args.exit_maps)
     rows = evaluate(network, tqdm(pairs, unit="image", disable=None), methods, watch)
     print(f"{len(pairs)} images, scale {upscaler.scale}, backend {upscaler.backend}, {args.dtype}")
@@ -94,6 +100,17 @@ def run(args: argparse.Namespace) -> None:
         }
         with atomic_path(args.json) as temporary:
             temporary.write_text(json.dumps(detail, indent=2, allow_nan=False) + "\n")
+
+
+def _methods(args: argparse.Namespace) -> list[Method]:
+    """Those that the arguments name."""
+    thresholds = args.threshold or [threshold_from_gain(gain) for gain in args.min_gain_db or ()]
+    budgets = [Method("budget", share) for share in args.budget or ()]
+    return [*map(_planned, args.fidelity or ()), *budgets, *at_thresholds(thresholds)]
+
+
+def _planned(value: float | None) -> Method:
+    return FULL if value is None else Method("fidelity", value)
 
 
 def _exit_maps(upscaler: Upscaler, folder: Path) -> Watch:

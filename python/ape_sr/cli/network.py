@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ape_kernels import BackendUnavailable
 from ape_kernels.backends import ORDER
+from ape_kernels.policy import Fidelity
 from ape_sr.cli.arguments import positive_float, positive_int
 from ape_sr.errors import UserError
 from ape_sr.upscaler import DTYPES, Upscaler, load
@@ -59,6 +60,7 @@ def open_network(
     *,
     threshold: float | None = None,
     min_gain_db: float | None = None,
+    fidelity: Fidelity = "auto",
     budget: float | None = None,
 ) -> Upscaler:
     """What `ape_sr.load` makes of the arguments.
@@ -72,6 +74,7 @@ def open_network(
             path,
             threshold=threshold,
             min_gain_db=min_gain_db,
+            fidelity=fidelity,
             budget=budget,
             dtype=args.dtype,
             backend=args.backend,

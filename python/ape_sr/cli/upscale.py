@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from ape_sr.cli.arguments import Commands, fraction, non_negative_float, positive_float, positive_int
+from ape_sr.cli.arguments import Commands, fidelity, fraction, non_negative_float, positive_float, positive_int
 from ape_sr.cli.network import DEFAULT_SCALE, add_network_arguments, open_network, weights_path
 from ape_sr.errors import UserError
 from ape_sr.folder.sizes import Size, scale_that_suffices
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 MAX_PIXELS = 180_000_000
 
 DESCRIPTION = """
-Upscale images, or folders of images. Every patch leaves the network as soon as more layers are predicted to bring
-little. --threshold or --min-gain-db say how little; without them the weights say it. --budget bounds the work on each
-image instead.
+Upscale images, or folders of images. With weights that carry a fit (ape-sr fit), each part of an image takes as few
+layers as --fidelity or --budget allow; without a fit all of them. --threshold and --min-gain-db are the paper's way
+instead: patches leave where more layers are predicted to bring little.
 
 Results keep colour profile, EXIF data, grey, 16 bits per channel (PNG, TIFF), transparency and all frames of animations
 and pages, where their format can hold them. Transparency is enlarged by the network too; JPEG and BMP have it laid on
@@ -77,15 +77,17 @@ def add_parser(commands: Commands) -> None:
         "--max-pixels", type=positive_int, default=MAX_PIXELS, help="refuse images of more pixels (%(default)s)"
     )
     policy = parser.add_mutually_exclusive_group()
+    policy.add_argument(
+        "--fidelity",
+        type=fidelity,
+        default="auto",
+        help="dB from 20 to 80 that each part is to have to full depth, or full (of the fit, without one full)",
+    )
     policy.add_argument("--threshold", type=fraction, help="capacity below which a patch leaves, from 0 (never) to 1")
     policy.add_argument("--min-gain-db", type=non_negative_float, help="the same as dB that a stage must bring")
+    policy.add_argument("--budget", type=fraction, help="share of all work that each image may take at most")
     parser.add_argument(
-        "--budget",
-        type=fraction,
-        help="share of the body's FLOPs that each image may take at most, spent where the predicted gain is highest",
-    )
-    parser.add_argument(
-        "--exit-map", action="store_true", help="also write a picture of where patches left the network"
+        "--exit-map", action="store_true", help="also write a picture of how deep each part ran, brighter for more work"
     )
     add_network_arguments(parser)
     size = parser.add_mutually_exclusive_group()
@@ -213,6 +215,8 @@ class Networks:
 
     def settings(self) -> dict[str, object]:
         """All that a result depends on but the image itself and its format."""
+        from ape_sr.fits import digest_of
+
         args = self._args
         several = args.weights is None and (self.size.width or self.size.height)
         files = (
@@ -224,6 +228,7 @@ class Networks:
             "size": self.size.label(self.default.scale),
             "context": network.context,
             "fidelity": network.fidelity,
+            "fit": None if network.fit is None else digest_of(network.fit),
             "threshold": network.threshold,
             "budget": network.budget,
             "backend": self.default.backend,
@@ -241,7 +246,7 @@ class Networks:
 
     def _load(self, scale: int | None) -> Upscaler:
         args, factor = self._args, self.size.factor
-        policy = {"threshold": args.threshold, "min_gain_db": args.min_gain_db, "budget": args.budget}
+        policy = {name: getattr(args, name) for name in ("threshold", "min_gain_db", "fidelity", "budget")}
         try:
             return open_network(self._network_args(scale), **policy)
         except UserError:  # a file of VDSR does not say its scale

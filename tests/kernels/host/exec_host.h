@@ -65,6 +65,10 @@ struct Region {
   size_t bytes;
   int owner = -1;             // the one block that may touch it, -1: all
   std::vector<Cell> cells{};  // of an owned region: races are checked
+  // Whether blocks share it: then one may not read, nor write, what another writes. The block that wrote, and that
+  // read, each 4 bytes; -1: none, -2: several.
+  bool between = false;
+  std::vector<int> writers{}, readers{};
 };
 
 struct Block {
@@ -135,7 +139,7 @@ struct Warp {
   void store(void* to, T value) {
     give_way();
     bool known;
-    Cell* cell = find(to, sizeof(T), known);
+    Cell* cell = find(to, sizeof(T), known, true);
     if (known) std::memcpy(to, &value, sizeof(T));
     for (size_t i = 0; cell && i < (sizeof(T) + 3) / 4; ++i) writes(cell[i], "global");
   }
@@ -216,7 +220,8 @@ struct Warp {
   inline void give_way();
   inline void fail(const std::string& what);
   inline bool left_out(const char* kind, const char* file, int line);
-  inline Cell* find(const void* address, size_t bytes, bool& known);
+  inline Cell* find(const void* address, size_t bytes, bool& known, bool writes = false);
+  inline void visit(Region& region, size_t begin, size_t end, bool writes);
   inline void complete(size_t left);
 
  private:
@@ -287,8 +292,11 @@ struct Grid {
 
   Grid(Run& run_, std::vector<Region> regions_, int count, uint32_t shared_bytes, std::function<void(Warp&)> body_)
       : run(run_), regions(std::move(regions_)), random(run_.seed), body(std::move(body_)) {
-    for (Region& region : regions)
+    for (Region& region : regions) {
       if (region.owner >= 0) region.cells.resize(region.bytes / 4 + 1);
+      if (region.between) region.writers.assign(region.bytes / 4 + 1, -1);
+      if (region.between) region.readers.assign(region.bytes / 4 + 1, -1);
+    }
     for (int i = 0; i < count; ++i) {
       auto block = std::make_unique<Block>();
       block->shared.assign(shared_bytes, '\xff');
@@ -371,18 +379,33 @@ inline bool Warp::left_out(const char* kind, const char* file, int line) {
 }
 
 // The cell at `address` if races are checked there; `known` tells whether the kernel was given this memory at all.
-inline Cell* Warp::find(const void* address, size_t bytes, bool& known) {
+inline Cell* Warp::find(const void* address, size_t bytes, bool& known, bool writes) {
   const char* begin = static_cast<const char*>(address);
   for (Region& region : grid->regions) {
     if (begin < region.begin || begin + bytes > region.begin + region.bytes) continue;
     known = region.owner < 0 || region.owner == block;
     if (!known) fail(std::string("global: another block's ") + region.name);
     if (reinterpret_cast<uintptr_t>(begin) % bytes) fail(std::string("global: not aligned, in ") + region.name);
+    if (region.between) visit(region, begin - region.begin, begin - region.begin + bytes, writes);
     return known && region.owner >= 0 ? &region.cells[(begin - region.begin) / 4] : nullptr;
   }
   known = false;
   fail("global: outside every array");
   return nullptr;
+}
+
+// Bytes `begin` to `end` of a region between blocks.
+inline void Warp::visit(Region& region, size_t begin, size_t end, bool writes) {
+  for (size_t i = begin / 4; i < (end + 3) / 4; ++i) {
+    int &writer = region.writers[i], &reader = region.readers[i];
+    if (writer != -1 && writer != block) fail(std::string("global: what another block writes, in ") + region.name);
+    if (writes && reader != -1 && reader != block)
+      fail(std::string("global: write of what another block reads, in ") + region.name);
+    if (writes)
+      writer = block;
+    else
+      reader = reader == -1 || reader == block ? block : -2;
+  }
 }
 
 inline void Warp::complete(size_t left) {

@@ -1,9 +1,8 @@
-// The worker kernel run on the host, for tests: a shared library of three C functions, compiled by the tests
-// themselves.
+// The kernels run on the host, for tests: a shared library of C functions, compiled by the tests themselves.
 #include <cstdio>
 
-#include "request.h"
-#include "worker.h"
+#include "image.h"
+#include "window.h"
 
 namespace ape::cuda {
 namespace {
@@ -48,7 +47,53 @@ void execute(const Request& request, const Plan& plan, Run& run) {
   grid.execute();
 }
 
+std::vector<Region> regions(const ImageRequest& request, const ImageArgs& args) {
+  const Plan plan = plan_of(request.table, request.table_rows, request.weight_count, int(request.element));
+  std::vector<Region> all;
+  const auto add = [&](const char* name, const void* begin, int64_t bytes) {
+    if (begin) all.push_back({name, static_cast<const char*>(begin), static_cast<size_t>(bytes)});
+    all.back().between = begin == args.maps || begin == args.output;
+  };
+  const int64_t pixels = request.images * request.height * request.width, size = bytes_of(request.element);
+  const Instruction& last = plan.reconstruct();
+  const int64_t factor = int64_t(last.upscale) * plan.rows[last.src].resolution();
+  add("maps", args.maps, args.map_elements * pixels * size);
+  add("weights", args.weights, request.weight_count * size);
+  add("exit_at", args.exit_at, request.images * args.cell_rows * args.cell_columns * 8);
+  add("output", args.output, pixels * last.picture_channels() * factor * factor * 4);
+  return all;
+}
+
+template <class E, class Shapes>
+void execute(const ImageRequest& request, const ImageLaunch& launch, Run& run) {
+  Grid grid(run, regions(request, launch.args), int(launch.blocks), ImageWorker<E, Shapes>::kSharedBytes, [&](Warp& w) {
+    ImageWorker<E, Shapes> worker(w, launch.args);
+    worker.run();
+  });
+  grid.execute();
+}
+
+template <class R, class What>
+void execute_on(int shared_kb, const R& request, const What& what, Run& run) {
+  if (request.element != ape::kFloat16)
+    execute<Float, Shapes99>(request, what, run);
+  else if (shared_kb == 227)
+    execute<Half, Shapes227>(request, what, run);
+  else if (shared_kb == 163)
+    execute<Half, Shapes163>(request, what, run);
+  else
+    execute<Half, Shapes99>(request, what, run);
+}
+
 void put(char* to, int64_t size, const std::string& text) { std::snprintf(to, size, "%s", text.c_str()); }
+
+int told(const Run& run, char* sites, char* message, int64_t size) {
+  std::string all;
+  for (const std::string& site : run.sites) all += site + "\n";
+  put(sites, size, all);
+  put(message, size, run.first);
+  return run.errors;
+}
 
 }  // namespace
 }  // namespace ape::cuda
@@ -69,8 +114,9 @@ extern "C" int ape_host_plan(uintptr_t table, int64_t table_rows, int64_t weight
   }
 }
 
-// As `shared_bytes_of`.
+// As `shared_bytes_of` and `image_shared_bytes_of`.
 extern "C" int64_t ape_host_shared_bytes(int half, int arch) { return shared_bytes_of(half, arch); }
+extern "C" int64_t ape_host_image_shared_bytes(int half, int arch) { return image_shared_bytes_of(half, arch); }
 
 // shared_kb: as on a device with so much shared memory a block: 227, 163 or 99. seed, chance, fault: see Run. Returns
 // the number of errors the checks found, the first in `message`, or -1 with a message for a request that is refused;
@@ -85,17 +131,20 @@ extern "C" int ape_host_run(const Request* request, int shared_kb, unsigned seed
     return -1;
   }
   Run run{seed, chance, fault, 0, {}, {}};
-  if (request->element != ape::kFloat16)
-    execute<Float, Shapes99>(*request, plan, run);
-  else if (shared_kb == 227)
-    execute<Half, Shapes227>(*request, plan, run);
-  else if (shared_kb == 163)
-    execute<Half, Shapes163>(*request, plan, run);
-  else
-    execute<Half, Shapes99>(*request, plan, run);
-  std::string all;
-  for (const std::string& site : run.sites) all += site + "\n";
-  put(sites, size, all);
-  put(message, size, run.first);
-  return run.errors;
+  execute_on(shared_kb, *request, plan, run);
+  return told(run, sites, message, size);
+}
+
+// The same for whole images, with as many errors as all launches have.
+extern "C" int ape_host_run_image(const ImageRequest* request, int64_t blocks, int shared_kb, unsigned seed, int chance,
+                                  const char* fault, char* sites, char* message, int64_t size) {
+  Run run{seed, chance, fault, 0, {}, {}};
+  try {
+    const ImageDevice device{[&](int channels) { return image_fuses(channels, shared_kb); }, blocks};
+    for (const ImageLaunch& launch : image_launches(*request, device)) execute_on(shared_kb, *request, launch, run);
+  } catch (const std::invalid_argument& error) {
+    put(message, size, error.what());
+    return -1;
+  }
+  return told(run, sites, message, size);
 }

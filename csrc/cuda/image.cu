@@ -1,0 +1,43 @@
+#include "prepare.h"
+#include "window.h"
+
+namespace ape::cuda {
+namespace {
+
+#ifdef __CUDA_ARCH__
+using Shapes = ShapesOf<shared_kb_of(__CUDA_ARCH__ / 10)>;
+#else
+using Shapes = Shapes99;
+#endif
+
+// Grid: a block a window, and some for border pixels. Block: 8 warps. One block a multiprocessor by its shared memory.
+template <class E>
+__global__ void __launch_bounds__(kThreads, 1) image_kernel(const __grid_constant__ ImageArgs args) {
+  extern __shared__ __align__(128) char shared[];
+  Warp warp = Warp::current(shared);
+  ImageWorker<E, Shapes> worker(warp, args);
+  worker.run();
+}
+
+using Kernel = void (*)(ImageArgs);
+
+}  // namespace
+
+cudaError_t launch_images(const ImageRequest& request, cudaStream_t stream) {
+  const bool half = request.element == kFloat16;
+  const Kernel kernel = half ? image_kernel<Half> : image_kernel<Float>;
+  Prepared prepared{};
+  cudaError_t error = prepare(reinterpret_cast<const void*>(kernel), half, image_shared_bytes_of, &prepared);
+  if (error != cudaSuccess) return error;
+  const ImageDevice device{[&](int channels) { return image_fuses(channels, shared_kb_of(prepared.arch)); },
+                           prepared.processors};  // one block each, by its shared memory
+  for (const ImageLaunch& launch : image_launches(request, device)) {
+    void* parameters[] = {const_cast<ImageArgs*>(&launch.args)};
+    error = reported(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(unsigned(launch.blocks)),
+                                      dim3(kThreads), parameters, prepared.shared_bytes, stream));
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace ape::cuda

@@ -1,0 +1,246 @@
+// Whole images: a launch a row of the table, or a fused pair of them, over feature maps that all windows share.
+//
+// A thread block computes one window, up to 48 x 48 pixels of a map, as it would compute a patch. At the window's sides
+// the convolutions see zeros, which spoils the outer `margin` pixels; those are not stored, the window beside computes
+// them. At the image's sides the window ends with the image, and zeros are what the network itself sees there.
+//
+// A launch never writes a map of which it reads neighbouring pixels: where a pair writes the buffer that it reads, that
+// buffer moves to the map of the hidden one between them (image.h). So windows may run in any order.
+//
+// Which pixels are computed is known before the run: those within `radius` of a cell that runs to `stage`, or of the
+// `ring` around one. Elsewhere what `carry` names stands.
+#pragma once
+
+#include "worker.h"
+
+namespace ape::cuda {
+
+// The carrier of a window, or of the whole map for its border. AT: 16 bytes of shared memory for where it is, and a
+// byte for each pixel after them.
+template <class E, uint32_t AT>
+struct Window : CarrierBase<E, ImageArgs> {
+  using Base = CarrierBase<E, ImageArgs>;
+  using Element = typename E::Element;
+  using Base::args;
+  using Base::w;
+  enum Pixel : uint8_t { kLeft, kComputed, kCarried };  // left as it is; stored; taken from `carry`
+  static constexpr uint32_t kPixels = AT + 16, kBytes = kPixels + kPairWidth * kPairWidth;
+
+  FN Window(Warp& w_, const ImageArgs& args_) : Base{w_, args_} {}
+
+  FN Feature<E> feature(int number) const { return view(number, args.place[number]); }
+  FN Feature<E> target(int number) const { return view(number, args.target); }
+  FN bool keeps(int y, int x) const { return pixel(y * kPairWidth + x) == kComputed; }
+  FN int border(const Instruction&) const { return 0; }
+  FN float* picture(int64_t number, int colors, int64_t pixels, int below, int s) const {
+    return args.output + number * colors * pixels + static_cast<int64_t>(top()) * below + left() * s;
+  }
+  FN Feature<E> added(int number, int below, int s) const {
+    const U4 at = where();
+    return view(number, args.place[number], top() * below + left() * s, static_cast<int>(at.r[1]) * s,
+                static_cast<int>(at.r[2]) * s, below / s, args.map_height * below);
+  }
+  // All of a buffer, of 1 / `factor` of the map's resolution.
+  FN Feature<E> whole(int number, int factor) const {
+    const int height = args.map_height / factor, width = args.map_width / factor;
+    return view(number, args.place[number], 0, height, width, width, height * width);
+  }
+  // The window's first pixel in the map.
+  FN int top() const { return static_cast<int>(where().r[0]) / args.map_width; }
+  FN int left() const { return static_cast<int>(where().r[0]) % args.map_width; }
+  FN bool takes(int turn) const {
+    return turn % (args.border_blocks * kWarps) == (number() - windows()) * kWarps + w.id;
+  }
+
+  FN int windows() const { return args.across * args.down; }
+  FN int64_t image() const { return w.block / (windows() + args.border_blocks); }
+  FN int number() const { return w.block % (windows() + args.border_blocks); }
+  FN bool is_border() const { return number() >= windows(); }
+
+  // Finds out where the block is and what it has to do; the same for all warps. Ends with a barrier, unless for
+  // nothing.
+  enum Work { kNothing, kToCarry, kToCompute };
+  FN Work open() const {
+    const bool whole = is_border();
+    const int y = whole ? 0 : number() / args.across * args.side_y,
+              x = whole ? 0 : number() % args.across * args.side_x;
+    const int end_y = whole ? args.map_height : least(y + args.side_y, args.map_height);
+    const int end_x = whole ? args.map_width : least(x + args.side_x, args.map_width);
+    const int top = most(y - args.margin, 0), left = most(x - args.margin, 0);
+    const int bottom = least(end_y + args.margin, args.map_height);
+    const int right = least(end_x + args.margin, args.map_width);
+    this->once([&] {
+      w.sts(AT, U4{{static_cast<uint32_t>(top * args.map_width + left), static_cast<uint32_t>(bottom - top),
+                    static_cast<uint32_t>(right - left), 0u}});
+    });
+    const bool active = whole || runs(computed(), y, x, end_y - 1, end_x - 1);
+    if (!active && (args.carry == kKeep || !runs(carried(), y, x, end_y - 1, end_x - 1))) return kNothing;
+    if (!whole) {
+      const Instruction& in = this->row(args.last);
+      const int border = in.opcode == kReconstruct && in.mode ? 1 : 0;  // Ring has them
+      this->each(kPairWidth * kPairWidth, [&](int i) {
+        const int at_y = top + i / kPairWidth, at_x = left + i % kPairWidth;
+        const bool mine = at_y >= most(y, border) && at_y < least(end_y, args.map_height - border) &&
+                          at_x >= most(x, border) && at_x < least(end_x, args.map_width - border);
+        const Pixel what = !mine                             ? kLeft
+                           : runs_at(computed(), at_y, at_x) ? kComputed
+                           : runs_at(carried(), at_y, at_x)  ? kCarried
+                                                             : kLeft;
+        w.sts(kPixels + i, static_cast<uint8_t>(what));
+      });
+    }
+    w.sync();
+    return active ? kToCompute : kToCarry;
+  }
+
+  // Fills what is not computed.
+  FN void carry() const {
+    if (args.carry == kKeep) return;
+    const int number = this->row(args.last).dst;
+    const Feature<E> to = target(number), from = view(number, args.carry == kZeros ? 0 : args.carry);
+    this->each(to.groups * kPairWidth * kPairWidth, [&](int i) {
+      const int group = i / (kPairWidth * kPairWidth), at = i % (kPairWidth * kPairWidth);
+      if (pixel(at) != kCarried) return;
+      const int y = at / kPairWidth, x = at % kPairWidth;
+      constexpr int kPart = 16 / sizeof(Element);
+      UNROLL for (int part = 0; part < kCellChannels; part += kPart) {
+        U4 bits{};
+        if (args.carry != kZeros) bits = w.template load<U4>(from.cell(group, y, x) + part);
+        w.store(to.cell(group, y, x) + part, bits);
+      }
+    });
+  }
+
+ private:
+  static FN int least(int a, int b) { return a < b ? a : b; }
+  static FN int most(int a, int b) { return a > b ? a : b; }
+
+  FN U4 where() const { return w.template lds<U4>(AT); }
+  FN uint8_t pixel(int at) const { return w.template lds<uint8_t>(kPixels + at); }
+
+  // A window of map `place`, which holds a buffer like `number`; at: its first pixel.
+  FN Feature<E> view(int number, int place) const {
+    const U4 at = where();
+    return view(number, place, static_cast<int>(at.r[0]), static_cast<int>(at.r[1]), static_cast<int>(at.r[2]),
+                args.map_width, args.map_height * args.map_width);
+  }
+  FN Feature<E> view(int number, int place, int at, int height, int width, int pitch, int plane) const {
+    const int channels = this->row(number).in_channels;
+    const int64_t pixels = static_cast<int64_t>(args.height) * args.width;
+    Element* maps = static_cast<Element*>(args.maps) + (image() * args.map_elements + place) * pixels;
+    return {maps + static_cast<int64_t>(at) * kCellChannels,
+            channels,
+            padded(channels) / kCellChannels,
+            height,
+            width,
+            pitch,
+            plane};
+  }
+
+  // Pixels so far around cells that run to `stage`, and around their ring; kNever: all pixels.
+  struct Which {
+    int stage, radius, ring;
+  };
+  FN Which computed() const { return {args.exit_at ? args.stage : kNever, args.radius, args.ring}; }
+  FN Which carried() const { return {args.carry_stage, 0, args.carry_ring}; }
+
+  // The cells that pixels of the map are near to: rows and columns, first and last.
+  struct Cells {
+    int top, left, bottom, right;
+    FN int across() const { return right - left + 1; }
+    FN int count() const { return (bottom - top + 1) * across(); }
+  };
+  FN Cells near(const Which& which, int y, int x, int last_y, int last_x) const {
+    const auto first = [&](int at) {
+      return most(most(at - which.radius, 0) / args.resolution - which.ring, 0) / args.cell;
+    };
+    const auto last = [&](int at, int size) {
+      return least((at + which.radius) / args.resolution + which.ring, size - 1) / args.cell;
+    };
+    return {first(y), first(x), last(last_y, args.height), last(last_x, args.width)};
+  }
+  FN bool runs_cell(const Which& which, const Cells& cells, int i) const {
+    const int y = cells.top + i / cells.across(), x = cells.left + i % cells.across();
+    const int64_t* of_image = args.exit_at + image() * args.cell_rows * args.cell_columns;
+    return w.template load<int64_t>(of_image + y * args.cell_columns + x) >= which.stage;
+  }
+  // Whether one of these pixels is among them, the same in every lane.
+  FN bool runs(const Which& which, int y, int x, int last_y, int last_x) const {
+    if (which.stage == kNever) return true;
+    const Cells cells = near(which, y, x, last_y, last_x);
+    PerLane<float> found;
+    w.lanes([&](int l) {
+      found[l] = 0.0f;
+      ROLLED for (int i = l; i < cells.count(); i += kLanes) found[l] += runs_cell(which, cells, i) ? 1.0f : 0.0f;
+    });
+    return w.sum(found) > 0.0f;
+  }
+  FN bool runs_at(const Which& which, int y, int x) const {
+    if (which.stage == kNever) return true;
+    const Cells cells = near(which, y, x, y, x);
+    bool found = false;
+    ROLLED for (int i = 0; i < cells.count() && !found; ++i) found = runs_cell(which, cells, i);
+    return found;
+  }
+};
+
+// What a thread block of a launch does.
+template <class E, class Shapes>
+struct ImageWorker {
+  static constexpr uint32_t kTaken = Worker<E, Shapes>::kTaken;  // by the convolutions' rings
+  using Carried = Window<E, kTaken>;
+  static constexpr uint32_t kSharedBytes = Carried::kBytes;
+
+  Carried b;
+
+  FN ImageWorker(Warp& w, const ImageArgs& args) : b(w, args) {}
+
+  FN void run() {
+    const auto work = b.open();
+    if (work == Carried::kNothing) return;
+    const Instruction& in = b.row(b.args.last);
+    if (b.is_border()) return Ring<Carried>(b, in, b.image()).run();
+    b.carry();
+    if (work != Carried::kToCompute) return;
+    if (in.opcode == kUpsample) {
+      upsample(in);
+    } else if (b.args.fused) {
+      if constexpr (std::is_same_v<E, Half>) Shapes::run(b, b.args.first, false);
+    } else if (b.args.first != b.args.last || !stream(b, in, b.image(), kTaken)) {
+      Conv<Carried>(b, b.args.last, b.args.first, b.image()).run();
+    }
+  }
+
+  FN void upsample(const Instruction& in) {
+    const Feature<E> src = b.whole(in.src, in.upscale), dst = b.target(in.dst);
+    const int top = b.top(), left = b.left();
+    b.each(dst.groups * kPairWidth * kPairWidth, [&](int i) {
+      const int group = i / (kPairWidth * kPairWidth), y = i / kPairWidth % kPairWidth, x = i % kPairWidth;
+      if (!b.keeps(y, x)) return;
+      float v[kCellChannels];
+      upsample_cell(b, in, src, group, top + y, left + x, v);
+      E::store_cell(b.w, dst.cell(group, y, x), v);
+    });
+  }
+};
+
+static_assert(ImageWorker<Half, Shapes227>::kSharedBytes <= 227 * 1024 &&
+                  ImageWorker<Half, Shapes163>::kSharedBytes <= 163 * 1024 &&
+                  ImageWorker<Half, Shapes99>::kSharedBytes <= 99 * 1024,
+              "shared memory of a block: H100 227 KB, A100 163 KB, RTX 99 KB");
+
+// Whether pairs of so many channels, padded, run in one pass on parts with so many KB of shared memory a block.
+constexpr bool image_fuses(int channels, int kb) {
+  return kb == 227 ? Shapes227::has(channels) : kb == 163 ? Shapes163::has(channels) : Shapes99::has(channels);
+}
+
+// As `shared_bytes_of`.
+constexpr uint32_t image_shared_bytes_of(bool half, int arch) {
+  const int kb = shared_kb_of(arch);
+  return !half       ? ImageWorker<Float, Shapes99>::kSharedBytes
+         : kb == 227 ? ImageWorker<Half, Shapes227>::kSharedBytes
+         : kb == 163 ? ImageWorker<Half, Shapes163>::kSharedBytes
+                     : ImageWorker<Half, Shapes99>::kSharedBytes;
+}
+
+}  // namespace ape::cuda
