@@ -84,8 +84,8 @@ def main() -> None:
         if part in PARTS[2:]:
             shares[part == "PNG by Pillow"] = ""
         print(f"| {part} | {seconds[part]:.1f} | {shares[0]} | {shares[1]} |")
-    print(f"\nsize of the PNG files: {sizes['PNG by ape-sr'] / sizes['PNG by Pillow']:.3f} of Pillow's")
-    print("the command:", run_command(args.folder, args.weights))
+    size = sizes["PNG by ape-sr"] / sizes["PNG by Pillow"]
+    print(f"\nSize of the PNG files: {size:.3f} of Pillow's. The command: {run_command(args.folder, args.weights)}.")
 
 
 if __name__ == "__main__":
