@@ -292,7 +292,7 @@ BAD_CALLS = {
     "threshold-no-number": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "low"], "expected a number from 0 to 1, got low"),
     "budget-without-a-fit": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{weights}", "--budget", "0.1"], "budget: expected a model that carries a fit, as ape_kernels.fit_exits(model, images) and `ape-sr fit` make it"),
     "fidelity-without-a-fit": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{weights}", "--fidelity", "45"], "fidelity: expected a model that carries a fit"),
-    "fidelity-no-number": (["upscale", "-i", "{photo}", "-o", "x.png", "--fidelity", "high"], "expected a number of dB or full, got high"),
+    "fidelity-no-number": (["upscale", "-i", "{photo}", "-o", "x.png", "--fidelity", "high"], "expected a number of dB, full or auto, got high"),
     "fidelity-too-low": (["upscale", "-i", "{photo}", "-o", "x.png", "--fidelity", "7"], "fidelity: expected a number of dB from 20 to 80, got 7"),
     "fidelity-and-budget": (["upscale", "-i", "{photo}", "-o", "x.png", "--fidelity", "45", "--budget", "0.5"], "not allowed with argument"),
     "plot-no-png": (["evaluate", "-i", "{photos}", "-n", "{weights}", "--plot", "x.pdf"], "plot: expected a name ending in .png, got x.pdf"),
