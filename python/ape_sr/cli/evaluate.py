@@ -48,7 +48,7 @@ def add_parser(commands: Commands) -> None:
         "--fidelity",
         type=fidelity,
         nargs="+",
-        help="dB, each from 20 to 80, that each part of an image is to have to full depth; full; or auto: of the fit, full without one",
+        help="dB, from 20 to 80, that each part is to have to full depth; full; auto is what the weights' fit says",
     )
     parser.add_argument("--budget", type=fraction, nargs="+", help="shares of all work that each image may take")
     policy = parser.add_mutually_exclusive_group()
