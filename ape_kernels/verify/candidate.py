@@ -3,7 +3,7 @@
     few       `run_patches` on some patches that all differ
     lowest    `run_patches` on the same patches, repeated until the device is full: the lowest of each value's results
     highest   the same, the highest; it shows whether a result depends on the other patches of the call
-    stages    `run_stage` for one stage after the other, with head and tail by torch, as for a budget
+    stages    `run_stage` for one stage after the other, with head and tail by torch
     picture   an image, split and merged
 
 The first process also makes the reference: results of the torch backend in float32, and exits that split the patches.

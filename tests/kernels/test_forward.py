@@ -66,9 +66,9 @@ def test_any_size_gives_every_pixel(height, width, patch, data):
     assert_pictures_close(pictures[0], pictures[1])
 
 
-@pytest.mark.parametrize("budget", [None, 0.7], ids=["threshold", "budget"])
-def test_no_images(model, backend, budget):
-    fast = APEForward(model, budget=budget, context="patch", backend=backend, patch_size=12)
+@pytest.mark.parametrize("context", ["model", "patch"])
+def test_no_images(model, backend, context):
+    fast = APEForward(model, context=context, backend=backend, cell=12, patch_size=12)
     sr, report = fast(image(17, 40, batch=0), True)
     assert sr.shape == (0, 3, 68, 160)
     assert report.exit_index.shape == report.capacity.shape == (0, 2, 4)
@@ -128,7 +128,14 @@ class TestThreshold:
         assert (deep == 3).all()
         assert (shallow < deep).any()
 
-    @pytest.mark.parametrize("bad", [-0.1, 1.1, math.nan, "0.5", None], ids=repr)
+    def test_none_is_the_models_own(self, model):
+        model.exit_threshold = 0.7
+        fast = APEForward(model, 0.9)
+        assert fast.context == "patch"
+        fast.threshold = None
+        assert fast.threshold == pytest.approx(0.3) and fast.context == "model"
+
+    @pytest.mark.parametrize("bad", [-0.1, 1.1, math.nan, "0.5"], ids=repr)
     def test_bad_values(self, model, bad):
         with pytest.raises(ValueError, match="threshold: expected a number from 0 to 1"):
             APEForward(model).threshold = bad
@@ -260,7 +267,7 @@ def test_bad_images(model, case):
     [
         (dict(threshold=2), ValueError, "threshold: expected a number from 0 to 1, got 2"),
         (dict(min_gain_db=-1), ValueError, "min_gain_db: expected a number of at least 0, got -1"),
-        (dict(threshold=0.1, min_gain_db=1), ValueError, "threshold: expected threshold or min_gain_db, got both"),
+        (dict(threshold=0.1, min_gain_db=1), ValueError, "threshold: expected at most one of threshold, min_gain_db, "),
         (dict(patch_size=0), ValueError, "patch_size: expected a whole number"),
         (dict(overlap=48), ValueError, "overlap: expected a whole number from 0 to patch_size - 1 = 47, got 48"),
         (dict(blend="max"), ValueError, "blend: expected one of linear, average, got 'max'"),
@@ -302,18 +309,19 @@ class TestChoiceOfBackend:
         with pytest.raises(ValueError, match="backend: expected auto"):
             APEForward(model)(image(5, 5))
 
-    @pytest.mark.parametrize("budget", [None, 0.5], ids=["threshold", "budget"])
-    def test_log_names_each_operation_with_shapes(self, model, budget, monkeypatch, caplog):
+    def test_log_names_each_operation_with_shapes(self, model, monkeypatch, caplog):
         monkeypatch.setenv("APE_LOG", "1")
-        APEForward(model, budget=budget, context="patch", backend="torch", patch_size=4)(image(5, 6))
+        APEForward(model, backend="torch")(image(5, 6))
+        APEForward(model, context="patch", backend="torch", patch_size=4)(image(5, 6))
         lines = caplog.text.splitlines()
         for operation, shape in (
             ("split", "float32[1, 3, 5, 6]@cpu"),
-            ("run_patches" if budget is None else "run_stage", "float32[4, 3, 4, 4]@cpu"),
+            ("run_patches", "float32[4, 3, 4, 4]@cpu"),
             ("merge", "float32[4, 3, 16, 16]@cpu"),
+            ("run_image", "float32[1, 3, 5, 6]@cpu"),
         ):
             said = [line for line in lines if f"{operation} on torch: " in line]
-            assert said and (operation == "run_stage" or shape in said[-1])
+            assert said and shape in said[-1]
             assert "tensor(" not in said[-1]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from families import assert_equals_its_forward, assert_leaves_as_predicted, randomise, spread_regressor
-from support import DEVICE, test_patches
+from support import DEVICE, assert_pictures_close, test_patches
 
 from ape_kernels import APEForward, to_program
 from ape_kernels.program import Conv
@@ -53,10 +53,14 @@ def test_stage_0_alone(model, backend):
     assert int(n_left) == int((predictions[active] >= 0).sum())
 
 
-def test_a_budget_may_be_next_to_nothing(model, backend):
-    fast = APEForward(model, budget=0.3, patch_size=6, backend=backend)
-    _, report = fast(test_patches(1, 20, 20), return_report=True)
-    assert report.body_share <= 0.3 and report.patches_per_exit[0] > 0
+def test_a_plan_may_be_next_to_nothing(backend):
+    """Cells that leave before the first block take head and tail alone."""
+    model = randomise(NETWORKS["EDSR"](), 1.5).to(DEVICE)
+    fast = APEForward(model, cell=10, backend=backend)
+    image = test_patches(1, 20, 20)
+    sr, report = fast(image, return_report=True, exit_at=torch.zeros(1, 2, 2, dtype=torch.int64, device=DEVICE))
+    assert report.body_flops == 20 * 20 * 8 and report.patches_per_exit.tolist() == [4, 0, 0]
+    assert_pictures_close(sr, model.forward_exits(image)[0][0].detach())
 
 
 def test_a_plain_network_has_none():

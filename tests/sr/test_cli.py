@@ -49,18 +49,33 @@ class TestUpscale:
         exits = read_image(tmp_path / "out" / "c_x2_exits.png")
         assert exits.shape[0] > 200, "a legend stands below the picture"
 
-    @pytest.mark.parametrize("option", [("--threshold", 0), ("--min-gain-db", 0)], ids=["threshold", "gain"])
-    def test_full_depth(self, tmp_path, photos, weights, option, capsys):
-        assert run("upscale", "-i", photos / "a.png", "-o", tmp_path / "big.png", "-n", weights, *option) == 0
+    @pytest.mark.parametrize(
+        "option", [("--threshold", 0), ("--min-gain-db", 0), ("--fidelity", "full")], ids=["threshold", "gain", "full"]
+    )
+    def test_full_depth(self, tmp_path, photos, fitted_weights, option, capsys):
+        assert run("upscale", "-i", photos / "a.png", "-o", tmp_path / "big.png", "-n", fitted_weights, *option) == 0
         assert "100.0% of the computation" in capsys.readouterr().out
+        sr = load_model(fitted_weights)(to_tensor(read_image(photos / "a.png")))
+        difference = np.abs(read_image(tmp_path / "big.png").astype(int) - to_image(sr))
+        assert difference.max() <= 1, "the network's own picture, to rounding"
 
-    def test_a_budget_is_kept(self, tmp_path, photos, weights, capsys):
-        picture = (photos / "c.webp", "-o", tmp_path, "-n", weights)
+    def test_a_budget_is_kept(self, tmp_path, photos, fitted_weights, capsys):
+        picture = (photos / "c.webp", "-o", tmp_path, "-n", fitted_weights)
         shares = []
         for budget in (0.3, 0.6, 1):
             assert run("upscale", "-i", *picture, "--budget", budget) == 0
             shares.append(float(capsys.readouterr().out.split("%")[0].split()[-1]))
-        assert shares == sorted(shares) and shares[0] < shares[-1] == 100
+        assert shares == sorted(shares) and shares[0] <= 30 and shares[-1] == 100
+
+    def test_more_fidelity_costs_more(self, tmp_path, photos, fitted_weights, capsys):
+        picture = (photos / "c.webp", "-o", tmp_path, "-n", fitted_weights)
+        shares = []
+        for option in (("--fidelity", 36), ("--fidelity", 42), (), ("--fidelity", 60)):
+            assert run("upscale", "-i", *picture, *option) == 0
+            line = capsys.readouterr().out.splitlines()[0]
+            shares.append(float(line.split("%")[0].split()[-1]))
+            assert "dB expected to full depth" in line
+        assert shares == sorted(shares) and shares[0] < shares[1] < shares[2] < 100
 
     def test_a_later_exit_costs_more(self, tmp_path, photos, weights, capsys):
         shares = []
@@ -123,18 +138,28 @@ class TestEvaluate:
         assert rows[3]["mean"]["body_share"] < 1
         assert len(rows[3]["images"]) == 3
 
-    def test_curves_maps_and_table(self, tmp_path, photos, weights):
+    def test_curves_maps_and_table(self, tmp_path, photos, fitted_weights):
         out = tmp_path / "out"
-        policies = ("--threshold", 0, 0.4, "--budget", 0.5)
+        policies = ("--threshold", 0, 0.4, "--budget", 0.5, "--fidelity", 40, "full")
         wanted = ("--csv", out / "t.csv", "--plot", out / "p.png", "--exit-maps", out / "maps")
-        assert run("evaluate", "-i", photos, "-n", weights, *policies, *wanted) == 0
+        assert run("evaluate", "-i", photos, "-n", fitted_weights, *policies, *wanted) == 0
         table = list(csv.DictReader((out / "t.csv").read_text().splitlines()))
-        assert [row["method"] for row in table] == ["bicubic", "plain", "threshold 0", "threshold 0.4", "budget 0.5"]
-        assert float(table[4]["body_share"]) <= 0.5 and table[0]["body_share"] == ""
-        assert float(table[3]["paper_share"]) > float(table[3]["flops_share"]), "a dearer tail cannot be saved"
+        by_method = {row["method"]: row for row in table}
+        methods = ["fidelity 40", "full", "budget 0.5", "threshold 0", "threshold 0.4"]
+        assert list(by_method) == ["bicubic", "plain", *methods]
+        assert float(by_method["budget 0.5"]["flops_share"]) <= 0.5 and by_method["plain"]["flops_share"] == ""
+        assert int(by_method["fidelity 40"]["interpolated"]) > 0 and float(by_method["full"]["flops_share"]) == 1
+        row = by_method["threshold 0.4"]
+        assert float(row["paper_share"]) > float(row["flops_share"]), "a dearer tail cannot be saved"
         assert np.ptp(read_image(out / "p.png")) == 255
-        methods = ("budget_0.5", "threshold_0", "threshold_0.4")
-        assert files(out / "maps") == sorted(f"{name}_{method}.png" for name in "abc" for method in methods)
+        names = [f"{name}_{method.replace(' ', '_')}.png" for name in "abc" for method in methods]
+        assert files(out / "maps") == sorted(names)
+
+    @pytest.mark.parametrize("name, method", [("weights", "full"), ("fitted_weights", "fidelity 48")])
+    def test_without_settings_it_is_what_upscale_does(self, photos, request, name, method, capsys):
+        assert run("evaluate", "-i", photos, "-n", request.getfixturevalue(name)) == 0
+        lines = capsys.readouterr().out.splitlines()[2:]
+        assert [line.split("  ")[0] for line in lines] == ["bicubic", "plain", method]
 
     def test_half_a_pair_is_named(self, photos, weights, cat, capsys):
         write_image(photos / "d_HR.png", cat)
@@ -161,9 +186,7 @@ class TestCalibrate:
         rows = json.loads((tmp_path / "a.json").read_text())["rows"][2:]
         full, at, above = (row["mean"]["psnr_y"] for row in rows)
         assert full - at <= 0.05 < full - above
-        capsys.readouterr()
-        assert run("upscale", "-i", photos / "cat.png", "-o", tmp_path / "c.png", "-n", out) == 0
-        assert "100.0% of the computation" not in capsys.readouterr().out
+        assert APEForward(load_model(out)).threshold == pytest.approx(threshold)
 
     def test_meets_a_share_of_the_flops(self, tmp_path, photos, weights, capsys):
         out = tmp_path / "own.safetensors"
@@ -235,6 +258,19 @@ def test_info_and_module_print_the_same(capsys):
         assert backend in printed and backend in module
 
 
+def test_info_says_which_weights_carry_a_fit(weights, fitted_weights, capsys):
+    assert run("info", "-n", weights, fitted_weights) == 0
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    assert [line.split(":")[0].split("/")[-1].split()[-1] for line in lines] == [
+        "edsr-12x32-x2",
+        "edsr-12x32-x4",
+        "tiny_x2.safetensors",
+        "fitted_x2.safetensors",
+    ]
+    assert lines[2].endswith(": no fit; images run to full depth") and lines[3].endswith(": fit, 48 dB by default")
+    assert run("info", "-n", "nowhere.pth") == 2
+
+
 def test_without_arguments_the_help_is_printed(capsys):
     assert run() == 0
     printed = capsys.readouterr()
@@ -254,7 +290,11 @@ BAD_CALLS = {
     "missing-input": (["upscale", "-i", "none.png", "-o", "x.png"], "input: no such file or folder: none.png"),
     "threshold-too-large": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "2"], "expected a number from 0 to 1, got 2"),
     "threshold-no-number": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "low"], "expected a number from 0 to 1, got low"),
-    "budget-too-small": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{weights}", "--budget", "0.1"], "budget: expected a share from 0.250"),
+    "budget-without-a-fit": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{weights}", "--budget", "0.1"], "budget: expected a model that carries a fit, as ape_kernels.fit_exits(model, images) and `ape-sr fit` make it"),
+    "fidelity-without-a-fit": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{weights}", "--fidelity", "45"], "fidelity: expected a model that carries a fit"),
+    "fidelity-no-number": (["upscale", "-i", "{photo}", "-o", "x.png", "--fidelity", "high"], "expected a number of dB, full or auto, got high"),
+    "fidelity-too-low": (["upscale", "-i", "{photo}", "-o", "x.png", "--fidelity", "7"], "fidelity: expected a number of dB from 20 to 80, got 7"),
+    "fidelity-and-budget": (["upscale", "-i", "{photo}", "-o", "x.png", "--fidelity", "45", "--budget", "0.5"], "not allowed with argument"),
     "plot-no-png": (["evaluate", "-i", "{photos}", "-n", "{weights}", "--plot", "x.pdf"], "plot: expected a name ending in .png, got x.pdf"),
     "groups-of-edsr": (["train", "-i", "{photos}", "-o", "x", "--groups", "2"], "groups: expected with another network, as edsr has none, got 2"),
     "negative-gain": (["upscale", "-i", "{photo}", "-o", "x.png", "--min-gain-db", "-1"], "expected"),

@@ -9,7 +9,7 @@ from ape_sr.checkpoint import load_model
 from ape_sr.data.degrade import bicubic_downscale, bicubic_upscale
 from ape_sr.data.images import to_image, to_tensor, write_image
 from ape_sr.errors import UserError
-from ape_sr.evaluate import BICUBIC, PLAIN, Method, at_thresholds, evaluate, find_pairs
+from ape_sr.evaluate import BICUBIC, FULL, PLAIN, Method, at_thresholds, evaluate, find_pairs, format_table
 from ape_sr.exit_map import LEGEND, MIN_WIDTH, draw_exit_map
 from ape_sr.flops import uncollapsed_flops
 from ape_sr.metrics import psnr_y
@@ -20,6 +20,11 @@ from ape_sr.weights import shipped_weights
 @pytest.fixture
 def network(weights):
     return APEForward(load_model(weights), 0.3, patch_size=64)
+
+
+@pytest.fixture
+def planned(fitted_weights):
+    return APEForward(load_model(fitted_weights), patch_size=64)
 
 
 @pytest.mark.parametrize("scale", [2, 4])
@@ -40,16 +45,64 @@ def test_numbers_are_those_of_the_metrics(tmp_path, cat, network):
     small[0, 0] = 0  # not what downscaling would give: the file must be what is read
     write_image(tmp_path / "cat_LR.png", small)
     sr = network.model(to_tensor(small))  # one patch in size, so whole is what a threshold of 0 does
-    methods = [BICUBIC, PLAIN, *at_thresholds([0.0, 1.0]), Method("budget", 0.5)]
-    bicubic, plain, deep, shallow, budget = evaluate(network, find_pairs(tmp_path), methods)
+    methods = [BICUBIC, PLAIN, FULL, *at_thresholds([0.0, 1.0])]
+    bicubic, plain, full, deep, shallow = evaluate(network, find_pairs(tmp_path), methods)
     assert bicubic.mean("psnr_y") == pytest.approx(psnr_y(bicubic_upscale(small, 2), cat, 2))
     assert deep.mean("psnr_y") == pytest.approx(psnr_y(to_image(sr), cat, 2), abs=0.01)
     assert plain.mean("psnr_y") == pytest.approx(psnr_y(to_image(sr), cat, 2), abs=1e-9)
-    assert plain.mean("flops_share") is None and deep.mean("paper_share") == 1
-    assert budget.mean("body_share") == 0.5  # one patch, two of four stages
+    assert full.mean("psnr_y") == pytest.approx(psnr_y(to_image(sr), cat, 2), abs=0.01)
+    assert plain.mean("flops_share") is None and full.mean("flops_share") == deep.mean("paper_share") == 1
     assert deep.mean("flops_share") == 1 > shallow.mean("flops_share")
     assert deep.patches_per_exit[-1] == sum(deep.patches_per_exit)
-    assert (network.threshold, network.budget) == (0.3, None)
+    assert network.threshold == 0.3
+
+
+def test_thresholds_run_patches_on_their_own(tmp_path, cat, weights):
+    """Also a threshold of 0, so that thresholds compare with each other."""
+    write_image(tmp_path / "cat.png", cat)
+    network = APEForward(load_model(weights), patch_size=16, overlap=0)
+    seen = []
+    evaluate(network, find_pairs(tmp_path), [FULL, *at_thresholds([0.0])], lambda _, __, *made: seen.append(made))
+    (full, whole), (patches, cut) = seen
+    assert (whole.cell, cut.cell) == (48, None) and cut.exit_index.shape == (1, 4, 4)
+    lr = to_tensor(bicubic_downscale(cat, 2))
+    assert np.array_equal(full, to_image(network(lr)))
+    on_patches = APEForward(network.model, context="patch", patch_size=16, overlap=0)
+    assert np.array_equal(patches, to_image(on_patches(lr))) and not np.array_equal(patches, full)
+
+
+def test_plans(tmp_path, cat, planned):
+    write_image(tmp_path / "cat.png", cat)
+    methods = [
+        PLAIN,
+        Method("fidelity", 30.0),
+        Method("fidelity", 38.0),
+        Method("fidelity", 70.0),
+        Method("budget", 0.4),
+    ]
+    plain, *fidelities, budget = evaluate(planned, find_pairs(tmp_path), methods)
+    shares = [row.number("flops_share") for row in fidelities]
+    assert shares == sorted(shares) and shares[0] < shares[1] < 1 and budget.number("flops_share") <= 0.4
+    lr = to_tensor(bicubic_downscale(cat, 2))
+    plan = APEForward(planned.model, fidelity=38.0).plan(lr)
+    assert shares[1] == float(plan.share) and fidelities[1].interpolated == (plan.exit_at < 0).sum() > 0
+    assert sum(fidelities[1].patches_per_exit) + fidelities[1].interpolated == plan.exit_at.numel()
+    assert fidelities[2].number("psnr_y") == pytest.approx(plain.number("psnr_y"), abs=0.02)
+    assert fidelities[1].mean("paper_share") is None
+    rows = [json.loads(json.dumps(row.as_json(), allow_nan=False)) for row in (plain, *fidelities, budget)]
+    assert [row["fidelity"] for row in rows] == [None, 30, 38, 70, None] and rows[-1]["budget"] == 0.4
+    assert "fidelity 38" in format_table([plain, *fidelities, budget])
+    assert planned.fidelity == 48, "as it was"
+
+
+def test_exit_map_of_cells_is_brighter_for_more_work(cat):
+    """Three cells of a row: interpolated, first exit, last exit; the last is cut off."""
+    flat = np.full_like(cat, 90)
+    drawn = draw_exit_map(flat, np.array([[-1, 0, 3]] * 3), PatchGrid(50, 60, 24, 0, 2), 4, 0.4).astype(int)
+    brightness = [drawn[30:40, left : left + 8].mean() for left in (4, 52, 100)]
+    assert brightness == sorted(brightness) and brightness[2] > brightness[0] + 40
+    assert np.ptp(drawn[1:99, 1:47].reshape(-1, 3), axis=0).max() == 0, "no number where nothing ran"
+    assert (drawn[:100, 48] == 255).all() and (drawn[:100, 96] == 255).all(), "lines where cells end"
 
 
 def test_exit_map_tints_patches_by_exit(cat):
@@ -104,11 +157,17 @@ def test_perfect_pictures_leave_valid_json(tmp_path, cat, network):
     assert json.loads(json.dumps(row.as_json(), allow_nan=False))["mean"]["psnr_y"] is None
 
 
-def test_a_budget_that_cannot_be_kept_is_named(tmp_path, cat, network):
+@pytest.mark.parametrize("kind, value", [("fidelity", 45.0), ("budget", 0.5)])
+def test_plans_without_a_fit_are_named(tmp_path, cat, network, kind, value):
     write_image(tmp_path / "cat.png", cat)
-    with pytest.raises(UserError, match=r"budget: expected a share from 0\.250"):
-        evaluate(network, find_pairs(tmp_path), [Method("budget", 0.1)])
-    assert network.budget is None
+    with pytest.raises(UserError, match=f"{kind}: expected a model that carries a fit, as .* `ape-sr fit` make it"):
+        evaluate(network, find_pairs(tmp_path), [Method(kind, value)])
+
+
+def test_a_budget_that_cannot_be_kept_is_named(tmp_path, cat, planned):
+    write_image(tmp_path / "cat.png", cat)
+    with pytest.raises(UserError, match=r"budget: expected a share from 0\.000"):
+        evaluate(planned, find_pairs(tmp_path), [Method("budget", 0.0)])
 
 
 def test_flops_as_the_paper_counts_them():

@@ -92,8 +92,8 @@ def test_a_killed_folder_goes_on_where_it_stopped(tmp_path, many, weights, capsy
     assert all((out / name).stat().st_mtime_ns == modified for name, modified in before.items())
 
 
-def test_what_has_changed_is_done_again(tmp_path, photos, weights, cat, capsys):
-    arguments = command("upscale", "-i", photos, "-o", tmp_path / "out", "-n", weights)
+def test_what_has_changed_is_done_again(tmp_path, photos, fitted_weights, cat, capsys):
+    arguments = command("upscale", "-i", photos, "-o", tmp_path / "out", "-n", fitted_weights)
     main(arguments)
     write_image(photos / "a.png", cat[:40, :40])
     (tmp_path / "out" / "b_x2.png").write_bytes(b"damaged")
@@ -101,7 +101,13 @@ def test_what_has_changed_is_done_again(tmp_path, photos, weights, cat, capsys):
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines if "done already" in line] == ["c.webp"]
-    for options in (["--threshold", "0"], ["--budget", "0.5"], ["--exit-map"]):
+    for options in (
+        ["--threshold", "0.2"],
+        ["--budget", "0.5"],
+        ["--fidelity", "40"],
+        ["--fidelity", "full"],
+        ["--exit-map"],
+    ):
         assert main([*arguments, *options]) == 0
         assert "done already" not in capsys.readouterr().out, options
         assert main([*arguments, *options]) == 0

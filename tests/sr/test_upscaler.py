@@ -76,6 +76,18 @@ class TestKinds:
 
 
 class TestSettings:
+    def test_report_of_a_plan(self, fitted_weights, cat):
+        upscaler = ape_sr.load(fitted_weights)
+        picture, report = upscaler.upscale(cat, return_report=True)
+        assert upscaler.network.fidelity == 48 and report.plan.asked == 48
+        assert f"{report.share:.1%} of the computation, " in str(report) and report.share < 1
+        assert f"{float(report.plan.picture_fidelity):.1f} dB expected to full depth" in str(report)
+        upscaler.network.fidelity = 30  # all interpolated
+        assert "100% interpolated, backend" in str(upscaler.upscale(cat, return_report=True)[1])
+        full, report = ape_sr.load(fitted_weights, fidelity=None).upscale(cat, return_report=True)
+        assert report.share == 1 and report.plan is None
+        assert not np.array_equal(full, picture) and np.abs(full.astype(int) - picture).mean() < 1
+
     def test_report(self, weights, cat):
         upscaler = ape_sr.load(weights, threshold=0)
         picture, report = upscaler.upscale(cat, return_report=True)
@@ -85,26 +97,33 @@ class TestSettings:
 
     @pytest.mark.parametrize(
         "settings",
-        [dict(threshold=0.3), dict(min_gain_db=0.2), dict(budget=0.5), dict(patch_size=20), dict(dtype="bf16")],
+        [
+            dict(threshold=0.3),
+            dict(min_gain_db=0.2),
+            dict(fidelity=40),
+            dict(budget=0.5),
+            dict(threshold=0.3, patch_size=20),
+            dict(dtype="bf16"),
+        ],
     )
-    def test_reach_the_network(self, weights, cat, settings):
+    def test_reach_the_network(self, fitted_weights, cat, settings):
         """On the torch backend, which computes in bf16 on any CPU."""
-        _, report = ape_sr.load(weights, backend="torch", **settings).upscale(cat, return_report=True)
+        picture, report = ape_sr.load(fitted_weights, backend="torch", **settings).upscale(cat, return_report=True)
         own = {"backend": "torch"} | settings | ({"dtype": torch.bfloat16} if "dtype" in settings else {})
-        _, other = APEForward(load_model(weights), **own)(to_tensor(cat), return_report=True)
-        assert torch.equal(report.exit_index, other.exit_index) and torch.equal(report.capacity, other.capacity)
+        sr, other = APEForward(load_model(fitted_weights), **own)(to_tensor(cat), return_report=True)
+        assert torch.equal(report.exit_index, other.exit_index) and np.array_equal(picture, to_image(sr))
 
     def test_backend_and_device(self, weights, cat, expected):
         upscaler = ape_sr.load(weights, backend="torch", device="cpu")
         assert upscaler.backend == "torch"
         assert np.abs(upscaler.upscale(cat).astype(int) - expected).max() <= 1
 
-    def test_settings_change_between_calls(self, weights, cat):
-        upscaler = ape_sr.load(weights)
+    def test_settings_change_between_calls(self, fitted_weights, cat):
+        upscaler = ape_sr.load(fitted_weights)
         upscaler.network.threshold = 0
         assert upscaler.upscale(cat, return_report=True)[1].share == 1
         upscaler.network.budget = 0.3
-        assert upscaler.upscale(cat, return_report=True)[1].body_share <= 0.3
+        assert upscaler.upscale(cat, return_report=True)[1].share <= 0.3
 
     def test_shipped_weights_by_name(self, cat):
         assert shipped_names() == ["edsr-12x32-x2", "edsr-12x32-x4"]
@@ -118,6 +137,16 @@ class TestSettings:
         drawn = upscaler.exit_map(picture, report)
         assert drawn.dtype == np.uint8 and drawn.shape[0] > 200 and drawn.shape[1] >= 240
         assert np.array_equal(drawn, upscaler.exit_map(np.asarray(picture), report))
+
+    def test_exit_map_of_a_plan_and_of_patches(self, fitted_weights, cat):
+        upscaler = ape_sr.load(fitted_weights, fidelity=40)
+        picture, planned = upscaler.upscale(cat, return_report=True)
+        drawn = upscaler.exit_map(picture, planned)
+        upscaler.network.threshold = 0.2
+        patches, report = upscaler.upscale(cat, return_report=True)
+        assert report.exit_index.shape == (1, 3, 3) and planned.exit_index.shape == (1, 5, 5)
+        assert not np.array_equal(upscaler.exit_map(patches, report), drawn)
+        assert np.array_equal(upscaler.exit_map(picture, planned), drawn), "whatever is set now"
 
 
 BAD_IMAGES = {
@@ -150,8 +179,10 @@ BAD_SETTINGS = {
     "cuda-on-a-cpu": (dict(backend="cuda", device="cpu"), BackendUnavailable, "backend: cuda cannot run: "),
     "device": (dict(device="tpu"), ape_sr.UserError, "device: tpu cannot be used: "),
     "threshold": (dict(threshold=2), ValueError, "threshold: expected a number from 0 to 1, got 2"),
-    "two-thresholds": (dict(threshold=0.1, min_gain_db=0.1), ValueError, "threshold: expected threshold or min_gain_db"),
-    "budget": (dict(budget=0.1), ValueError, "budget: expected a share from 0.250"),
+    "two-thresholds": (dict(threshold=0.1, min_gain_db=0.1), ValueError, "threshold: expected at most one of threshold, min_gain_db, fidelity and budget, got"),
+    "budget": (dict(budget=0.1), ValueError, "budget: expected a model that carries a fit"),
+    "fidelity": (dict(fidelity=45), ValueError, "fidelity: expected a model that carries a fit"),
+    "fidelity-and-budget": (dict(fidelity=None, budget=0.5), ValueError, "budget: expected at most one of"),
     "patch-size": (dict(patch_size=0), ValueError, "patch_size: expected a whole number of at least 1, got 0"),
     "res-scale": (dict(res_scale=0.1), ape_sr.UserError, "res_scale: expected with a file of another project, as "),
 }  # fmt: skip

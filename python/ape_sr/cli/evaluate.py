@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ape_kernels import Report
-from ape_kernels.policy import threshold_from_gain
+from ape_kernels import APEForward, Report
+from ape_kernels.policy import Fidelity, threshold_from_gain
 from ape_sr.cli.arguments import Commands, existing_folder, fidelity, fraction, non_negative_float
 from ape_sr.cli.network import add_network_arguments, open_network
 from ape_sr.data.images import write_image
@@ -48,7 +48,7 @@ def add_parser(commands: Commands) -> None:
         "--fidelity",
         type=fidelity,
         nargs="+",
-        help="dB, each from 20 to 80, that each part of an image is to have to full depth, or full",
+        help="dB, from 20 to 80, that each part is to have to full depth; full; auto is what the weights' fit says",
     )
     parser.add_argument("--budget", type=fraction, nargs="+", help="shares of all work that each image may take")
     policy = parser.add_mutually_exclusive_group()
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     pairs = find_pairs(args.input)
     upscaler = open_network(args)
     network = upscaler.network
-    methods = [BICUBIC, PLAIN, *(_methods(args) or [_planned(network.fidelity)])]
+    methods = [BICUBIC, PLAIN, *(_methods(args, network) or [_planned("auto", network)])]
     watch = None if args.exit_maps is None else _exit_maps(upscaler, args.exit_maps)
     rows = evaluate(network, tqdm(pairs, unit="image", disable=None), methods, watch)
     print(f"{len(pairs)} images, scale {upscaler.scale}, backend {upscaler.backend}, {args.dtype}")
@@ -102,14 +102,15 @@ def run(args: argparse.Namespace) -> None:
             temporary.write_text(json.dumps(detail, indent=2, allow_nan=False) + "\n")
 
 
-def _methods(args: argparse.Namespace) -> list[Method]:
+def _methods(args: argparse.Namespace, network: APEForward) -> list[Method]:
     """Those that the arguments name."""
     thresholds = args.threshold or [threshold_from_gain(gain) for gain in args.min_gain_db or ()]
     budgets = [Method("budget", share) for share in args.budget or ()]
-    return [*map(_planned, args.fidelity or ()), *budgets, *at_thresholds(thresholds)]
+    return [*(_planned(value, network) for value in args.fidelity or ()), *budgets, *at_thresholds(thresholds)]
 
 
-def _planned(value: float | None) -> Method:
+def _planned(value: Fidelity, network: APEForward) -> Method:
+    value = network.fidelity if value == "auto" else value
     return FULL if value is None else Method("fidelity", value)
 
 

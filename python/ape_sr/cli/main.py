@@ -20,7 +20,7 @@ COMMANDS = {  # subcommand and module -> its line in the help
     "fit": "learn where the network is not needed",
     "calibrate": "choose the threshold by what it may cost",
     "train": "train a network, plain or with exits",
-    "info": "show versions, devices and backends",
+    "info": "show versions, devices, backends and weights",
 }
 
 

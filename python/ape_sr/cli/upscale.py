@@ -81,7 +81,7 @@ def add_parser(commands: Commands) -> None:
         "--fidelity",
         type=fidelity,
         default="auto",
-        help="dB from 20 to 80 that each part is to have to full depth, or full (of the fit, without one full)",
+        help="dB from 20 to 80 that each part is to have to full depth; full; auto is what the weights' fit says",
     )
     policy.add_argument("--threshold", type=fraction, help="capacity below which a patch leaves, from 0 (never) to 1")
     policy.add_argument("--min-gain-db", type=non_negative_float, help="the same as dB that a stage must bring")
