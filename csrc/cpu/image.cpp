@@ -17,7 +17,7 @@
 namespace ape::cpu {
 namespace {
 
-constexpr int kTile = 48;  // low-resolution pixels a side of tiles: 64 channels of two maps fit L2 beside the weights
+constexpr int kTile = 72;  // low-resolution pixels a side of tiles; docs/cpu.md has the measurements
 
 // One run of a program on images of one size: what all workers share.
 class Run {
@@ -59,7 +59,7 @@ class Run {
     int most = 1;
     for (const BufferSpec& buffer : program.buffers)
       if (buffer.grouped) most = std::max(most, buffer.resolution);
-    return most == 1 ? kTile : kTile / 2;
+    return most == 1 ? kTile : kTile * 2 / 3;
   }
   int tiles(int size) const {
     const Move& last = course_.moves.back();
