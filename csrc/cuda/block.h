@@ -56,6 +56,7 @@ struct CarrierBase {
 
 template <class E>
 struct Carrier : CarrierBase<E, WorkerArgs> {
+  static constexpr int kRingUnits = E::kMostUnits5;  // of 16 output channels that Ring accumulates at once
   using Base = CarrierBase<E, WorkerArgs>;
   using Element = typename E::Element;
   using Base::args;
@@ -89,8 +90,9 @@ struct Carrier : CarrierBase<E, WorkerArgs> {
   }
   // What a RECONSTRUCT adds; down, s: as in Outlet.
   FN Feature<E> added(int number, int, int) const { return feature(number); }
-  // Whether the warp takes number `turn` of what is dealt out.
-  FN bool takes(int turn) const { return turn % kWarps == w.id; }
+  // Of what is dealt out: the first that the warp takes, and how far it is to the next.
+  FN int first_turn() const { return w.id; }
+  FN int turns() const { return kWarps; }
 };
 
 FN float scale_of(const Instruction& in) {

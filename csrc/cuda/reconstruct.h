@@ -83,14 +83,14 @@ FN Span taps_of(int border_class, int kernel) {
 }
 
 // The ring: the border pixels by class, up to 48 at a time, operands straight from global memory. A warp takes every
-// eighth (48 pixels, up to kMostUnits5 * 16 output channels): of 48 x 48 pixels the four edges and the four corners are
+// eighth (48 pixels, up to kRingUnits * 16 output channels): of 48 x 48 pixels the four edges and the four corners are
 // one for each warp. Of k = 5 an edge has 15 taps that touch the patch, a corner 9.
 template <class B>
 struct Ring {
   using E = typename B::Type;
   using Element = typename E::Element;
-  static constexpr int kMost = E::kMostUnits5, kRest = kMost > 2 ? 2 : 1;  // units of output channels at once
-  static constexpr int kTiles = 3;                                         // of 16 pixels
+  static constexpr int kMost = B::kRingUnits, kRest = kMost > 2 ? 2 : 1;  // units of output channels at once
+  static constexpr int kTiles = 3;                                        // of 16 pixels
 
   B& b;
   const Instruction& in;
@@ -112,7 +112,7 @@ struct Ring {
         pairs(padded(in.out_channels) / kUnitChannels) {}
 
   FN void run() {
-    int turn = 0;
+    int turn = 0, mine = b.first_turn();
     ROLLED for (variant = 1; variant < kBorderClasses * kBorderClasses; ++variant) {  // 0 is the interior
       const int row_class = variant / kBorderClasses, column_class = variant % kBorderClasses;
       lines = span_of(row_class, src.height);
@@ -123,7 +123,8 @@ struct Ring {
       const int count = (lines.end - lines.begin) * (columns.end - columns.begin);
       ROLLED for (int first = 0; first < count; first += kTiles * 16) {
         ROLLED for (int pair = 0; pair < pairs; pair += kMost) {
-          if (!b.takes(turn++)) continue;
+          if (turn++ != mine) continue;
+          mine += b.turns();
           const int units = pairs - pair;
           if (units >= kMost)
             run<kMost>(first, count, pair);
