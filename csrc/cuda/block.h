@@ -90,9 +90,8 @@ struct Carrier : CarrierBase<E, WorkerArgs> {
   }
   // What a RECONSTRUCT adds; down, s: as in Outlet.
   FN Feature<E> added(int number, int, int) const { return feature(number); }
-  // Of what is dealt out: the first that the warp takes, and how far it is to the next.
-  FN int first_turn() const { return w.id; }
-  FN int turns() const { return kWarps; }
+  // Whether the warp takes number `turn` of what is dealt out.
+  FN bool takes(int turn) const { return turn % kWarps == w.id; }
 };
 
 FN float scale_of(const Instruction& in) {

@@ -112,7 +112,7 @@ struct Ring {
         pairs(padded(in.out_channels) / kUnitChannels) {}
 
   FN void run() {
-    int turn = 0, mine = b.first_turn();
+    int turn = 0;
     ROLLED for (variant = 1; variant < kBorderClasses * kBorderClasses; ++variant) {  // 0 is the interior
       const int row_class = variant / kBorderClasses, column_class = variant % kBorderClasses;
       lines = span_of(row_class, src.height);
@@ -123,8 +123,7 @@ struct Ring {
       const int count = (lines.end - lines.begin) * (columns.end - columns.begin);
       ROLLED for (int first = 0; first < count; first += kTiles * 16) {
         ROLLED for (int pair = 0; pair < pairs; pair += kMost) {
-          if (turn++ != mine) continue;
-          mine += b.turns();
+          if (!b.takes(turn++)) continue;
           const int units = pairs - pair;
           if (units >= kMost)
             run<kMost>(first, count, pair);

@@ -48,8 +48,9 @@ struct Window : CarrierBase<E, ImageArgs> {
   // The window's first pixel in the map.
   FN int top() const { return w.template lds<int>(AT + 4); }
   FN int left() const { return w.template lds<int>(AT + 8); }
-  FN int first_turn() const { return (number() - windows()) * kWarps + w.id; }
-  FN int turns() const { return args.border_blocks * kWarps; }
+  FN bool takes(int turn) const {
+    return turn % (args.border_blocks * kWarps) == (number() - windows()) * kWarps + w.id;
+  }
 
   FN int windows() const { return args.across * args.down; }
   FN int64_t image() const { return w.template lds<int>(AT + 12); }
