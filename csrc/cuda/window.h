@@ -21,6 +21,7 @@ template <class E, uint32_t AT>
 struct Window : CarrierBase<E, ImageArgs> {
   static constexpr int kRingUnits = E::kMostUnits5 > 2 ? 2 : 1;  // for more there are not the registers
   using Base = CarrierBase<E, ImageArgs>;
+  using Map = Feature<E, true>;
   using Element = typename E::Element;
   using Base::args;
   using Base::w;
@@ -29,19 +30,20 @@ struct Window : CarrierBase<E, ImageArgs> {
 
   FN Window(Warp& w_, const ImageArgs& args_) : Base{w_, args_} {}
 
-  FN Feature<E> feature(int number) const { return view(number, args.place[number]); }
-  FN Feature<E> target(int number) const { return view(number, args.target); }
+  FN Map feature(int number) const { return view(number, args.place[number]); }
+  FN int plane(int, int) const { return args.map_height * args.map_width; }
+  FN Map target(int number) const { return view(number, args.target); }
   FN bool keeps(int y, int x) const { return pixel(y * kPairWidth + x) == kComputed; }
   FN int border(const Instruction&) const { return 0; }
   FN float* picture(int64_t number, int colors, int64_t pixels, int below, int s) const {
     return args.output + number * colors * pixels + static_cast<int64_t>(top()) * below + left() * s;
   }
-  FN Feature<E> added(int number, int below, int s) const {
+  FN Map added(int number, int below, int s) const {
     return view(number, args.place[number], top() * below + left() * s, height() * s, width() * s, below / s,
                 args.map_height * below);
   }
   // All of a buffer, of 1 / `factor` of the map's resolution.
-  FN Feature<E> whole(int number, int factor) const {
+  FN Map whole(int number, int factor) const {
     const int height = args.map_height / factor, width = args.map_width / factor;
     return view(number, args.place[number], 0, height, width, width, height * width);
   }
@@ -99,7 +101,7 @@ struct Window : CarrierBase<E, ImageArgs> {
   FN void carry() const {
     if (args.carry == kKeep) return;
     const int number = this->row(args.last).dst;
-    const Feature<E> to = target(number), from = view(number, args.carry == kZeros ? 0 : args.carry);
+    const Map to = target(number), from = view(number, args.carry == kZeros ? 0 : args.carry);
     this->each(to.groups * kPairWidth * kPairWidth, [&](int i) {
       const int group = i / (kPairWidth * kPairWidth), at = i % (kPairWidth * kPairWidth);
       if (pixel(at) != kCarried) return;
@@ -122,11 +124,11 @@ struct Window : CarrierBase<E, ImageArgs> {
   FN uint8_t pixel(int at) const { return w.template lds<uint8_t>(kPixels + at); }
 
   // A window of map `place`, which holds a buffer like `number`; at: its first pixel.
-  FN Feature<E> view(int number, int place) const {
+  FN Map view(int number, int place) const {
     return view(number, place, w.template lds<int>(AT), height(), width(), args.map_width,
                 args.map_height * args.map_width);
   }
-  FN Feature<E> view(int number, int place, int at, int height, int width, int pitch, int plane) const {
+  FN Map view(int number, int place, int at, int height, int width, int pitch, int plane) const {
     const int channels = this->row(number).in_channels;
     const int64_t pixels = static_cast<int64_t>(args.height) * args.width;
     Element* maps = static_cast<Element*>(args.maps) + (image() * args.map_elements + place) * pixels;
@@ -135,8 +137,8 @@ struct Window : CarrierBase<E, ImageArgs> {
             padded(channels) / kCellChannels,
             height,
             width,
-            pitch,
-            plane};
+            plane,
+            pitch};
   }
 
   // Pixels so far around cells that run to `stage`, and around their ring; kNever: all pixels.
@@ -223,7 +225,7 @@ struct ImageWorker {
   }
 
   FN void upsample(const Instruction& in) {
-    const Feature<E> src = b.whole(in.src, in.upscale), dst = b.target(in.dst);
+    const typename Carried::Map src = b.whole(in.src, in.upscale), dst = b.target(in.dst);
     const int top = b.top(), left = b.left();
     b.each(dst.groups * kPairWidth * kPairWidth, [&](int i) {
       const int group = i / (kPairWidth * kPairWidth), y = i / kPairWidth % kPairWidth, x = i % kPairWidth;
