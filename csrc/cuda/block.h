@@ -6,19 +6,21 @@
 
 namespace ape::cuda {
 
-// A feature buffer, [groups][plane][8] elements, or a window of one: rows of `width` pixels that begin `pitch` apart.
-template <class E>
+// A feature buffer, [groups][plane][8] elements; with WINDOW a part of one, whose rows begin `pitch` pixels apart.
+template <class E, bool WINDOW = false>
 struct Feature {
   typename E::Element* data;
   int channels, groups;  // channels of the network; groups of eight, padding included
   int height, width;
-  int pitch, plane;  // pixels from a row to the next, and from a group to the next
+  int map_plane = 0, map_pitch = 0;  // with WINDOW; else known from height and width, so that no register keeps them
 
   FN int pixels() const { return height * width; }
+  FN int plane() const { return WINDOW ? map_plane : pixels(); }  // pixels from a group to the next
+  FN int pitch() const { return WINDOW ? map_pitch : width; }     // and from a row to the next
   FN typename E::Element* cell(int group, int pixel) const {
-    return data + (static_cast<int64_t>(group) * plane + pixel) * kCellChannels;
+    return data + (static_cast<int64_t>(group) * plane() + pixel) * kCellChannels;
   }
-  FN typename E::Element* cell(int group, int y, int x) const { return cell(group, y * pitch + x); }
+  FN typename E::Element* cell(int group, int y, int x) const { return cell(group, y * pitch() + x); }
 };
 
 // Shared memory of pooling and gates, floats [padded C], [padded C] and [hidden] one after the other. It lies where the
@@ -56,7 +58,9 @@ struct CarrierBase {
 
 template <class E>
 struct Carrier : CarrierBase<E, WorkerArgs> {
+  static constexpr int kRingUnits = E::kMostUnits5;  // of 16 output channels that Ring accumulates at once
   using Base = CarrierBase<E, WorkerArgs>;
+  using Map = Feature<E>;
   using Element = typename E::Element;
   using Base::args;
   using Base::w;
@@ -68,15 +72,11 @@ struct Carrier : CarrierBase<E, WorkerArgs> {
     const Instruction& spec = this->row(number);
     const int64_t pixels = static_cast<int64_t>(args.height) * args.width;
     Element* arena = static_cast<Element*>(args.scratch) + w.block * args.scratch_elements * pixels;
-    const int height = args.height * spec.upscale, width = args.width * spec.upscale;
-    return {arena + spec.weight * pixels,
-            spec.in_channels,
-            padded(spec.in_channels) / kCellChannels,
-            height,
-            width,
-            width,
-            height * width};
+    return {arena + spec.weight * pixels, spec.in_channels, padded(spec.in_channels) / kCellChannels,
+            args.height * spec.upscale, args.width * spec.upscale};
   }
+  // Of a feature buffer of that size.
+  FN int plane(int height, int width) const { return height * width; }
   // The buffer that a row writes.
   FN Feature<E> target(int number) const { return feature(number); }
   // Whether a row's result at pixel (y, x) is stored.

@@ -56,9 +56,9 @@ struct Conv {
 
   B& b;
   const Instruction& in;
-  const Feature<E> to;  // geometry of the pixels computed; also the buffer written by a CONV
-  const int first;      // the first SOURCE row, or the row itself
-  const int64_t patch;  // its number in the output
+  const typename B::Map to;  // geometry of the pixels computed; also the buffer written by a CONV
+  const int first;           // the first SOURCE row, or the row itself
+  const int64_t patch;       // its number in the output
   const int kernel, side, pairs, most;
   const int lines;          // rows of taps a step
   const int taps, inverse;  // of a step; 512 / taps, rounded up
@@ -120,7 +120,7 @@ struct Conv {
   }
 
   FN void open() {
-    const Feature<E> src = b.feature(b.row(source).src);
+    const auto src = b.feature(b.row(source).src);
     channels = src.data;
     chunks = src.groups / 2;
   }
@@ -146,7 +146,7 @@ struct Conv {
     b.w.lanes([&](int l) {
       const int x = ahead.x + l - kernel / 2;
       const bool inside = y >= 0 && y < to.height && x >= 0 && x < to.width;
-      const int64_t cell = inside ? static_cast<int64_t>(group) * to.plane + y * to.pitch + x : 0;
+      const int64_t cell = inside ? static_cast<int64_t>(group) * to.plane() + y * to.pitch() + x : 0;
       UNROLL for (uint32_t part = 0; part < E::kCellBytes; part += 16) if (l < side)
           b.w.copy(ahead.input + (number * side + l) * E::kCellBytes + part,
                    channels + cell * kCellChannels + part / sizeof(Element), inside);
@@ -156,7 +156,7 @@ struct Conv {
   // After the last turn.
   FN void advance() {
     if (!ahead.ky) {
-      channels += static_cast<int64_t>(2) * to.plane * kCellChannels;
+      channels += static_cast<int64_t>(2) * to.plane() * kCellChannels;
       if (!--chunks) {
         source = ahead.step + kernel / lines < steps ? source + 1 : first;
         open();
@@ -258,7 +258,7 @@ struct Conv {
   FN int line(int m) const { return now.y + b.w.id * kTileRows + m; }
 
   FN void put_pixels() {
-    const Outlet<E> outlet(b, in, patch);
+    const Outlet<B> outlet(b, in, patch);
     UNROLL for (int n = 0; n < 2 * E::kMostUnits; ++n) {
       if (n >= 2 * units_at(now)) continue;
       b.w.lanes([&](int l) {

@@ -11,6 +11,7 @@ using Shapes = Shapes99;
 #endif
 
 // Grid: a block a window, and some for border pixels. Block: 8 warps. One block a multiprocessor by its shared memory.
+// Pairs have a kernel of their own: together with the other rows they would need more registers than there are.
 template <class E>
 __global__ void __launch_bounds__(kThreads, 1) image_kernel(const __grid_constant__ ImageArgs args) {
   extern __shared__ __align__(128) char shared[];
@@ -19,22 +20,33 @@ __global__ void __launch_bounds__(kThreads, 1) image_kernel(const __grid_constan
   worker.run();
 }
 
+__global__ void __launch_bounds__(kThreads, 1) image_pair_kernel(const __grid_constant__ ImageArgs args) {
+  extern __shared__ __align__(128) char shared[];
+  Warp warp = Warp::current(shared);
+  ImageWorker<Half, Shapes> worker(warp, args);
+  worker.run_pair();
+}
+
 using Kernel = void (*)(ImageArgs);
 
 }  // namespace
 
 cudaError_t launch_images(const ImageRequest& request, cudaStream_t stream) {
   const bool half = request.element == kFloat16;
-  const Kernel kernel = half ? image_kernel<Half> : image_kernel<Float>;
+  const Kernel any = half ? image_kernel<Half> : image_kernel<Float>;
   Prepared prepared{};
-  cudaError_t error = prepare(reinterpret_cast<const void*>(kernel), half, image_shared_bytes_of, &prepared);
-  if (error != cudaSuccess) return error;
+  for (const Kernel kernel : {image_pair_kernel, any}) {
+    const cudaError_t error = prepare(reinterpret_cast<const void*>(kernel), half, image_shared_bytes_of, &prepared);
+    if (error != cudaSuccess) return error;
+  }
   const ImageDevice device{[&](int channels) { return image_fuses(channels, shared_kb_of(prepared.arch)); },
                            prepared.processors};  // one block each, by its shared memory
   for (const ImageLaunch& launch : image_launches(request, device)) {
     void* parameters[] = {const_cast<ImageArgs*>(&launch.args)};
-    error = reported(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(unsigned(launch.blocks)),
-                                      dim3(kThreads), parameters, prepared.shared_bytes, stream));
+    const Kernel kernel = launch.args.fused ? image_pair_kernel : any;
+    const cudaError_t error =
+        reported(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(unsigned(launch.blocks)), dim3(kThreads),
+                                  parameters, prepared.shared_bytes, stream));
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

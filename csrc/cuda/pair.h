@@ -92,7 +92,7 @@ struct Pair {
   // Looked up whenever they are needed: the tap loop has no registers left to keep them in.
   FN const Instruction& in1() const { return b.row(number); }
   FN const Instruction& in2() const { return b.row(number + 1); }
-  FN Feature<Half> x() const { return b.feature(in1().src); }
+  FN auto x() const { return b.feature(in1().src); }
   FN int line() const { return b.w.id / S::kSplit; }  // of a step
   // The warp's first mma column of N: its share of a row that kSplit warps have, or two where all have the same row.
   template <int N>
@@ -168,7 +168,8 @@ struct Pair {
     b.w.lanes([&](int l) {
       if (kx * 16 + l % 16 < (pixels < 0 ? -pixels : pixels))
         b.w.copy(coming.to[l] + turn * 2 * S::kGroupBytes + kx * S::kTileBytes,
-                 coming.from[l] + (turn * 2 * static_cast<int64_t>(x().plane) + kx * 16) * kCellChannels, pixels > 0);
+                 coming.from[l] + (turn * 2 * static_cast<int64_t>(b.plane(height, width)) + kx * 16) * kCellChannels,
+                 pixels > 0);
     });
   }
   // After a stage of which the last tap was (ky, kx).
@@ -181,7 +182,7 @@ struct Pair {
     if (ky == 1) coming.pixels = 0;
     b.w.lanes([&](int l) {
       coming.to[l] += S::kPieceTurns * 2 * S::kGroupBytes;
-      coming.from[l] += S::kPieceTurns * 2 * static_cast<int64_t>(x().plane) * kCellChannels;
+      coming.from[l] += S::kPieceTurns * 2 * static_cast<int64_t>(b.plane(height, width)) * kCellChannels;
     });
   }
 
@@ -348,9 +349,9 @@ struct Pair {
   FN void put_y(int row) {
     activate<N>(in2());
     b.w.lanes([&](int l) {
-      const Feature<Half> y = b.target(in2().dst);
+      const auto y = b.target(in2().dst);
       Element* to = y.cell(column<N>(), row, fragment_pixel(l, 0)) + fragment_channel(l);
-      UNROLL for (int n = 0; n < N; ++n, to += y.plane * kCellChannels) {
+      UNROLL for (int n = 0; n < N; ++n, to += y.plane() * kCellChannels) {
         UNROLL for (int m = 0; m < kPairTiles; ++m)
             UNROLL for (int j = 0; j < 2;
                         ++j) if (m * 16 + fragment_pixel(l, j) < width && b.keeps(row, m * 16 + fragment_pixel(l, j)))

@@ -10,8 +10,10 @@ namespace ape::cuda {
 FN bool is_interior(int y, int x, int height, int width) { return y > 0 && y < height - 1 && x > 0 && x < width - 1; }
 
 // Where values go in the picture of a patch: shuffled and added to.
-template <class E>
+template <class B>
 struct Outlet {
+  using E = typename B::Type;
+
   // Of an output channel and the next.
   struct Place {
     float* out[2];                      // at the picture's first pixel of that phase; null past the last channel
@@ -22,15 +24,14 @@ struct Outlet {
   int64_t pixels;       // of a color
   int s, colors, down;  // down: pixels of the picture from one low-resolution pixel to the one below
   bool adds, paired;    // paired: the two channels are neighbours in the picture, one store
-  Feature<E> added{};
+  typename B::Map added{};
 
-  template <class B>
   FN Outlet(B& b, const Instruction& in, int64_t patch) {
-    const Feature<E> src = b.feature(in.src);
+    const auto src = b.feature(in.src);
     s = in.upscale;
     colors = in.picture_channels();
-    down = s * s * src.pitch;
-    pixels = static_cast<int64_t>(s) * s * src.plane;
+    down = s * s * src.pitch();
+    pixels = static_cast<int64_t>(s) * s * src.plane();
     picture = b.picture(patch, colors, pixels, down, s);
     adds = in.add != kNoBuffer;
     if (adds) added = b.added(in.add, down, s);
@@ -48,7 +49,6 @@ struct Outlet {
   }
   // Where pixel (y, x) is, from that of (0, 0).
   FN int64_t at(int y, int x) const { return static_cast<int64_t>(y) * down + x * s; }
-  template <class B>
   FN void put(B& b, const Place& place, int64_t at, float v0, float v1) const {
     if (paired) {
       if (place.out[0]) b.w.store(place.out[0] + at, F2{v0, v1});
@@ -83,19 +83,19 @@ FN Span taps_of(int border_class, int kernel) {
 }
 
 // The ring: the border pixels by class, up to 48 at a time, operands straight from global memory. A warp takes every
-// eighth (48 pixels, up to kMostUnits5 * 16 output channels): of 48 x 48 pixels the four edges and the four corners are
+// eighth (48 pixels, up to kRingUnits * 16 output channels): of 48 x 48 pixels the four edges and the four corners are
 // one for each warp. Of k = 5 an edge has 15 taps that touch the patch, a corner 9.
 template <class B>
 struct Ring {
   using E = typename B::Type;
   using Element = typename E::Element;
-  static constexpr int kMost = E::kMostUnits5, kRest = kMost > 2 ? 2 : 1;  // units of output channels at once
-  static constexpr int kTiles = 3;                                         // of 16 pixels
+  static constexpr int kMost = B::kRingUnits, kRest = kMost > 2 ? 2 : 1;  // units of output channels at once
+  static constexpr int kTiles = 3;                                        // of 16 pixels
 
   B& b;
   const Instruction& in;
   const int64_t patch;  // its number in the output
-  const Feature<E> src;
+  const typename B::Map src;
   const int kernel, chunks, pairs;  // chunks of 16 input channels, units of 16 output channels
   // of the class at hand
   int variant = 0;
@@ -164,7 +164,7 @@ struct Ring {
       ROLLED for (int kx = right.begin; kx < right.end; ++kx) tap<UNITS>(
           acc, y, x, ky - kernel / 2, kx - kernel / 2, units + (ky * kernel + kx) * kUnitElements, chunk_stride);
     }
-    const Outlet<E> outlet(b, in, patch);
+    const Outlet<B> outlet(b, in, patch);
     UNROLL for (int n = 0; n < 2 * UNITS; ++n) b.w.lanes([&](int l) {
       const auto place = outlet.place(pair * kUnitChannels + n * 8 + fragment_channel(l));
       UNROLL for (int m = 0; m < kTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) if (y[l][m][j] >= 0)
@@ -175,13 +175,13 @@ struct Ring {
   template <int UNITS>
   FN void tap(Accumulators<kTiles, 2 * UNITS>& acc, const PerLane<int[kTiles][2]>& y, const PerLane<int[kTiles][2]>& x,
               int below, int beside, const Element* units, int64_t chunk_stride) {
-    const int64_t next = static_cast<int64_t>(src.plane) * kCellChannels;
+    const int64_t next = static_cast<int64_t>(src.plane()) * kCellChannels;
     PerLane<int[kTiles][2]> cells;
     b.w.lanes([&](int l) {
       UNROLL for (int m = 0; m < kTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
         const int at_y = y[l][m][j] + below, at_x = x[l][m][j] + beside;
         const bool inside = y[l][m][j] >= 0 && at_y >= 0 && at_y < src.height && at_x >= 0 && at_x < src.width;
-        cells[l][m][j] = inside ? at_y * src.pitch + at_x : -1;
+        cells[l][m][j] = inside ? at_y * src.pitch() + at_x : -1;
       }
     });
     const Element* channels = src.data;

@@ -59,17 +59,17 @@ struct Cubic {
 };
 
 // Eight channels of pixel (y, x) of `src` interpolated as an UPSAMPLE says. B: a carrier.
-template <class B, class E>
-FN void upsample_cell(B& b, const Instruction& in, const Feature<E>& src, int group, int y, int x,
+template <class B>
+FN void upsample_cell(B& b, const Instruction& in, const typename B::Map& src, int group, int y, int x,
                       float (&v)[kCellChannels]) {
   const int factor = in.upscale;
-  if (in.mode == kNearest) return E::load_cell(b.w, src.cell(group, y / factor, x / factor), v);
+  if (in.mode == kNearest) return B::Type::load_cell(b.w, src.cell(group, y / factor, x / factor), v);
   const Cubic rows(y, factor, src.height), columns(x, factor, src.width);
   UNROLL for (float& value : v) value = 0.0f;
   UNROLL for (int r = 0; r < 4; ++r) {
     UNROLL for (int c = 0; c < 4; ++c) {
       float cell[kCellChannels];
-      E::load_cell(b.w, src.cell(group, rows.index[r], columns.index[c]), cell);
+      B::Type::load_cell(b.w, src.cell(group, rows.index[r], columns.index[c]), cell);
       UNROLL for (int j = 0; j < kCellChannels; ++j) v[j] += rows.weight[r] * columns.weight[c] * cell[j];
     }
   }

@@ -32,7 +32,7 @@ struct Stream {
 
   B& b;
   const Instruction& in;
-  const Feature<Half> from;
+  const typename B::Map from;
   const int64_t patch;  // its number in the output
   const int chunks;     // of 16 input channels
   const int of_stage;   // chunks of a stage
@@ -98,7 +98,7 @@ struct Stream {
     b.w.lanes([&](int l) {
       if (tile * 16 + l % 16 < pixels)
         b.w.copy(row_to[l] + of_chunk * 2 * kGroupBytes + tile * kTileBytes,
-                 row_from[l] + (static_cast<int64_t>(of_chunk) * 2 * from.plane + tile * 16) * kCellChannels,
+                 row_from[l] + (static_cast<int64_t>(of_chunk) * 2 * from.plane() + tile * 16) * kCellChannels,
                  row_inside);
     });
   }
@@ -202,9 +202,9 @@ struct Stream {
     }
     if (in.add != kNoBuffer)
       b.w.lanes([&](int l) {
-        const Feature<Half> add = b.feature(in.add);
+        const auto add = b.feature(in.add);
         const Element* at = add.cell(0, row, pixel(l, 0, 0)) + fragment_channel(l);
-        UNROLL for (int n = 0; n < 2 * UNITS; ++n, at += add.plane * kCellChannels) {
+        UNROLL for (int n = 0; n < 2 * UNITS; ++n, at += add.plane() * kCellChannels) {
           UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
             if (pixel(l, m, j) >= width) continue;
             const F2 v = Half::load_pair(b.w, at + pixel(0, m, j) * kCellChannels);
@@ -214,9 +214,9 @@ struct Stream {
         }
       });
     b.w.lanes([&](int l) {
-      const Feature<Half> to = b.target(in.dst);
+      const auto to = b.target(in.dst);
       Element* at = to.cell(0, row, pixel(l, 0, 0)) + fragment_channel(l);
-      UNROLL for (int n = 0; n < 2 * UNITS; ++n, at += to.plane * kCellChannels) {
+      UNROLL for (int n = 0; n < 2 * UNITS; ++n, at += to.plane() * kCellChannels) {
         UNROLL for (int m = 0; m < kPairTiles;
                     ++m) UNROLL for (int j = 0; j < 2; ++j) if (pixel(l, m, j) < width && b.keeps(row, pixel(l, m, j)))
             Half::store_pair(b.w, at + pixel(0, m, j) * kCellChannels, {acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]});
@@ -228,14 +228,14 @@ struct Stream {
   FN void put_pixels(int row) {
     const int border = b.border(in);
     if (row < border || row >= height - border) return;
-    const Outlet<Half> outlet(b, in, patch);
+    const Outlet<B> outlet(b, in, patch);
     if (outlet.paired)
       put_pixels<true>(outlet, row, border);
     else
       put_pixels<false>(outlet, row, border);
   }
   template <bool PAIRED>
-  FN void put_pixels(const Outlet<Half>& outlet, int row, int border) {
+  FN void put_pixels(const Outlet<B>& outlet, int row, int border) {
     UNROLL for (int n = 0; n < 2 * UNITS; ++n) b.w.lanes([&](int l) {
       const auto place = outlet.place(n * 8 + fragment_channel(l));
       UNROLL for (int i = 0; i < (PAIRED ? 1 : 2); ++i) {

@@ -15,45 +15,47 @@
 
 namespace ape::cuda {
 
-// The carrier of a window, or of the whole map for its border. AT: 16 bytes of shared memory for where it is, and a
+// The carrier of a window, or of the whole map for its border. AT: 32 bytes of shared memory for where it is, and a
 // byte for each pixel after them.
 template <class E, uint32_t AT>
 struct Window : CarrierBase<E, ImageArgs> {
+  static constexpr int kRingUnits = E::kMostUnits5 > 2 ? 2 : 1;  // for more there are not the registers
   using Base = CarrierBase<E, ImageArgs>;
+  using Map = Feature<E, true>;
   using Element = typename E::Element;
   using Base::args;
   using Base::w;
   enum Pixel : uint8_t { kLeft, kComputed, kCarried };  // left as it is; stored; taken from `carry`
-  static constexpr uint32_t kPixels = AT + 16, kBytes = kPixels + kPairWidth * kPairWidth;
+  static constexpr uint32_t kPixels = AT + 32, kBytes = kPixels + kPairWidth * kPairWidth;
 
   FN Window(Warp& w_, const ImageArgs& args_) : Base{w_, args_} {}
 
-  FN Feature<E> feature(int number) const { return view(number, args.place[number]); }
-  FN Feature<E> target(int number) const { return view(number, args.target); }
+  FN Map feature(int number) const { return view(number, args.place[number]); }
+  FN int plane(int, int) const { return args.map_height * args.map_width; }
+  FN Map target(int number) const { return view(number, args.target); }
   FN bool keeps(int y, int x) const { return pixel(y * kPairWidth + x) == kComputed; }
   FN int border(const Instruction&) const { return 0; }
   FN float* picture(int64_t number, int colors, int64_t pixels, int below, int s) const {
     return args.output + number * colors * pixels + static_cast<int64_t>(top()) * below + left() * s;
   }
-  FN Feature<E> added(int number, int below, int s) const {
-    const U4 at = where();
-    return view(number, args.place[number], top() * below + left() * s, static_cast<int>(at.r[1]) * s,
-                static_cast<int>(at.r[2]) * s, below / s, args.map_height * below);
+  FN Map added(int number, int below, int s) const {
+    return view(number, args.place[number], top() * below + left() * s, height() * s, width() * s, below / s,
+                args.map_height * below);
   }
   // All of a buffer, of 1 / `factor` of the map's resolution.
-  FN Feature<E> whole(int number, int factor) const {
+  FN Map whole(int number, int factor) const {
     const int height = args.map_height / factor, width = args.map_width / factor;
     return view(number, args.place[number], 0, height, width, width, height * width);
   }
   // The window's first pixel in the map.
-  FN int top() const { return static_cast<int>(where().r[0]) / args.map_width; }
-  FN int left() const { return static_cast<int>(where().r[0]) % args.map_width; }
+  FN int top() const { return w.template lds<int>(AT + 4); }
+  FN int left() const { return w.template lds<int>(AT + 8); }
   FN bool takes(int turn) const {
     return turn % (args.border_blocks * kWarps) == (number() - windows()) * kWarps + w.id;
   }
 
   FN int windows() const { return args.across * args.down; }
-  FN int64_t image() const { return w.block / (windows() + args.border_blocks); }
+  FN int64_t image() const { return w.template lds<int>(AT + 12); }
   FN int number() const { return w.block % (windows() + args.border_blocks); }
   FN bool is_border() const { return number() >= windows(); }
 
@@ -69,12 +71,14 @@ struct Window : CarrierBase<E, ImageArgs> {
     const int top = most(y - args.margin, 0), left = most(x - args.margin, 0);
     const int bottom = least(end_y + args.margin, args.map_height);
     const int right = least(end_x + args.margin, args.map_width);
+    const int image = w.block / (windows() + args.border_blocks);
     this->once([&] {
-      w.sts(AT, U4{{static_cast<uint32_t>(top * args.map_width + left), static_cast<uint32_t>(bottom - top),
-                    static_cast<uint32_t>(right - left), 0u}});
+      w.sts(AT, U4{{static_cast<uint32_t>(top * args.map_width + left), static_cast<uint32_t>(top),
+                    static_cast<uint32_t>(left), static_cast<uint32_t>(image)}});
+      w.sts(AT + 16, U4{{static_cast<uint32_t>(bottom - top), static_cast<uint32_t>(right - left), 0u, 0u}});
     });
-    const bool active = whole || runs(computed(), y, x, end_y - 1, end_x - 1);
-    if (!active && (args.carry == kKeep || !runs(carried(), y, x, end_y - 1, end_x - 1))) return kNothing;
+    const bool active = whole || runs(computed(image), y, x, end_y - 1, end_x - 1);
+    if (!active && (args.carry == kKeep || !runs(carried(image), y, x, end_y - 1, end_x - 1))) return kNothing;
     if (!whole) {
       const Instruction& in = this->row(args.last);
       const int border = in.opcode == kReconstruct && in.mode ? 1 : 0;  // Ring has them
@@ -82,10 +86,10 @@ struct Window : CarrierBase<E, ImageArgs> {
         const int at_y = top + i / kPairWidth, at_x = left + i % kPairWidth;
         const bool mine = at_y >= most(y, border) && at_y < least(end_y, args.map_height - border) &&
                           at_x >= most(x, border) && at_x < least(end_x, args.map_width - border);
-        const Pixel what = !mine                             ? kLeft
-                           : runs_at(computed(), at_y, at_x) ? kComputed
-                           : runs_at(carried(), at_y, at_x)  ? kCarried
-                                                             : kLeft;
+        const Pixel what = !mine                                  ? kLeft
+                           : runs_at(computed(image), at_y, at_x) ? kComputed
+                           : runs_at(carried(image), at_y, at_x)  ? kCarried
+                                                                  : kLeft;
         w.sts(kPixels + i, static_cast<uint8_t>(what));
       });
     }
@@ -97,7 +101,7 @@ struct Window : CarrierBase<E, ImageArgs> {
   FN void carry() const {
     if (args.carry == kKeep) return;
     const int number = this->row(args.last).dst;
-    const Feature<E> to = target(number), from = view(number, args.carry == kZeros ? 0 : args.carry);
+    const Map to = target(number), from = view(number, args.carry == kZeros ? 0 : args.carry);
     this->each(to.groups * kPairWidth * kPairWidth, [&](int i) {
       const int group = i / (kPairWidth * kPairWidth), at = i % (kPairWidth * kPairWidth);
       if (pixel(at) != kCarried) return;
@@ -115,16 +119,16 @@ struct Window : CarrierBase<E, ImageArgs> {
   static FN int least(int a, int b) { return a < b ? a : b; }
   static FN int most(int a, int b) { return a > b ? a : b; }
 
-  FN U4 where() const { return w.template lds<U4>(AT); }
+  FN int height() const { return w.template lds<int>(AT + 16); }
+  FN int width() const { return w.template lds<int>(AT + 20); }
   FN uint8_t pixel(int at) const { return w.template lds<uint8_t>(kPixels + at); }
 
   // A window of map `place`, which holds a buffer like `number`; at: its first pixel.
-  FN Feature<E> view(int number, int place) const {
-    const U4 at = where();
-    return view(number, place, static_cast<int>(at.r[0]), static_cast<int>(at.r[1]), static_cast<int>(at.r[2]),
-                args.map_width, args.map_height * args.map_width);
+  FN Map view(int number, int place) const {
+    return view(number, place, w.template lds<int>(AT), height(), width(), args.map_width,
+                args.map_height * args.map_width);
   }
-  FN Feature<E> view(int number, int place, int at, int height, int width, int pitch, int plane) const {
+  FN Map view(int number, int place, int at, int height, int width, int pitch, int plane) const {
     const int channels = this->row(number).in_channels;
     const int64_t pixels = static_cast<int64_t>(args.height) * args.width;
     Element* maps = static_cast<Element*>(args.maps) + (image() * args.map_elements + place) * pixels;
@@ -133,16 +137,17 @@ struct Window : CarrierBase<E, ImageArgs> {
             padded(channels) / kCellChannels,
             height,
             width,
-            pitch,
-            plane};
+            plane,
+            pitch};
   }
 
   // Pixels so far around cells that run to `stage`, and around their ring; kNever: all pixels.
   struct Which {
     int stage, radius, ring;
+    int64_t image;
   };
-  FN Which computed() const { return {args.exit_at ? args.stage : kNever, args.radius, args.ring}; }
-  FN Which carried() const { return {args.carry_stage, 0, args.carry_ring}; }
+  FN Which computed(int64_t image) const { return {args.exit_at ? args.stage : kNever, args.radius, args.ring, image}; }
+  FN Which carried(int64_t image) const { return {args.carry_stage, 0, args.carry_ring, image}; }
 
   // The cells that pixels of the map are near to: rows and columns, first and last.
   struct Cells {
@@ -161,7 +166,7 @@ struct Window : CarrierBase<E, ImageArgs> {
   }
   FN bool runs_cell(const Which& which, const Cells& cells, int i) const {
     const int y = cells.top + i / cells.across(), x = cells.left + i % cells.across();
-    const int64_t* of_image = args.exit_at + image() * args.cell_rows * args.cell_columns;
+    const int64_t* of_image = args.exit_at + which.image * args.cell_rows * args.cell_columns;
     return w.template load<int64_t>(of_image + y * args.cell_columns + x) >= which.stage;
   }
   // Whether one of these pixels is among them, the same in every lane.
@@ -195,24 +200,32 @@ struct ImageWorker {
 
   FN ImageWorker(Warp& w, const ImageArgs& args) : b(w, args) {}
 
+  // A fused pair.
+  FN void run_pair() {
+    if (begin()) Shapes::run(b, b.args.first, false);
+  }
+
+  // Any other row.
   FN void run() {
-    const auto work = b.open();
-    if (work == Carried::kNothing) return;
+    if (!begin()) return;
     const Instruction& in = b.row(b.args.last);
-    if (b.is_border()) return Ring<Carried>(b, in, b.image()).run();
-    b.carry();
-    if (work != Carried::kToCompute) return;
-    if (in.opcode == kUpsample) {
+    if (b.is_border())
+      Ring<Carried>(b, in, b.image()).run();
+    else if (in.opcode == kUpsample)
       upsample(in);
-    } else if (b.args.fused) {
-      if constexpr (std::is_same_v<E, Half>) Shapes::run(b, b.args.first, false);
-    } else if (b.args.first != b.args.last || !stream(b, in, b.image(), kTaken)) {
+    else if (b.args.first != b.args.last || !stream(b, in, b.image(), kTaken))
       Conv<Carried>(b, b.args.last, b.args.first, b.image()).run();
-    }
+  }
+
+  // Whether there is something to compute.
+  FN bool begin() {
+    const auto work = b.open();
+    if (work != Carried::kNothing && !b.is_border()) b.carry();
+    return work == Carried::kToCompute;
   }
 
   FN void upsample(const Instruction& in) {
-    const Feature<E> src = b.whole(in.src, in.upscale), dst = b.target(in.dst);
+    const typename Carried::Map src = b.whole(in.src, in.upscale), dst = b.target(in.dst);
     const int top = b.top(), left = b.left();
     b.each(dst.groups * kPairWidth * kPairWidth, [&](int i) {
       const int group = i / (kPairWidth * kPairWidth), y = i / kPairWidth % kPairWidth, x = i % kPairWidth;

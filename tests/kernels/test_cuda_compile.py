@@ -14,7 +14,7 @@ from cuda_host import HostLauncher, build
 from ape_kernels.native import core, missing
 
 ROOT = Path(__file__).parents[2]
-KERNELS = ("worker", "image")  # each `<name>_kernel` of <name>.cu
+KERNELS = {"worker": "worker.cu", "image": "image.cu", "image_pair": "image.cu"}  # `<name>_kernel`, and where it is
 SOURCES = ROOT / "csrc" / "cuda"
 REPORTS = ROOT / "build" / "native" / "csrc" / "cuda"  # setup.py keeps them
 
@@ -49,7 +49,7 @@ def usage(report: str, kernel: str) -> dict[tuple[str, str], dict[str, int]]:
     found: dict[tuple[str, str], dict[str, int]] = {}
     for part in report.split("Compiling entry function ")[1:]:
         name, arch = re.match(r"'(\S+)' for 'sm_(\w+)'", part).groups()
-        if f"{kernel}_kernel" not in name:
+        if f"{len(kernel) + 7}{kernel}_kernel" not in name:
             continue
         numbers = {
             "stack": r"(\d+) bytes stack frame",
@@ -60,14 +60,14 @@ def usage(report: str, kernel: str) -> dict[tuple[str, str], dict[str, int]]:
         resources = {key: int(re.search(pattern, part)[1]) for key, pattern in numbers.items()}
         static = re.search(r"(\d+) bytes smem", part)
         resources["static"] = int(static[1]) if static else 0
-        found[arch, "half" if "Half" in name else "float"] = resources
+        found[arch, "float" if "Float" in name else "half"] = resources
     return found
 
 
 def assert_within_budget(found: dict[tuple[str, str], dict[str, int]], kernel: str, arch: str) -> None:
     host = HostLauncher(build())
-    shared_bytes = host.image_shared_bytes if kernel == "image" else host.shared_bytes
-    for element in ("half", "float"):
+    shared_bytes = host.shared_bytes if kernel == "worker" else host.image_shared_bytes
+    for element in ("half",) if kernel == "image_pair" else ("half", "float"):
         resources = found[arch, element]
         assert (resources["stack"], resources["stores"], resources["loads"]) == (0, 0, 0), f"{element} spills"
         assert resources["registers"] <= REGISTERS
@@ -79,7 +79,7 @@ def assert_within_budget(found: dict[tuple[str, str], dict[str, int]], kernel: s
 @pytest.mark.parametrize("arch", BUILT)
 def test_spills_registers_and_shared_memory(arch, kernel):
     needs(arch)
-    report, source = REPORTS / f"{kernel}.cu.o.ptxas", SOURCES / f"{kernel}.cu"
+    report, source = REPORTS / f"{KERNELS[kernel]}.o.ptxas", SOURCES / KERNELS[kernel]
     if not report.exists():
         pytest.skip(f"no {report.relative_to(ROOT)}: the native core was built elsewhere")
     newest = max(path.stat().st_mtime for path in [source, *SOURCES.glob("*.h")])
@@ -96,7 +96,7 @@ def test_sm_90a_spills_registers_and_shared_memory(tmp_path, kernel):
     if nvcc is None:
         pytest.skip("no nvcc: neither in CUDA_HOME nor in PATH")
     options = ["-std=c++17", "-O3", "-Xptxas", "-v", "-arch=sm_90a", "-cubin", "-o", str(tmp_path / "made.cubin")]
-    result = subprocess.run([nvcc, *options, str(SOURCES / f"{kernel}.cu")], capture_output=True, text=True)
+    result = subprocess.run([nvcc, *options, str(SOURCES / KERNELS[kernel])], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert_within_budget(usage(result.stderr, kernel), kernel, "90a")
 
@@ -123,7 +123,9 @@ def straight_runs(arch: str, kernel: str) -> list[str]:
     """The code of a kernel for Half, in pieces without a branch or a barrier."""
     lines = cuobjdump("-sass", "-arch", f"sm_{arch}").splitlines()
     begin = next(
-        i for i, line in enumerate(lines) if "Function : " in line and f"{kernel}_kernel" in line and "Half" in line
+        i
+        for i, line in enumerate(lines)
+        if "Function : " in line and f"{len(kernel) + 7}{kernel}_kernel" in line and "Float" not in line
     )
     runs, current = [], []
     for line in lines[begin + 1 :]:
@@ -165,7 +167,8 @@ def test_the_inner_loops(arch, kernel):
     for run in straight_runs(arch, kernel):
         counts = run.count("HMMA.16816.F32"), len(re.findall(r"LDSM\S*\.4", run)), run.count("LDS.128")
         found.setdefault(counts, []).append(run)
-    for counts in (*STAGES[SHARED[arch] // KIB].values(), *ROWS.values()):
+    stages, rows = STAGES[SHARED[arch] // KIB].values(), ROWS.values()
+    for counts in {"worker": (*stages, *rows), "image": rows, "image_pair": stages}[kernel]:
         assert counts in found, f"no stage of {counts}, found {sorted(found)}"
         for run in found[counts]:
             assert not re.search(r"\b(LDL|STL|LDG)\b", run)

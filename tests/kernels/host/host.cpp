@@ -68,6 +68,8 @@ template <class E, class Shapes>
 void execute(const ImageRequest& request, const ImageLaunch& launch, Run& run) {
   Grid grid(run, regions(request, launch.args), int(launch.blocks), ImageWorker<E, Shapes>::kSharedBytes, [&](Warp& w) {
     ImageWorker<E, Shapes> worker(w, launch.args);
+    if constexpr (std::is_same_v<E, Half>)
+      if (launch.args.fused) return worker.run_pair();
     worker.run();
   });
   grid.execute();
