@@ -175,7 +175,9 @@ class _Rows:
     def _mark_ends(self) -> None:
         """The tail, then the head: its results serve the first unit of the stages, and the tail."""
         need: dict[int, int] = {}
-        self._mark_reach(self.tail, need, stop={self.last})
+        self._mark_reach(self.tail, need, stop=set())
+        # the tail reads the last state beyond the active cells too; there it may still be what the head made
+        need[self.first] = max(need.get(self.first, 0), need.pop(self.last, 0))
         made = {step.dst for step in self.head}
         written: set[int] = set()
         for step in self.stages:

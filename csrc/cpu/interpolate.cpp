@@ -19,17 +19,27 @@ class Lines {
         width_(width),
         scale_(scale),
         first_(area.x / scale - 2),
-        count_(area.width / scale + 4),
+        count_((area.right() - 1) / scale + 3 - first_),
+        skipped_(area.x % scale),
+        whole_(area.x % scale == 0 && area.width % scale == 0),
         rows_(height, scale, area.y, area.bottom()),
         weight_(kTaps * scale, 0.0f),
-        line_(count_) {
+        line_(count_),
+        wide_(whole_ ? 0 : int64_t(count_) * scale) {
     const CubicTaps middle(kTaps, scale, 2 * scale, 3 * scale);  // of the pixel that has two to either side
     for (int p = 0; p < scale; p++)
       for (int t = 0; t < 4; t++) weight_[middle.index[p * 4 + t] * scale + p] += middle.weight[p * 4 + t];
   }
 
-  // Row `y` of the area, of one plane.
-  void row(int plane, int y, float* out) {
+  // Row `y` of the area, of one plane, to `width` pixels at `to`. An area may begin or end within a pixel of the image.
+  void row(int plane, int y, int width, float* to) {
+    float* const out = whole_ ? to : wide_.data();
+    row_of_pixels(plane, y, out);
+    if (!whole_) std::copy_n(out + skipped_, width, to);
+  }
+
+ private:
+  void row_of_pixels(int plane, int y, float* out) {
     const float* const weight = rows_.weight.data() + y * 4;
     const float* from[4];
     for (int t = 0; t < 4; t++) from[t] = image_.at(plane, rows_.index[y * 4 + t], first_);
@@ -50,7 +60,6 @@ class Lines {
     }
   }
 
- private:
   static constexpr int kTaps = 5;
 
   template <int SCALE>
@@ -64,10 +73,11 @@ class Lines {
   }
 
   const Planes<const float>& image_;
-  const int width_, scale_, first_, count_;
+  const int width_, scale_, first_, count_, skipped_;
+  const bool whole_;  // the area has whole pixels of the image
   const CubicTaps rows_;
   std::vector<float> weight_;  // [kTaps][scale]
-  std::vector<float> line_;
+  std::vector<float> line_, wide_;
 };
 
 void add_tones(const Tones& tones, const Area& area, const Planes<float>& picture) {
@@ -108,7 +118,7 @@ void interpolate(const Planes<const float>& image, int channels, int height, int
   if (area.empty()) return;
   Lines lines(image, height, width, scale, area);
   for (int plane = 0; plane < channels; plane++)
-    for (int y = 0; y < area.height; y++) lines.row(plane, y, picture.at(plane, area.y + y, area.x));
+    for (int y = 0; y < area.height; y++) lines.row(plane, y, area.width, picture.at(plane, area.y + y, area.x));
   if (tones.shift != nullptr) add_tones(tones, area, picture);
 }
 

@@ -12,7 +12,7 @@ struct Tones {
   float value_range;
 };
 
-// Pixels of `area`, whole pixels of the image, of the picture [channels][scale * height][scale * width], from the image
+// Pixels of `area` of the picture [channels][scale * height][scale * width], from the image
 // [channels][height][width].
 void interpolate(const Planes<const float>& image, int channels, int height, int width, int scale, const Tones& tones,
                  const Area& area, const Planes<float>& picture);

@@ -1,7 +1,11 @@
 """Whole images on shared feature maps: the picture is the model's own, and cells stop where they are told to."""
 
+from functools import cache
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support import DEVICE, assert_pictures_close, spread_network, test_patches
 from torch.nn.functional import interpolate, max_pool2d
 
@@ -92,3 +96,55 @@ def test_a_plan_and_tones_may_be_strided(backend):
     expected = run_image(image, packed, Depths(exit_at, 8, RING), Tones(tones))
     strided_tones = tones.transpose(0, 1).contiguous().transpose(0, 1)
     assert torch.equal(run_image(image, packed, Depths(strided, 8, RING), Tones(strided_tones)), expected)
+
+
+@pytest.mark.parametrize("name", ["edsr x4", "vdsr x2", "rrdb x4"])
+def test_cpu_threads_and_batch_change_nothing(name):
+    """Bit for bit: tiles hand on the same rows and columns whoever runs them, and images of a batch do not meet."""
+    model, images = NETWORKS[name], test_patches(3, 90, 150)
+    packed = pack(model, Wish("cpu"))
+    exit_at = depths_of(images, torch.Generator().manual_seed(0), len(packed.program.stages), 16)
+    for depths in (Depths(None, 16, RING), Depths(exit_at, 16, RING)):
+        pictures = []
+        for threads in (1, 2, 5):
+            own = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            try:
+                pictures.append(run_image(images, packed, depths, Tones()))
+            finally:
+                torch.set_num_threads(own)
+        assert all(torch.equal(picture, pictures[0]) for picture in pictures)
+        for i in range(3):
+            at = None if depths.exit_at is None else exit_at[i : i + 1]
+            alone = run_image(images[i : i + 1].contiguous(), packed, depths._replace(exit_at=at), Tones())
+            assert torch.equal(alone[0], pictures[0][i])
+
+
+@given(
+    height=st.integers(1, 170),
+    width=st.integers(1, 170),
+    cell=st.integers(1, 50),
+    ring=st.integers(0, 9),
+    name=st.sampled_from(sorted(NETWORKS)),
+    seed=st.integers(0, 1000),
+)
+def test_cpu_equals_the_plain_form(height, width, cell, ring, name, seed):
+    """Any size, plan and family, with interpolated cells in the network's tones."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand(1, 3, height, width, generator=generator)
+    exit_at = depths_of(image, generator, len(pack_once(name, "cpu").program.stages), cell)
+    tones = Tones(torch.rand(5, 5, 5, 3, generator=generator) * 0.1)
+    pictures = [run_image(image, pack_once(name, b), Depths(exit_at, cell, ring), tones) for b in ("cpu", "torch")]
+    assert_pictures_close(*pictures)
+
+
+@cache
+def pack_once(name, backend):
+    return pack(NETWORKS[name], Wish(backend))
+
+
+def test_bf16_is_close_to_full_precision():
+    model, image = NETWORKS["edsr x4"], test_patches(1, 90, 150)
+    sr = run_image(image, pack(model, Wish("cpu", torch.bfloat16)), Depths(None, 48, RING), Tones())
+    error = (sr.clamp(0, 1) - model(image).clamp(0, 1)).square().mean()
+    assert -10 * error.log10() > 55

@@ -19,6 +19,9 @@ from ape_kernels.table import NO_BUFFER, Column, Opcode, PackedProgram
 
 
 def run_image(packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Depths, picture: Picture) -> None:
+    if depths.exit_at is not None and bool((depths.exit_at < 0).all()):
+        interpolate_cells(image, depths, picture)
+        return
     # the reach and the carry of a row follow its columns
     sections = Sections.of(torch.cat([packed.table, sharing], dim=1))
     buffers = {INPUT: image}
