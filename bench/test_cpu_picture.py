@@ -1,11 +1,11 @@
 """An image of 510x339 pixels, upscaled by 4 on the CPU at full depth, from the image to the picture.
 
 The paper's forward and ours work on patches of 48x48 pixels every 46 pixels; their times include splitting and merging.
-Every other engine, and ours by default, gets the whole image, as its user would do it. The two kinds compute different pictures, because the
-body does not see beyond its patch. Each row is compared with a picture of its own kind, and ours also with the paper's
-where both have the same patches. The paper's way drops the pixels beyond the last whole patch (77 patches, 508x324
-pixels). Ours covers every pixel, with the last row and column of patches moved back (96 patches): it does a quarter
-more work.
+Every other engine, and ours by default, gets the whole image, as its user would do it. The two kinds compute different
+pictures, because the body does not see beyond its patch. Each row is compared with a picture of its own kind, and ours
+also with the paper's where both have the same patches. The paper's way drops the pixels beyond the last whole patch (77
+patches, 508x324 pixels). Ours covers every pixel, with the last row and column of patches moved back (96 patches): it
+does a quarter more work.
 """
 
 from __future__ import annotations
