@@ -1,11 +1,11 @@
 """An image of 510x339 pixels, upscaled by 4 on the CPU at full depth, from the image to the picture.
 
 The paper's forward and ours work on patches of 48x48 pixels every 46 pixels; their times include splitting and merging.
-Every other engine gets the whole image, as its user would do it. The two kinds compute different pictures, because the
-body does not see beyond its patch. Each row is compared with a picture of its own kind, and ours also with the paper's
-where both have the same patches. The paper's way drops the pixels beyond the last whole patch (77 patches, 508x324
-pixels). Ours covers every pixel, with the last row and column of patches moved back (96 patches): it does a quarter
-more work.
+Every other engine, and ours by default, gets the whole image, as its user would do it. The two kinds compute different
+pictures, because the body does not see beyond its patch. Each row is compared with a picture of its own kind, and ours
+also with the paper's where both have the same patches. The paper's way drops the pixels beyond the last whole patch (77
+patches, 508x324 pixels). Ours covers every pixel, with the last row and column of patches moved back (96 patches): it
+does a quarter more work.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ NETWORK = "EDSR 16x64 x4"
 WIDTH, HEIGHT, SCALE = 510, 339, 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 AUTHORS = "authors' eager forward"
-OURS = ("ape_kernels torch", "ape_kernels cpu")
+OURS = ("ape_kernels torch", "ape_kernels cpu")  # on patches
+WHOLE = ("ape_kernels torch, whole", "ape_kernels cpu, whole")  # on shared feature maps, the default
 
 
 def _image() -> Tensor:
@@ -64,11 +65,16 @@ def group(dtype_name: str, rows: tuple[str, ...], rounds: int) -> tuple[dict[str
                 if row == AUTHORS:
                     runs[row] = lambda: authors_on_a_picture(model, SCALE)(image)
                 elif row in OURS:
-                    options = {"backend": row.split()[1], "dtype": dtype, "patch_size": PATCH, "overlap": PATCH - STEP}
+                    cut = {"context": "patch", "patch_size": PATCH, "overlap": PATCH - STEP}
+                    options = {"backend": row.split()[1], "dtype": dtype, **cut}
                     run = APEForward(model, 0.0, **options)
                     _assert_same(row, run(image), patchwise, tolerance)
                     averaged = APEForward(model, 0.0, blend="average", **options)(image)
                     _assert_same(row, averaged[same], authors[same], tolerance)
+                    runs[row] = lambda run=run: run(image)
+                elif row in WHOLE:
+                    run = APEForward(model, 0.0, backend=row.split()[1].rstrip(","), dtype=dtype)
+                    _assert_same(row, run(image), whole, tolerance)
                     runs[row] = lambda run=run: run(image)
                 else:
                     run = PEERS[row](model, dtype, image)
@@ -79,7 +85,7 @@ def group(dtype_name: str, rows: tuple[str, ...], rounds: int) -> tuple[dict[str
         return measure(runs, rounds, loop_of(dtype)), reasons
 
 
-@pytest.mark.parametrize("row", [*PEERS, *OURS])
+@pytest.mark.parametrize("row", [*PEERS, *OURS, *WHOLE])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.benchmark(timer=CLOCK)
 def test_picture(benchmark, request, dtype, row):

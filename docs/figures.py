@@ -15,7 +15,6 @@ from ape_kernels import PatchGrid
 from ape_sr.exit_map import LEGEND, draw_exit_map
 
 ROOT = Path(__file__).parents[1]
-THRESHOLD = 0.14
 DETAIL = (105, 62, 205, 162)  # left, top, right, bottom, in pixels of the photo
 SHRUNK = 2  # the map is drawn on a picture of half the size, so that its text is large enough
 GAP = 8  # pixels between the panels
@@ -23,7 +22,7 @@ GAP = 8  # pixels between the panels
 
 def main() -> None:
     """Write docs/figures/upscaled.webp."""
-    upscaler = ape_sr.load("edsr-12x32-x4", threshold=THRESHOLD)
+    upscaler = ape_sr.load("edsr-12x32-x4")
     with Image.open(ROOT / "assets" / "photo.png") as file:
         photo = file.convert("RGB")
     picture, report = upscaler.upscale(photo, return_report=True)
@@ -32,8 +31,8 @@ def main() -> None:
     before = photo.crop(DETAIL).resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.NEAREST)
     width, height = DETAIL[2] - DETAIL[0], DETAIL[3] - DETAIL[1]
     shrunk = picture.resize((picture.width // SHRUNK, picture.height // SHRUNK), Image.Resampling.LANCZOS)
-    network = upscaler.network
-    grid = PatchGrid(photo.height, photo.width, network.patch_size, network.overlap, scale // SHRUNK)
+    assert report.cell is not None  # these weights carry a fit
+    grid = PatchGrid(photo.height, photo.width, report.cell, 0, scale // SHRUNK)
     exits = report.exit_index[0].numpy()
     exit_map = draw_exit_map(np.asarray(shrunk), exits, grid, len(report.patches_per_exit), report.share)
     right = Image.fromarray(exit_map)

@@ -40,8 +40,7 @@ def draw_exit_map(picture: np.ndarray, exits: np.ndarray, grid: PatchGrid, stage
         np.minimum(-(-_edges(starts, grid, axis) // factor), picture.shape[axis])
         for axis, starts in enumerate((grid.row_starts, grid.column_starts))
     )
-    colours = colormaps[COLORMAP](np.linspace(0, 1, max(stages, 2)))[:stages, :3]
-    colours = np.concatenate([colours, [INTERPOLATED]])  # the last, as -1 is
+    colours = colours_of(stages)
     owner = np.repeat(np.repeat(exits, np.diff(rows), axis=0), np.diff(columns), axis=1)
     tinted = _tint(picture, owner, colours)
     height, width = picture.shape[:2]
@@ -54,6 +53,12 @@ def draw_exit_map(picture: np.ndarray, exits: np.ndarray, grid: PatchGrid, stage
     figure.figimage(tinted, 0, LEGEND, origin="upper", zorder=-1)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def colours_of(stages: int) -> np.ndarray:
+    """float ``[stages + 1, 3]`` in [0, 1]: brighter for later exits; the last, as -1 is, for interpolated."""
+    colours = colormaps[COLORMAP](np.linspace(0, 1, max(stages, 2)))[:stages, :3]
+    return np.concatenate([colours, [INTERPOLATED]])
 
 
 def _edges(starts: Sequence[int], grid: PatchGrid, axis: int) -> np.ndarray:

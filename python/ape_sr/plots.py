@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ape_sr.evaluate import Row
-from ape_sr.exit_map import COLORMAP
+from ape_sr.exit_map import colours_of
 from ape_sr.files import atomic_path
 
 MARKERS = {"fidelity": "o-", "budget": "s--", "threshold": "^:"}
@@ -53,7 +52,7 @@ def _draw_exits(axes: Axes, rows: Sequence[Row]) -> None:
     """Draw stacked bars with the shares of the patches or cells that took each exit, interpolated ones below."""
     counts = np.array([[row.interpolated, *row.patches_per_exit] for row in rows], dtype=float)
     shares = 100 * counts / counts.sum(axis=1, keepdims=True)
-    colours = colormaps[COLORMAP](np.linspace(0, 1, counts.shape[1]))
+    colours = np.roll(colours_of(counts.shape[1] - 1), 1, axis=0)
     below = np.zeros(len(rows))
     for level, share in enumerate(shares.T):
         name = f"exit {level - 1}" if level else "interpolated"

@@ -140,15 +140,15 @@ class TestEvaluate:
 
     def test_curves_maps_and_table(self, tmp_path, photos, fitted_weights):
         out = tmp_path / "out"
-        policies = ("--threshold", 0, 0.4, "--budget", 0.5, "--fidelity", 40, "full")
+        policies = ("--threshold", 0, 0.4, "--budget", 0.5, "--fidelity", 32, "full")
         wanted = ("--csv", out / "t.csv", "--plot", out / "p.png", "--exit-maps", out / "maps")
         assert run("evaluate", "-i", photos, "-n", fitted_weights, *policies, *wanted) == 0
         table = list(csv.DictReader((out / "t.csv").read_text().splitlines()))
         by_method = {row["method"]: row for row in table}
-        methods = ["fidelity 40", "full", "budget 0.5", "threshold 0", "threshold 0.4"]
+        methods = ["fidelity 32", "full", "budget 0.5", "threshold 0", "threshold 0.4"]
         assert list(by_method) == ["bicubic", "plain", *methods]
         assert float(by_method["budget 0.5"]["flops_share"]) <= 0.5 and by_method["plain"]["flops_share"] == ""
-        assert int(by_method["fidelity 40"]["interpolated"]) > 0 and float(by_method["full"]["flops_share"]) == 1
+        assert int(by_method["fidelity 32"]["interpolated"]) > 0 and float(by_method["full"]["flops_share"]) == 1
         row = by_method["threshold 0.4"]
         assert float(row["paper_share"]) > float(row["flops_share"]), "a dearer tail cannot be saved"
         assert np.ptp(read_image(out / "p.png")) == 255
