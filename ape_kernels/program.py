@@ -259,11 +259,6 @@ class PatchProgram:
         """FLOPs a low-resolution pixel of the head."""
         return self._flops(self.head)
 
-    @property
-    def stage_flops(self) -> list[int]:
-        """FLOPs per low-resolution pixel of each stage."""
-        return [self._flops(stage.steps) for stage in self.stages]
-
     def _flops(self, steps: Iterable[Step]) -> int:
         """FLOPs per low-resolution pixel."""
         return sum(step.flops_per_pixel * self.buffers[_at(step)].resolution ** 2 for step in steps)

@@ -32,7 +32,7 @@ def test_work_of_a_program():
     assert len(work.candidates) == 1 + len(program.stages)
     assert work.candidates[1:] == tuple(program.flops_to_stage(i) for i in range(len(program.stages)))
     assert work.candidates[0] == 3 * (4 * 2 * 2 + 4 * 2 * 2 * 2)  # 2 taps' FLOPs times 4 taps: down once, across twice
-    head_and_tail = program.flops_to_stage(0) - program.stage_flops[0]
+    head_and_tail = program.flops_to_stage(0) - program.body_flops_to_stage(0)
     tail = head_and_tail - program.head_flops
     assert work.ring == work.candidates[1] - tail
     assert Work.of(program, tones=True).candidates[0] > work.candidates[0]
