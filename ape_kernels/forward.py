@@ -38,8 +38,8 @@ _Upscaled = Tensor | tuple[Tensor, Report] | tuple[list[Tensor], list[Tensor]]
 class APEForward(nn.Module):
     """Runs a super-resolution network fast: whole images, and patches that leave when more layers would bring little.
 
-    Inference only. The wrapped model is not changed; its weights may be, and are picked up at the next call. In
-    training mode a call is handed on to the wrapped model.
+    Inference only. The wrapped model is not changed; its weights may be, and are picked up at the next call (see
+    `refresh`). While the wrapped model is in training mode, a call is handed on to it.
 
     An image runs in one of two ways. With the context "model", its patches share feature maps, and the picture is
     ``model(image)`` to rounding. How far each cell of the image runs can be given to the call. With the context
@@ -235,7 +235,11 @@ class APEForward(nn.Module):
 
         Raises TypeError for a wrong dtype, ValueError for a wrong shape or device, NaN or infinity.
         """
-        if self.training:
+        if self.model.training:
+            if return_report or exit_at is not None or plan is not None:
+                raise ValueError(
+                    "model: expected in evaluation mode for a report, exit_at or a plan; call eval() first"
+                )
             return all_exits(self.model, image) if has_added_exits(self.model) else self.model(image)
         context = self.context
         if torch.compiler.is_compiling():
@@ -357,8 +361,18 @@ class APEForward(nn.Module):
         """Set training or evaluation mode of this module and the wrapped model."""
         super().train(mode)
         if not mode:
-            self._pack_ahead()
+            self.refresh()
         return self
+
+    def refresh(self) -> None:
+        """Read the model's weights anew at the next call.
+
+        They are read anew by themselves when they were assigned, loaded, moved or changed in place. What is written
+        through ``.data`` (as the moving averages of BasicSR are) PyTorch does not count: call this after it, or `eval`,
+        which does the same.
+        """
+        self._programs = PackedModel(self.model)
+        self._pack_ahead()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> APEForward:
         super()._apply(fn, recurse)

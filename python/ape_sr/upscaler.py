@@ -256,7 +256,10 @@ class Upscaler:
     def _run(self, images: Tensor) -> tuple[Tensor, ape_kernels.Report]:
         """The one call of the network: float32 ``[B, 3, H, W]`` on its device and in its range."""
         with torch.no_grad():
-            return self.network(images, return_report=True)
+            sr, report = self.network(images, return_report=True)
+        if self.network.dtype == torch.float16 and not torch.isfinite(sr).all():
+            raise UserError("dtype: expected fp32 or bf16 for this network, whose values overflow in fp16")
+        return sr, report
 
     @property
     def _device(self) -> torch.device:

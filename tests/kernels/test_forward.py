@@ -281,6 +281,29 @@ def test_bad_arguments(model, arguments, error, message):
         APEForward(model, **arguments)
 
 
+def test_the_mode_is_the_models_own():
+    """A fresh model is in training mode; its own eval() is enough, and no picture comes in place of a report."""
+    model = spread_network(2, 1, 4, 1).train()
+    fast, lr = APEForward(model, 0.0), image(9, 8, batch=2)
+    with pytest.raises(ValueError, match="model: expected in evaluation mode for a report"):
+        fast(lr, return_report=True)
+    model.eval()
+    sr, report = fast(lr, return_report=True)
+    assert_pictures_close(sr, model(lr))
+    assert report.exit_index.shape == (2, 1, 1)
+
+
+@pytest.mark.parametrize("notice", ["refresh", "eval"])
+def test_writes_that_pytorch_does_not_count_are_read_when_asked(notice):
+    model, lr = spread_network(2, 1, 4, 1), image(9, 8)
+    fast = APEForward(model, 0.0)
+    fast(lr)
+    for parameter in model.parameters():
+        parameter.data.mul_(0.5)
+    getattr(fast, notice)()
+    assert_pictures_close(fast(lr), model(lr))
+
+
 def test_bad_exit_at(model):
     with pytest.raises(ValueError, match=r"exit_at: expected int64 \[2\] on cpu, got torch.int64 \[3\] on cpu"):
         APEForward(model).forward_patches(test_patches(2), torch.zeros(3, dtype=torch.int64))
