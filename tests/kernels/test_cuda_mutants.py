@@ -106,6 +106,8 @@ MISTAKES = {
         "if (step + 1 < steps()) expect_row",
     ),
     "row-fetched-too-long": ("pair.h", "if (ky == 1) coming.pixels = 0", "if (ky == 2) coming.pixels = 0"),
+}
+STREAM_AND_WINDOW_MISTAKES = {  # test_cuda_window_mutants.py, so that two processes can share the building
     "stream-ring-one-row-short": ("stream.h", "2 * kWarps + K - 1;", "2 * kWarps + K - 2;"),
     "stream-one-stage-of-weights": ("stream.h", "2 * weights() + stage_bytes() - stage", "stage"),
     "stream-side-not-zero": ("stream.h", "column : width + column", "column : width + column + 1"),
@@ -120,9 +122,14 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_noticed(monkeypatch, threads, mistake):
+    assert_noticed(monkeypatch, MISTAKES[mistake])
+
+
+def assert_noticed(monkeypatch, edit: tuple[str, str, str]) -> None:
+    """The kernel is right as it is, and a run fails with the mistake planted."""
     host = install(monkeypatch, HostLauncher(build()))
     runs = problems()
     results = [run() for run in runs]
     assert unnoticed(host, "", runs, results)
-    host.library = build((MISTAKES[mistake],))
+    host.library = build((edit,))
     assert not unnoticed(host, "", runs, results)
