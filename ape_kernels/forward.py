@@ -7,9 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ape_kernels.backends import BackendUnavailable, get_backend
@@ -17,7 +15,8 @@ from ape_kernels.backends.protocol import Depths, Exits
 from ape_kernels.check import check_program
 from ape_kernels.exits import all_exits, has_added_exits
 from ape_kernels.geometry import PATCH_SIZE, Blend, check_blend, check_patch_size, folded_geometry
-from ape_kernels.images import RING, Tones, cells_of, run_image
+from ape_kernels.images import RING, Tones, run_image
+from ape_kernels.inputs import checked_depths, checked_pixels
 from ape_kernels.packed import DTYPES, Packed, PackedModel, Wish
 from ape_kernels.plan.fit import ExitFit
 from ape_kernels.plan.plan import Plan, check_budget, check_fit, make_plan, plan_within
@@ -69,8 +68,9 @@ class APEForward(nn.Module):
     knows or whose forward does not do what its layers say, BackendUnavailable (at the first call) for a
     named backend that cannot run.
 
-    ``torch.compile`` (fullgraph) and ``torch.export`` see one operation. A traced call uses the weights as they were
-    when this module was made, loaded, moved or last set to evaluation mode.
+    ``torch.compile`` (fullgraph) and ``torch.export`` see one operation, and before it those that make a plan, where
+    there is one. A traced call uses the weights as they were when this module was made, loaded, moved or last set to
+    evaluation mode.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class APEForward(nn.Module):
             pixels = image.detach().float()
         else:
             packed = self._programs.get(self._wish(context))
-            pixels = _checked(image, "image", packed.program, self._device)
+            pixels = checked_pixels(image, "image", packed.program, self._device)
         if context == "model":
             return self._on_shared_maps(pixels, packed, image.dtype, return_report, exit_at, plan)
         if exit_at is not None or plan is not None:
@@ -270,7 +270,7 @@ class APEForward(nn.Module):
         image: as `forward` takes it. Raises ValueError where neither applies, and for a model without a fit.
         """
         packed = self._programs.get(self._wish("model"))
-        pixels = _checked(image, "image", packed.program, self._device)
+        pixels = checked_pixels(image, "image", packed.program, self._device)
         if (made := self._planned(pixels, packed)) is None:
             raise ValueError(
                 "plan: expected a fidelity or a budget, and a model that carries a fit (fit_exits); got none"
@@ -303,9 +303,9 @@ class APEForward(nn.Module):
             plan = self._planned(pixels, packed)
             exit_at = None if plan is None else plan.exit_at
         elif plan is not None:
-            exit_at = self._checked_depths(plan.exit_at, "plan.exit_at", pixels, plan.cell)
+            exit_at = checked_depths(plan.exit_at, "plan.exit_at", pixels, plan.cell, len(self.program.stages))
         elif exit_at is not None:
-            exit_at = self._checked_depths(exit_at, "exit_at", pixels, cell)
+            exit_at = checked_depths(exit_at, "exit_at", pixels, cell, len(self.program.stages))
         cell = cell if plan is None else plan.cell
         depths = Depths(exit_at, cell, RING if fit is None else fit.ring)
         tones = Tones() if fit is None else Tones(fit.to(pixels.device).tones, fit.value_range)
@@ -313,19 +313,6 @@ class APEForward(nn.Module):
         if not return_report:
             return sr
         return sr, make_cell_report(packed.program, depths, pixels, plan)
-
-    def _checked_depths(self, exit_at: Tensor, name: str, image: Tensor, cell: int) -> Tensor:
-        if not isinstance(exit_at, Tensor):
-            raise TypeError(f"{name}: expected an int64 torch.Tensor or None, got {type(exit_at).__name__}")
-        batch, _, height, width = image.shape
-        shape = (batch, *cells_of(height, width, cell))
-        if exit_at.dtype != torch.int64 or tuple(exit_at.shape) != shape or exit_at.device != image.device:
-            got = f"{exit_at.dtype} {list(exit_at.shape)} on {exit_at.device}"
-            raise ValueError(f"{name}: expected int64 {list(shape)} on {image.device}, got {got}")
-        last = len(self.program.stages) - 1
-        if exit_at.numel() and not -1 <= int(exit_at.min()) <= int(exit_at.max()) <= last:
-            raise ValueError(f"{name}: expected -1 to {last}, got {int(exit_at.min())} to {int(exit_at.max())}")
-        return exit_at
 
     def forward_patches(self, patches: Tensor, exit_at: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Upscale patches independently of each other.
@@ -339,7 +326,7 @@ class APEForward(nn.Module):
         Raises TypeError and ValueError as `forward` does, ValueError for a budget, which is an image's, and no exit_at.
         """
         packed = self.packed
-        pixels = _checked(patches, "patches", packed.program, self._device)
+        pixels = checked_pixels(patches, "patches", packed.program, self._device)
         if exit_at is None and (name := self._policy.needs_fit) is not None:
             raise ValueError(
                 f"{name}: expected none for patches, which are no whole image; give exit_at, or a threshold"
@@ -414,30 +401,3 @@ def _own_threshold(program: PatchProgram) -> float:
     if own is not None and own < 0:
         raise ValueError(f"model.exit_threshold: expected at least 0 where no threshold is given, got {own}")
     return 0.0 if own is None else max(0.0, 1.0 - own)
-
-
-def _all_finite(pixels: NDArray[np.float32]) -> bool:
-    """Whether there is no NaN or infinity among at least one value.
-
-    NumPy stays in this thread and copies nothing. PyTorch would share the work out, and its threads then spin for up to
-    15 ms, on the cores the patches are about to need: 4 of 37 ms for 16 patches of EDSR 16x64 in bf16 on two cores.
-    """
-    return bool(np.isfinite(pixels.min()) and np.isfinite(pixels.max()))
-
-
-def _checked(pixels: Tensor, name: str, program: PatchProgram, device: torch.device) -> Tensor:
-    """`pixels` in float32, without gradient, when they are what `program` takes."""
-    if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
-        got = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
-        raise TypeError(f"{name}: expected a floating-point torch.Tensor, got {got}")
-    if pixels.ndim != 4 or pixels.shape[1] != program.in_channels or 0 in pixels.shape[2:]:
-        raise ValueError(
-            f"{name}: expected [N, {program.in_channels}, H, W], H and W at least 1, got {list(pixels.shape)}"
-        )
-    if pixels.device != device:
-        raise ValueError(f"{name}: expected on the model's device {device}, got {pixels.device}")
-    pixels = pixels.detach().float()
-    # on other devices the answer would have to be waited for
-    if pixels.device.type == "cpu" and len(pixels) and not _all_finite(pixels.resolve_neg().numpy()):
-        raise ValueError(f"{name}: expected finite values (in float32), got NaN or infinity")
-    return pixels

@@ -126,6 +126,11 @@ def patch_count(size: int, patch_size: int, overlap: int) -> int:
     return 1 if size <= patch_size else (size - overlap - 1) // (patch_size - overlap) + 1
 
 
+def cells_of(height: int, width: int, cell: int) -> tuple[int, int]:
+    """Rows and columns of cells of an image; the last ones are cut off by its edge."""
+    return -(-height // cell), -(-width // cell)
+
+
 def folded_geometry(patch_size: int, overlap: int, factor: int) -> tuple[int, int]:
     """Patch size and overlap in squares of factor x factor pixels: the size rounded down, the overlap up."""
     if factor == 1:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ape_kernels import ops
 from ape_kernels.backends.protocol import Depths, Picture
 from ape_kernels.folding import fold_pixels, reflect_to_multiple
+from ape_kernels.inputs import check_cells
 from ape_kernels.packed import Packed
 from ape_kernels.sharing import receptive_field, why_not_shared
 from ape_kernels.table import PackedProgram
@@ -52,11 +53,6 @@ def run_image(image: Tensor, packed: Packed, depths: Depths, tones: Tones) -> Te
     )
 
 
-def cells_of(height: int, width: int, cell: int) -> tuple[int, int]:
-    """Rows and columns of cells of an image; the last ones are cut off by its edge."""
-    return -(-height // cell), -(-width // cell)
-
-
 def _run_image(
     image: Tensor,
     table: Tensor,
@@ -73,7 +69,7 @@ def _run_image(
     backend: str,
 ) -> Tensor:
     """The operation, as torch sees it; arguments as in `run_image`, `Depths`, `Tones` and `PatchProgram`."""
-    _check(image, weights, exit_at, cell, fold)
+    _check(image, PackedProgram(table, weights), sharing, Depths(exit_at, cell, ring), tones, fold)
     batch, _, height, width = image.shape
     scale = upscale // fold
     packed = PackedProgram(table, weights)
@@ -81,14 +77,15 @@ def _run_image(
     folded = fold_pixels(image, fold).contiguous()
     exit_at, tones = (None if values is None else values.contiguous() for values in (exit_at, tones))
     out = image.new_empty(batch, out_channels, *(side * scale for side in image.shape[2:]))
-    for part in _bands(packed, folded, cell // fold, backend):
+    ring = -(-ring // fold)
+    for part in _bands(packed, folded, Depths(exit_at, cell // fold, ring), backend):
         rows = slice(part.first * fold, part.stop * fold)
         some = image if part.whole else image[:, :, rows].contiguous()
         made = out if part.whole else out.new_empty(batch, out_channels, some.shape[2] * scale, out.shape[3])
         at = exit_at
         if exit_at is not None and not part.whole:
             at = exit_at[:, part.first * fold // cell : -(-part.stop * fold // cell)].contiguous()
-        depths = Depths(at, cell // fold, -(-ring // fold))
+        depths = Depths(at, cell // fold, ring)
         picture = Picture(made, some, scale, tones, value_range)
         ops.run_image(packed, sharing, folded[:, :, part.first : part.stop].contiguous(), depths, picture, backend)
         if not part.whole:
@@ -104,20 +101,31 @@ def _fake_run_image(image: Tensor, *others: Any) -> Tensor:
     return image.new_empty(image.shape[0], out_channels, image.shape[2] * scale, image.shape[3] * scale)
 
 
-def _check(image: Tensor, weights: Tensor, exit_at: Tensor | None, cell: int, fold: int) -> None:
+def _check(
+    image: Tensor, packed: PackedProgram, sharing: Tensor, depths: Depths, tones: Tensor | None, fold: int
+) -> None:
+    """What native code would read or write outside of is refused here."""
     if image.ndim != 4 or image.dtype != torch.float32:
         raise ValueError(f"image: expected float32 [B, C, H, W], got {image.dtype} {list(image.shape)}")
-    if weights.device != image.device:
-        raise ValueError(f"weights: expected on {image.device}, packed for it, got {weights.device}")
-    if cell < 1 or cell % fold:
-        raise ValueError(f"cell: expected a multiple of {fold}, got {cell}")
-    batch, _, height, width = image.shape
-    shape = (batch, *cells_of(height, width, cell))
-    if exit_at is None:
+    if packed.weights.device != image.device:
+        raise ValueError(f"weights: expected on {image.device}, packed for it, got {packed.weights.device}")
+    rows = len(packed.table)
+    if sharing.dtype != torch.int32 or tuple(sharing.shape) != (rows, 2) or not sharing.is_contiguous():
+        raise ValueError(f"sharing: expected int32 [{rows}, 2], got {sharing.dtype} {list(sharing.shape)}")
+    if depths.cell < 1 or depths.cell % fold:
+        raise ValueError(f"cell: expected a multiple of {fold}, got {depths.cell}")
+    if depths.ring < 0:
+        raise ValueError(f"ring: expected at least 0 pixels, got {depths.ring}")
+    if depths.exit_at is not None:
+        check_cells(depths.exit_at, "exit_at", image, depths.cell)
+    if tones is None:
         return
-    if exit_at.dtype != torch.int64 or tuple(exit_at.shape) != shape or exit_at.device != image.device:
-        got = f"{exit_at.dtype} {list(exit_at.shape)} on {exit_at.device}"
-        raise ValueError(f"exit_at: expected int64 {list(shape)} on {image.device}, got {got}")
+    shape = (*[len(tones)] * 3, 3)
+    if tones.dtype != torch.float32 or tuple(tones.shape) != shape or len(tones) < 2 or tones.device != image.device:
+        got = f"{tones.dtype} {list(tones.shape)} on {tones.device}"
+        raise ValueError(f"tones: expected float32 [N, N, N, 3], N at least 2, on {image.device}, got {got}")
+    if image.shape[1] != 3:
+        raise ValueError(f"tones: expected with images of 3 channels, got {image.shape[1]}")
 
 
 class _Band(NamedTuple):
@@ -130,7 +138,7 @@ class _Band(NamedTuple):
     whole: bool
 
 
-def _bands(packed: PackedProgram, image: Tensor, cell: int, backend: str) -> Iterator[_Band]:
+def _bands(packed: PackedProgram, image: Tensor, depths: Depths, backend: str) -> Iterator[_Band]:
     """The image in bands of whole cells, as few as memory allows; fixed by its size and the program alone."""
     batch, _, height, width = image.shape
     row_bytes = ops.image_bytes(packed, backend) * batch * width
@@ -138,7 +146,7 @@ def _bands(packed: PackedProgram, image: Tensor, cell: int, backend: str) -> Ite
     if rows >= height:
         yield _Band(0, height, 0, height, True)
         return
-    margin = receptive_field(packed.table) + cell  # a ring is no wider than a cell
+    cell, margin = depths.cell, receptive_field(packed.table) + depths.ring
     step = max(cell, (rows - 2 * margin) // cell * cell)
     for begin in range(0, height, step):
         end = min(begin + step, height)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ape_kernels.backends import get_backend
 from ape_kernels.backends.protocol import Depths
-from ape_kernels.images import Tones, cells_of, run_image
+from ape_kernels.geometry import cells_of
+from ape_kernels.images import Tones, run_image
 from ape_kernels.packed import Packed, Wish, pack
 from ape_kernels.program import PatchProgram
 

@@ -1,6 +1,6 @@
 """Plans on pictures that were not fitted: what they save, and what is left of the model's own picture.
 
-    python bench/plans.py -n edsr-12x32-x4 -i ../shared/data/dev/Photo2K [--fidelity 40 45 48] [--copies] [--json OUT]
+    python bench/plans.py -n edsr-12x32-x4 -i PHOTOGRAPHS [--fidelity 40 45 48] [--copies] [--json OUT]
 
 Every plan is run, and the picture compared with the model's own whole picture: fidelity is the PSNR over all channels,
 clamped, on cells of 48 low-resolution pixels. The oracle knows the distances; its cells each reach what is asked for.

@@ -15,8 +15,6 @@
 
 namespace ape::cpu {
 
-constexpr int kNoStage = -1;
-
 enum class Section { kHead, kStages, kTail };
 
 struct Move {

@@ -1,5 +1,6 @@
 """Whole images on shared feature maps: the picture is the model's own, and cells stop where they are told to."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 from support import DEVICE, assert_pictures_close, spread_network, test_patches
 from torch.nn.functional import interpolate, max_pool2d
 
+from ape_kernels import images, ops
 from ape_kernels.backends.protocol import Depths
-from ape_kernels.images import Tones, cells_of, run_image
+from ape_kernels.geometry import cells_of
+from ape_kernels.images import Tones, run_image
 from ape_kernels.packed import Wish, pack
 from ape_sr.models import ECBSR, VDSR, RRDBNet
 
@@ -148,3 +151,46 @@ def test_bf16_is_close_to_full_precision():
     sr = run_image(image, pack(model, Wish("cpu", torch.bfloat16)), Depths(None, 48, RING), Tones())
     error = (sr.clamp(0, 1) - model(image).clamp(0, 1)).square().mean()
     assert -10 * error.log10() > 55
+
+
+@pytest.mark.parametrize("name", ["edsr x4", "vdsr x2", "rrdb x4"])
+@pytest.mark.parametrize("ring", [0, RING, 9])
+def test_bands_of_a_large_image_are_the_image(name, ring, monkeypatch):
+    """A backend that holds whole maps takes an image in bands; what lies around them is enough, also for wide rings."""
+    image, packed = test_patches(2, 150, 20), pack_once(name, "torch")
+    exit_at = depths_of(image, torch.Generator().manual_seed(1), len(packed.program.stages), 6)
+    run, calls = ops.run_image, []
+    monkeypatch.setattr(ops, "run_image", lambda *args: calls.append(run(*args)))
+    for depths in (Depths(None, 6, ring), Depths(exit_at, 6, ring)):
+        whole = run_image(image, packed, depths, Tones())
+        assert len(calls) == 1
+        with monkeypatch.context() as little_memory:
+            little_memory.setattr(images, "BAND_BYTES", {image.device.type: 1})
+            assert_pictures_close(run_image(image, packed, depths, Tones()), whole, 1e-5)
+        assert len(calls) > 2
+        calls.clear()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            dict(sharing=torch.zeros(3, 2, dtype=torch.int32)),
+            r"sharing: expected int32 \[\d+, 2\]",
+        ),
+        (dict(ring=-1), "ring: expected at least 0 pixels, got -1"),
+        (dict(cell=0), "cell: expected a multiple of 1, got 0"),
+        (dict(tones=torch.zeros(1, 1, 1, 3)), r"tones: expected float32 \[N, N, N, 3\], N at least 2"),
+        (dict(tones=torch.zeros(5, 5, 4, 3)), r"tones: expected float32 \[N, N, N, 3\], N at least 2"),
+        (dict(exit_at=torch.zeros(1, 1, 1, dtype=torch.int64)), r"exit_at: expected int64 \[1, 2, 2\]"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_native_code_would_read_outside_of_is_refused(fault, message):
+    packed = pack_once("edsr x4", "torch")
+    given = dict(sharing=packed.sharing, exit_at=None, cell=6, ring=RING, tones=None) | fault
+    packed = replace(packed, sharing=given["sharing"])
+    with pytest.raises(ValueError, match=message):
+        run_image(
+            test_patches(1, 9, 9), packed, Depths(given["exit_at"], given["cell"], given["ring"]), Tones(given["tones"])
+        )
