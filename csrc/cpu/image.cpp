@@ -148,7 +148,7 @@ class Run {
     const Planes<const float> source = planes(args_.image, args_.image_channels, image, fold);
     const Tones tones{args_.tones, args_.tone_count, args_.value_range};
     for (const Area& part : other_parts(area, parts))
-      interpolate(source, args_.image_channels, fold * args_.height, fold * args_.width, args_.scale, tones,
+      interpolate(kernels(), source, args_.image_channels, fold * args_.height, fold * args_.width, args_.scale, tones,
                   {part.y * s, part.x * s, part.height * s, part.width * s}, picture);
   }
 
@@ -175,10 +175,9 @@ class Run {
   void run_move(int64_t image, const Move& move, const Area& area, Workspace& space) {
     const int ring = move.stage == 0 && move.section != Section::kTail ? args_.ring * move.resolution : 0;
     const std::vector<Area> parts = active_parts(cells(image), move.stage, ring + move.reach, area, move.resolution);
-    for (const Area& part : parts) {
-      if (reads_input(move)) load(image, move, part, space);
-      space.run(move.step, part);
-    }
+    if (reads_input(move))
+      for (const Area& part : parts) load(image, move, part, space);
+    if (!parts.empty()) space.run(move.step, Areas(parts.data(), parts.size()));
     const int32_t dst = move.step.in.dst;
     if (args_.exit_at == nullptr || move.section != Section::kStages || move.carry == dst) return;
     for (const Area& part : other_parts(area, parts)) {

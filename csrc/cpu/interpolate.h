@@ -1,6 +1,7 @@
 // Cells that the network does not run on: bicubic interpolation, in the network's own tones.
 #pragma once
 
+#include "kernels.h"
 #include "maps.h"
 
 namespace ape::cpu {
@@ -14,7 +15,7 @@ struct Tones {
 
 // Pixels of `area` of the picture [channels][scale * height][scale * width], from the image
 // [channels][height][width].
-void interpolate(const Planes<const float>& image, int channels, int height, int width, int scale, const Tones& tones,
-                 const Area& area, const Planes<float>& picture);
+void interpolate(const Kernels& kernels, const Planes<const float>& image, int channels, int height, int width,
+                 int scale, const Tones& tones, const Area& area, const Planes<float>& picture);
 
 }  // namespace ape::cpu

@@ -18,8 +18,8 @@ void direct_bf16(const ConvArgs& args, const Area& area, float*) {
 
 template <class Traits>
 constexpr Kernels kernel_set() {
-  return {Conv<Traits, Floats>::area, Winograd<Traits>::conv,          direct_bf16<Traits>,
-          Pointwise<Traits>::round,   Pointwise<Traits>::channel_sums, Pointwise<Traits>::gate};
+  return {Conv<Traits, Floats>::area,      Winograd<Traits>::conv,  direct_bf16<Traits>,     Pointwise<Traits>::round,
+          Pointwise<Traits>::channel_sums, Pointwise<Traits>::gate, Pointwise<Traits>::blend};
 }
 
 }  // namespace

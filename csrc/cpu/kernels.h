@@ -1,6 +1,7 @@
 // The kernels that exist once per instruction set, and the feature maps that they read and write.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace ape::cpu {
@@ -68,12 +69,23 @@ struct Area {
 
 inline Area whole(const FeatureMap& map) { return {0, 0, map.height, map.width}; }
 
+// Rectangles that do not overlap, none of them empty. Those who call own them.
+struct Areas {
+  const Area* first;
+  int count;
+
+  Areas(const Area& one) : first(&one), count(1) {}
+  Areas(const Area* some, size_t number) : first(some), count(int(number)) {}
+  const Area* begin() const { return first; }
+  const Area* end() const { return first + count; }
+};
+
 struct Kernels {
   // Convolves the pixels of `area`. The weights have the layout kDirect.
   void (*direct)(const ConvArgs& args, const Area& area);
-  // Pixels of `area`; kernel 3 or 5. Of the sources, pixels beyond the area and the kernel's reach count as zero.
-  // scratch: `winograd_scratch(args.in_channels)` floats.
-  void (*winograd)(const ConvArgs& args, const Area& area, float* scratch);
+  // Pixels of `areas`; kernel 3 or 5. Of the sources, pixels beyond an area and the kernel's reach count as zero for
+  // it. scratch: `winograd_scratch(args.in_channels)` floats.
+  void (*winograd)(const ConvArgs& args, const Areas& areas, float* scratch);
   // Pixels of `area`; weights laid out as kBf16. scratch: kBf16Scratch floats.
   void (*direct_bf16)(const ConvArgs& args, const Area& area, float* scratch);
   // Fills map.rounded from map.pixels.
@@ -83,6 +95,8 @@ struct Kernels {
   // dst = src * gate + add, as floats. gate: [channels padded to kGroup]. If the pixels of `add` are null, nothing is
   // added.
   void (*gate)(const FeatureMap& src, const float* gate, const FeatureMap& add, const FeatureMap& dst);
+  // out = weights[0] * lines[0] + ... + weights[3] * lines[3], `count` floats each.
+  void (*blend)(const float* const* lines, const float* weights, int64_t count, float* out);
 };
 
 extern const Kernels portable_kernels;
@@ -96,12 +110,13 @@ extern const Kernels amx_kernels;
 // The smallest number of tiles in a Winograd block. It is a multiple of the pixels of every instruction set's register
 // tile.
 constexpr int kBlockTiles = 12;
+constexpr int kMostBlockTiles = 2 * kBlockTiles;
 
 // The number of tiles in a Winograd block. The transformed input of a block is 36 * tiles * in_channels floats. It is
 // read once per 32 output channels and should stay in L2. The weights are read once per block. If all weights fit in L2
 // (590 KB for 64 channels), the smallest block is best (110 KB). 256 channels have 9.4 MB of weights, which come from
 // L3; a block of 24 tiles (0.9 MB) halves how often they are read.
-inline int winograd_tiles(int in_channels) { return in_channels <= 96 ? kBlockTiles : 2 * kBlockTiles; }
+inline int winograd_tiles(int in_channels) { return in_channels <= 96 ? kBlockTiles : kMostBlockTiles; }
 
 // Floats from one tile's transformed pixel to the next. There is room for whole vectors past the last channel.
 inline int64_t winograd_stride(int in_channels) { return (in_channels + kGroup - 1) / kGroup * kGroup + kGroup; }

@@ -61,6 +61,15 @@ struct Pointwise {
       }
     }
   }
+
+  static void blend(const float* const* lines, const float* weights, int64_t count, float* out) {
+    const float *a = lines[0], *b = lines[1], *c = lines[2], *d = lines[3];
+    int64_t i = 0;
+    for (; i + Traits::kWidth <= count; i += Traits::kWidth)
+      S::store(out + i, weights[0] * S::load(a + i) + weights[1] * S::load(b + i) + weights[2] * S::load(c + i) +
+                            weights[3] * S::load(d + i));
+    for (; i < count; i++) out[i] = weights[0] * a[i] + weights[1] * b[i] + weights[2] * c[i] + weights[3] * d[i];
+  }
 };
 
 }  // namespace

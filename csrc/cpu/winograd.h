@@ -125,20 +125,38 @@ struct Winograd {
     }
   }
 
-  // Blocks of tiles in reading order. A block may continue in the next row of tiles.
+  // Pixel (y, x) of the output is a tile's first; `area` is the one it belongs to.
+  struct Place {
+    const Area* area;
+    int y, x;
+  };
+
+  // Blocks of tiles, those of an area in reading order and the areas one after another: a block may continue in the
+  // next row of tiles, and in the next area. What a tile's pixels become does not depend on its block.
   template <int OUT>
-  static void blocks(const ConvArgs& a, const Area& area, float* scratch) {
-    const int radius = a.kernel / 2, across = (area.width + OUT - 1) / OUT;
-    const int total = across * ((area.height + OUT - 1) / OUT);
+  static void blocks(const ConvArgs& a, const Areas& areas, float* scratch) {
     const int tiles = winograd_tiles(a.in_channels);
     const int64_t stride = winograd_stride(a.in_channels);
     float* const v = scratch;
     float* const m = scratch + 36 * tiles * stride;
-    for (int first = 0; first < total; first += tiles) {
-      const int count = total - first < tiles ? total - first : tiles;
+    const Area* area = areas.begin();
+    int y = area->y, x = area->x;
+    while (area != areas.end()) {
+      Place places[kMostBlockTiles];
+      int count = 0;
+      while (count < tiles && area != areas.end()) {
+        places[count++] = {area, y, x};
+        x += OUT;
+        if (x < area->right()) continue;
+        x = area->x;
+        y += OUT;
+        if (y < area->bottom()) continue;
+        if (++area == areas.end()) break;
+        y = area->y;
+        x = area->x;
+      }
       const int used = (count + Traits::kPixels - 1) / Traits::kPixels * Traits::kPixels;  // beyond count: leftovers
-      for (int t = 0; t < count; t++)
-        input_tiles<OUT>(a, area, radius, (first + t) / across, (first + t) % across, v + t * stride, used * stride);
+      for (int t = 0; t < count; t++) input_tiles(a, places[t], v + t * stride, used * stride);
       for (int t = count; t < used; t++)
         for (int p = 0; p < 36; p++)
           for (int c = 0; c < a.in_channels; c++) v[(int64_t(p) * used + t) * stride + c] = 0.0f;
@@ -150,20 +168,17 @@ struct Winograd {
           multiply<S::kPerGroup>(a, group, v, m, used, stride);
         for (int t = 0; t < count; t++)
           for (int c = 0; c < groups * kGroup; c += Traits::kWidth)
-            output_tile<OUT>(a, area, m + t * 2 * kGroup + c, int64_t(used) * 2 * kGroup,
-                             area.y + (first + t) / across * OUT, area.x + (first + t) % across * OUT,
-                             group * kGroup + c);
+            output_tile<OUT>(a, *places[t].area, m + t * 2 * kGroup + c, int64_t(used) * 2 * kGroup, places[t].y,
+                             places[t].x, group * kGroup + c);
         group += groups;
       }
     }
   }
 
-  // The tile in row `row` and column `column` of tiles, of all sources.
-  template <int OUT>
-  static APE_INLINE void input_tiles(const ConvArgs& a, const Area& area, int radius, int row, int column, float* to,
-                                     int64_t plane) {
-    const int y = area.y + row * OUT - radius, x = area.x + column * OUT - radius;
-    const int rows = area.bottom() + radius - y, columns = area.right() + radius - x;
+  // A tile's input, of all sources.
+  static APE_INLINE void input_tiles(const ConvArgs& a, const Place& place, float* to, int64_t plane) {
+    const int radius = a.kernel / 2, y = place.y - radius, x = place.x - radius;
+    const int rows = place.area->bottom() + radius - y, columns = place.area->right() + radius - x;
     for (int s = 0; s < a.source_count; s++) {
       const FeatureMap& map = a.sources[s];
       const float* src = floats_at(map, y, x, 0);
@@ -175,11 +190,11 @@ struct Winograd {
     }
   }
 
-  static void conv(const ConvArgs& a, const Area& area, float* scratch) {
+  static void conv(const ConvArgs& a, const Areas& areas, float* scratch) {
     if (a.kernel == 3)
-      blocks<4>(a, area, scratch);
+      blocks<4>(a, areas, scratch);
     else
-      blocks<2>(a, area, scratch);
+      blocks<2>(a, areas, scratch);
   }
 };
 

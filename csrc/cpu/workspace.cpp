@@ -52,22 +52,25 @@ void Workspace::run(const Step* steps, int64_t count) {
     const int64_t together = count_banded(steps + i, count - i, *program_, maps_);
     if (together > 1)
       run_bands(steps + i, together, maps_[steps[i].in.dst].height,
-                [&](const Step& step, int row, int rows) { conv(step, {row, 0, rows, maps_[step.in.dst].width}); });
+                [&](const Step& step, int row, int rows) { conv(step, Area{row, 0, rows, maps_[step.in.dst].width}); });
     else
       run(steps[i], whole(maps_[steps[i].in.dst]));
     i += together;
   }
 }
 
-void Workspace::run(const Step& step, const Area& area) {
+void Workspace::run(const Step& step, const Areas& areas) {
   const Instruction& in = step.in;
   const FeatureMap &src = maps_[in.src], &dst = maps_[in.dst];
-  if (in.opcode == kConv) return conv(step, area);
-  if (in.opcode == kAttention)  // of patches alone: it averages over the whole map
+  if (in.opcode == kConv) return conv(step, areas);
+  if (in.opcode == kAttention) {  // of patches alone: it averages over the whole map
     kernels_->gate(src, gates(in, weights_, means(channel_sums(src), src)).data(), added(in), dst);
-  else
+    return round(in.dst, whole(dst));
+  }
+  for (const Area& area : areas) {
     (in.interpolation() == kNearest ? nearest : bicubic)(src, in.upscale, dst, area);
-  round(in.dst, area);
+    round(in.dst, area);
+  }
 }
 
 // Brings the bf16 form of a buffer, if it has one, up to what was written as floats.
@@ -89,16 +92,17 @@ ConvArgs Workspace::conv_args(const Step& step) const {
   return args;
 }
 
-void Workspace::run_conv(const ConvArgs& args, int32_t layout, const Area& area) {
-  if (layout == kWinograd)
-    kernels_->winograd(args, area, maps_.scratch());
-  else if (layout == kBf16)
-    kernels_->direct_bf16(args, area, maps_.scratch());
-  else
-    kernels_->direct(args, area);
+void Workspace::run_conv(const ConvArgs& args, int32_t layout, const Areas& areas) {
+  if (layout == kWinograd) return kernels_->winograd(args, areas, maps_.scratch());
+  for (const Area& area : areas) {
+    if (layout == kBf16)
+      kernels_->direct_bf16(args, area, maps_.scratch());
+    else
+      kernels_->direct(args, area);
+  }
 }
 
-void Workspace::conv(const Step& step, const Area& area) {
+void Workspace::conv(const Step& step, const Areas& areas) {
   const Instruction& in = step.in;
   ConvArgs args = conv_args(step);
   args.dst = maps_[in.dst];
@@ -106,10 +110,10 @@ void Workspace::conv(const Step& step, const Area& area) {
   if (in.activation != kNone) args.slope = in.activation == kRelu ? maps_.zeros() : weights_ + in.slope;
   args.scale = in.scale();
   if (step.summed) {
-    if (area.y == 0) sums_.assign(args.dst.pixel, 0.0);
+    if (areas.first->y == 0) sums_.assign(args.dst.pixel, 0.0);
     args.sums = sums_.data();
   }
-  run_conv(args, in.layout(), area);
+  run_conv(args, in.layout(), areas);
 }
 
 // The phases of all pixels, then their shuffle.
@@ -137,7 +141,8 @@ void Workspace::run_border_classes(const Step& step, ConvArgs args, const Area& 
       const int variant = rows.kind * kBorderClasses + columns.kind;
       args.weight = weight + variant * args.groups * args.group_size;
       args.bias = bias + variant * args.groups * kGroup;
-      run_conv(args, edge_layout(in), {rows.begin, columns.begin, rows.end - rows.begin, columns.end - columns.begin});
+      run_conv(args, edge_layout(in),
+               Area{rows.begin, columns.begin, rows.end - rows.begin, columns.end - columns.begin});
     }
   }
 }

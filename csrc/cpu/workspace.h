@@ -20,17 +20,17 @@ class Workspace {
 
   // Steps one after another, on whole maps, none of them the reconstruction.
   void run(const Step* steps, int64_t count);
-  // Pixels of `area` of the step's destination.
-  void run(const Step& step, const Area& area);
+  // Pixels of `areas` of the step's destination.
+  void run(const Step& step, const Areas& areas);
   // The picture's pixels that come from `area` of the step's source.
   void reconstruct(const Step& step, const Area& area, const Planes<float>& picture);
   // The prediction of the stage's exit, after its steps have run.
   float predict(const Stage& stage) const;
 
  private:
-  void conv(const Step& step, const Area& area);
+  void conv(const Step& step, const Areas& areas);
   ConvArgs conv_args(const Step& step) const;
-  void run_conv(const ConvArgs& args, int32_t layout, const Area& area);
+  void run_conv(const ConvArgs& args, int32_t layout, const Areas& areas);
   void run_border_classes(const Step& step, ConvArgs args, const Area& area);
 
   // The map that a step adds. Its pixels are null if nothing is added.
