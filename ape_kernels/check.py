@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ape_kernels.adapters import NotRecognised
 from ape_kernels.backends import get_backend
 from ape_kernels.backends.protocol import Exits
-from ape_kernels.packed import Packed
+from ape_kernels.packed import Packed, PictureShape
 from ape_kernels.program import Conv, PatchProgram
 from ape_kernels.run import run_patches
 
@@ -42,7 +42,7 @@ def check_program(model: nn.Module, program: PatchProgram) -> None:
             raise NotRecognised(f"model: its forward fails on a patch {list(patch.shape)}: {reason}") from error
     expected, stages = _picture(output, len(program.stages) - 1)
     tensors = get_backend("torch").pack(program, parameter.device, torch.float32)
-    packed = Packed(program, "torch", torch.float32, tensors)
+    packed = Packed(program, "torch", torch.float32, tensors, PictureShape.of(program))
     expected, errors = expected.float(), []
     if not torch.isfinite(expected).all():
         raise NotRecognised(_why_not_finite(model, parameter.dtype))

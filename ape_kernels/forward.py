@@ -247,7 +247,7 @@ class APEForward(nn.Module):
             pixels = image.detach().float()
         else:
             packed = self._programs.get(self._wish(context))
-            pixels = checked_pixels(image, "image", packed.program, self._device)
+            pixels = checked_pixels(image, "image", packed.program, packed.weights.device)
         if context == "model":
             return self._on_shared_maps(pixels, packed, image.dtype, return_report, exit_at, plan)
         if exit_at is not None or plan is not None:
@@ -270,7 +270,7 @@ class APEForward(nn.Module):
         image: as `forward` takes it. Raises ValueError where neither applies, and for a model without a fit.
         """
         packed = self._programs.get(self._wish("model"))
-        pixels = checked_pixels(image, "image", packed.program, self._device)
+        pixels = checked_pixels(image, "image", packed.program, packed.weights.device)
         if (made := self._planned(pixels, packed)) is None:
             raise ValueError(
                 "plan: expected a fidelity or a budget, and a model that carries a fit (fit_exits); got none"
@@ -326,7 +326,7 @@ class APEForward(nn.Module):
         Raises TypeError and ValueError as `forward` does, ValueError for a budget, which is an image's, and no exit_at.
         """
         packed = self.packed
-        pixels = checked_pixels(patches, "patches", packed.program, self._device)
+        pixels = checked_pixels(patches, "patches", packed.program, packed.weights.device)
         if exit_at is None and (name := self._policy.needs_fit) is not None:
             raise ValueError(
                 f"{name}: expected none for patches, which are no whole image; give exit_at, or a threshold"
@@ -381,10 +381,6 @@ class APEForward(nn.Module):
         names = ("threshold", "fidelity", "budget", "context", "cell", "patch_size", "overlap", "blend", "backend")
         settings = {name: getattr(self, name) for name in names}
         return ", ".join(f"{name}={value}" for name, value in settings.items())
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
 
     def __getstate__(self) -> dict[str, Any]:
         # copying and pickling: the program shares the weights of this model

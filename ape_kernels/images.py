@@ -16,7 +16,7 @@ from ape_kernels import ops
 from ape_kernels.backends.protocol import Depths, Picture
 from ape_kernels.folding import fold_pixels, reflect_to_multiple
 from ape_kernels.inputs import check_cells
-from ape_kernels.packed import Packed
+from ape_kernels.packed import Packed, PictureShape
 from ape_kernels.sharing import receptive_field, why_not_shared
 from ape_kernels.table import PackedProgram
 
@@ -41,43 +41,41 @@ def run_image(image: Tensor, packed: Packed, depths: Depths, tones: Tones) -> Te
         raise ValueError(f"program: expected steps that read a few pixels around, got {why_not_shared(packed.program)}")
     return torch.ops.ape_kernels.run_image(
         image,
-        packed.table,
-        packed.weights,
-        packed.sharing,
-        *depths,
+        (*packed.tensors, packed.sharing),
+        packed.shape,
+        depths.exit_at,
+        (depths.cell, depths.ring),
         *tones,
-        packed.upscale,
-        packed.out_channels,
-        packed.program.fold,
         packed.backend,
     )
 
 
 def _run_image(
     image: Tensor,
-    table: Tensor,
-    weights: Tensor,
-    sharing: Tensor,
+    program: list[Tensor],
+    shape: list[int],
     exit_at: Tensor | None,
-    cell: int,
-    ring: int,
+    cells: list[int],
     tones: Tensor | None,
     value_range: float,
-    upscale: int,
-    out_channels: int,
-    fold: int,
     backend: str,
 ) -> Tensor:
-    """The operation, as torch sees it; arguments as in `run_image`, `Depths`, `Tones` and `PatchProgram`."""
-    _check(image, PackedProgram(table, weights), sharing, Depths(exit_at, cell, ring), tones, fold)
+    """The operation, as torch sees it. Returns what `run_image` does.
+
+    program: table and weights of `PackedProgram`, then `sharing`. shape: `PictureShape`. exit_at: as in `Depths`, and
+    cells are cell and ring from there. tones, value_range: `Tones`.
+    """
+    *tensors, sharing = program
+    packed, depths = PackedProgram(*tensors), Depths(exit_at, *cells)
+    upscale, out_channels, fold = PictureShape(*shape)
+    _check(image, packed, sharing, depths, tones, fold)
     batch, _, height, width = image.shape
-    scale = upscale // fold
-    packed = PackedProgram(table, weights)
+    scale, cell = upscale // fold, depths.cell
     image = reflect_to_multiple(image, fold).contiguous()
     folded = fold_pixels(image, fold).contiguous()
     exit_at, tones = (None if values is None else values.contiguous() for values in (exit_at, tones))
     out = image.new_empty(batch, out_channels, *(side * scale for side in image.shape[2:]))
-    ring = -(-ring // fold)
+    ring = -(-depths.ring // fold)
     for part in _bands(packed, folded, Depths(exit_at, cell // fold, ring), backend):
         rows = slice(part.first * fold, part.stop * fold)
         some = image if part.whole else image[:, :, rows].contiguous()
@@ -95,10 +93,10 @@ def _run_image(
     return cut if cut.shape == out.shape else cut.contiguous()
 
 
-def _fake_run_image(image: Tensor, *others: Any) -> Tensor:
-    *_, upscale, out_channels, fold, _backend = others
-    scale = upscale // fold
-    return image.new_empty(image.shape[0], out_channels, image.shape[2] * scale, image.shape[3] * scale)
+def _fake_run_image(image: Tensor, program: list[Tensor], shape: list[int], *_: Any) -> Tensor:
+    picture = PictureShape(*shape)
+    height, width = (side * picture.scale for side in image.shape[2:])
+    return image.new_empty(image.shape[0], picture.out_channels, height, width)
 
 
 def _check(

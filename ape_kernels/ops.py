@@ -1,9 +1,9 @@
 """The operations on patches, as torch sees them. Each call is checked and logged here, then run by the named backend.
 
 The torch, triton and cuda backends share the device type CUDA, and PyTorch's dispatcher alone cannot tell them apart.
-Therefore each operation exists once and takes the backend by name. Arguments are tensors and numbers. `table` and
-`weights` come from that backend's `pack`. `ape_kernels.run` and `ape_kernels.images` have the operations on whole
-images, which call these.
+Therefore each operation exists once and takes the backend by name. A schema knows tensors, numbers and lists of them:
+what belongs together is one list in the order of its type's fields. `program` is a `PackedProgram` made by that
+backend's `pack`. `ape_kernels.run` and `ape_kernels.images` have the operations on whole images, which call these.
 
     P  patches            [C, h, w]  channels, height, width of a patch
     s  upscale factor     R, K       patch rows and columns of an image
@@ -42,8 +42,7 @@ def register(name: str, operation: Callable[..., Any], fake: Callable[..., Any])
 
 def run_patches(
     patches: Tensor,
-    table: Tensor,
-    weights: Tensor,
+    program: list[Tensor],
     boundary: float,
     exit_at: Tensor | None,
     upscale: int,
@@ -52,14 +51,14 @@ def run_patches(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The whole forward of every patch.
 
-    patches: float32 ``[P, C, h, w]``. table: int32 ``[rows, 16]`` on the CPU. weights: 1-D, on the patches' device.
-    boundary, exit_at: see `Exits`. upscale, out_channels: of the program. backend: the one that packed.
+    patches: float32 ``[P, C, h, w]``, on the device of the program's weights. boundary, exit_at: see `Exits`.
+    upscale, out_channels: of the program. backend: the one that packed.
     Returns sr, exit_index and capacity as in `PatchResults`.
 
     Raises ValueError for tensors of another dtype, shape or device, and for a malformed table.
     """
     out = PatchResults.empty(patches, upscale, out_channels)
-    fill_patches(out, patches, PackedProgram(table, weights), Exits(boundary, exit_at), backend)
+    fill_patches(out, patches, PackedProgram(*program), Exits(boundary, exit_at), backend)
     return out
 
 
@@ -74,8 +73,7 @@ def fill_patches(out: PatchResults, patches: Tensor, packed: PackedProgram, exit
 def run_stage(
     features: Tensor,
     active: Tensor,
-    table: Tensor,
-    weights: Tensor,
+    program: list[Tensor],
     stage: int,
     boundary: float,
     exit_at: Tensor | None,
@@ -89,11 +87,12 @@ def run_stage(
 
     Raises ValueError as `run_patches` does, and for an unknown stage.
     """
-    _check_patches(features, "features", weights)
+    packed = PackedProgram(*program)
+    _check_patches(features, "features", packed.weights)
     active = _checked_ids(active, "active", None, features.device)
     exit_at = None if exit_at is None else _checked_ids(exit_at, "exit_at", len(features), features.device)
     exits = Exits(boundary, exit_at)
-    return _call(backend, "run_stage", PackedProgram(table, weights), stage, features.contiguous(), active, exits)
+    return _call(backend, "run_stage", packed, stage, features.contiguous(), active, exits)
 
 
 def split(
@@ -107,22 +106,13 @@ def split(
 
 
 def merge(
-    patches: Tensor,
-    row_index: Tensor,
-    row_weight: Tensor,
-    column_index: Tensor,
-    column_weight: Tensor,
-    batch: int,
-    rows: int,
-    backend: str,
+    patches: Tensor, rows: list[Tensor], columns: list[Tensor], batch: int, patch_rows: int, backend: str
 ) -> Tensor:
     """Blend patches ``[B * R * K, C, ph, pw]`` to images ``[B, C, H, W]`` of the same dtype.
 
-    The weighted sums are float32 in a fixed order. row_index: int32 ``[NY, 2, H]``, row_weight: float32 ``[NY, H]``,
-    and the same for columns, as in `AxisBlend`. batch, rows: B and R.
+    The weighted sums are float32 in a fixed order. rows, columns: see `AxisBlend`. batch, patch_rows: B and R.
     """
-    blends = AxisBlend(row_index, row_weight), AxisBlend(column_index, column_weight)
-    return _call(backend, "merge", patches.contiguous(), *blends, batch, rows)
+    return _call(backend, "merge", patches.contiguous(), AxisBlend(*rows), AxisBlend(*columns), batch, patch_rows)
 
 
 def run_image(
@@ -182,8 +172,9 @@ def _fake_predict(statistics: Tensor, fit: list[Tensor], parts: int, backend: st
     return statistics.new_empty(shape), statistics.new_empty(shape)
 
 
-def _fake_run_patches(patches: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *_, upscale, out_channels, _backend = others
+def _fake_run_patches(
+    patches: Tensor, program: list[Tensor], boundary: float, exit_at: Any, upscale: int, out_channels: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
     return PatchResults.empty(patches, upscale, out_channels)
 
 
@@ -196,10 +187,9 @@ def _fake_split(image: Tensor, row_start: Tensor, column_start: Tensor, height: 
     return image.new_empty(image.shape[0] * len(row_start) * len(column_start), image.shape[1], height, width)
 
 
-def _fake_merge(
-    patches: Tensor, row_index: Tensor, _: Tensor, column_index: Tensor, __: Tensor, batch: int, *___: Any
-) -> Tensor:
-    return patches.new_empty(batch, patches.shape[1], row_index.shape[2], column_index.shape[2])
+def _fake_merge(patches: Tensor, rows: list[Tensor], columns: list[Tensor], batch: int, *_: Any) -> Tensor:
+    height, width = (AxisBlend(*axis).index.shape[2] for axis in (rows, columns))
+    return patches.new_empty(batch, patches.shape[1], height, width)
 
 
 def _fake_statistics(image: Tensor, cell: int, value_range: float, backend: str) -> Tensor:

@@ -35,18 +35,41 @@ class Wish(NamedTuple):
     images: bool = False
 
 
+class PictureShape(NamedTuple):
+    """How a picture follows from its image.
+
+    upscale: from the pixels that the program reads to the picture's. out_channels: of the picture. fold: squares of
+    fold x fold pixels of the image are the pixels that the program reads.
+    """
+
+    upscale: int
+    out_channels: int
+    fold: int
+
+    @classmethod
+    def of(cls, program: PatchProgram) -> PictureShape:
+        """What `program` makes."""
+        return cls(program.upscale, program.out_channels, program.fold)
+
+    @property
+    def scale(self) -> int:
+        """From the image's pixels to the picture's."""
+        return self.upscale // self.fold
+
+
 @dataclass(frozen=True)
 class Packed:
     """A program as one backend runs it; what the operations in `ape_kernels.ops` take is all here.
 
     backend: its name. dtype: of the matrix products' operands. tensors: table and weights in that backend's layout.
-    sharing: how its steps run on whole images (`sharing_of`), None where they cannot.
+    shape: of the pictures. sharing: how its steps run on whole images (`sharing_of`), None where they cannot.
     """
 
     program: PatchProgram
     backend: str
     dtype: torch.dtype
     tensors: PackedProgram
+    shape: PictureShape
     sharing: Tensor | None = None
 
     @property
@@ -58,16 +81,6 @@ class Packed:
     def weights(self) -> Tensor:
         """1-D, on the device of the model."""
         return self.tensors.weights
-
-    @property
-    def upscale(self) -> int:
-        """From the pixels that the program reads to the picture's."""
-        return self.program.upscale
-
-    @property
-    def out_channels(self) -> int:
-        """Of the picture."""
-        return self.program.out_channels
 
 
 def pack(model: nn.Module, wish: Wish | None = None) -> Packed:
@@ -90,7 +103,7 @@ def _pack(program: PatchProgram, like: Tensor, wish: Wish, others: Iterable[Pack
     with torch.no_grad():
         tensors = known[0] if known else get_backend(backend).pack(program, device, dtype)
     sharing = sharing_of(tensors.table) if why_not_shared(program) is None else None
-    return Packed(program, backend, dtype, tensors, sharing)
+    return Packed(program, backend, dtype, tensors, PictureShape.of(program), sharing)
 
 
 class PackedModel:

@@ -19,7 +19,7 @@ from ape_kernels.backends import choose_for_patches
 from ape_kernels.backends.protocol import Exits, PatchResults
 from ape_kernels.folding import fold_pixels
 from ape_kernels.geometry import AxisBlend, Band, Blend, PatchGrid, folded_geometry, patch_count, patch_grid
-from ape_kernels.packed import Packed
+from ape_kernels.packed import Packed, PictureShape
 from ape_kernels.table import PackedProgram
 
 CHUNK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 30}  # of upscaled patches that are held at once
@@ -39,12 +39,11 @@ class Cut:
 
 def run_patches(patches: Tensor, packed: Packed, exits: Exits) -> PatchResults:
     """Patches on their own. patches: float32 ``[P, C, h, w]``; of the pictures, what a fold reflected is cut off."""
-    height, width = (side * packed.program.scale for side in patches.shape[2:])
-    folded = fold_pixels(patches, packed.program.fold)
+    upscale, out_channels, fold = shape = packed.shape
+    height, width = (side * shape.scale for side in patches.shape[2:])
+    folded = fold_pixels(patches, fold)
     results = PatchResults(
-        *torch.ops.ape_kernels.run_patches(
-            folded, packed.table, packed.weights, *exits, packed.upscale, packed.out_channels, packed.backend
-        )
+        *torch.ops.ape_kernels.run_patches(folded, packed.tensors, *exits, upscale, out_channels, packed.backend)
     )
     return results._replace(sr=results.sr[:, :, :height, :width])
 
@@ -56,17 +55,7 @@ def run_images(image: Tensor, packed: Packed, cut: Cut, exits: Exits) -> PatchRe
     """
     return PatchResults(
         *torch.ops.ape_kernels.upscale(
-            image,
-            packed.table,
-            packed.weights,
-            *exits,
-            cut.patch_size,
-            cut.overlap,
-            cut.blend,
-            packed.upscale,
-            packed.out_channels,
-            packed.program.fold,
-            packed.backend,
+            image, packed.tensors, packed.shape, *exits, (cut.patch_size, cut.overlap), cut.blend, packed.backend
         )
     )
 
@@ -94,7 +83,7 @@ def merge(grid: PatchGrid, patches: Tensor, batch: int = 1, backend: str = "torc
     if patches.ndim != 4 or len(patches) != expected or tuple(patches.shape[2:]) != (height, width):
         raise ValueError(f"patches: expected [{expected}, C, {height}, {width}], got {list(patches.shape)}")
     rows, columns = _merge_tables(grid, patches.device, band)
-    return ops.merge(patches, *rows, *columns, batch, count, backend)
+    return ops.merge(patches, list(rows), list(columns), batch, count, backend)
 
 
 @lru_cache(maxsize=1024)
@@ -122,30 +111,27 @@ def _on(blend: AxisBlend, device: torch.device) -> AxisBlend:
 
 def _upscale(
     image: Tensor,
-    table: Tensor,
-    weights: Tensor,
+    program: list[Tensor],
+    shape: list[int],
     boundary: float,
     exit_at: Tensor | None,
-    patch_size: int,
-    overlap: int,
+    cut: list[int],
     blend: str,
-    upscale: int,
-    out_channels: int,
-    fold: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operation on whole images, as torch sees it.
 
-    image: float32 ``[B, C, H, W]``. boundary, exit_at: see `run_images`. patch_size, overlap, blend: see `Cut`.
-    fold: squares of fold x fold pixels become the pixels that the program reads; `upscale` counts from those,
-    s = upscale / fold.
+    image: float32 ``[B, C, H, W]``. program: `PackedProgram`. shape: `PictureShape`. boundary, exit_at: see
+    `run_images`. cut, blend: patch_size and overlap, then the blend of `Cut`.
     Returns sr float32 ``[B, out_channels, s * H, s * W]`` and, on the patch grid, exit_index int64 ``[B, R, K]`` and
     capacity float32 ``[B, R, K]``.
     """
     if image.ndim != 4 or image.dtype != torch.float32:
         raise ValueError(f"image: expected float32 [B, C, H, W], got {image.dtype} {list(image.shape)}")
     depths = None if exit_at is None else exit_at.flatten()
-    packed = PackedProgram(table, weights)
+    packed, picture_shape = PackedProgram(*program), PictureShape(*shape)
+    upscale, out_channels, fold = picture_shape
+    patch_size, overlap = cut
 
     def fill(out: PatchResults, patches: Tensor, begin: int) -> None:
         part = None if depths is None else depths[begin : begin + len(patches)]
@@ -156,7 +142,7 @@ def _upscale(
         fill(out, patches, 0)
         return out
 
-    sr_height, sr_width = (side * upscale // fold for side in image.shape[2:])
+    sr_height, sr_width = (side * picture_shape.scale for side in image.shape[2:])
     image = fold_pixels(image, fold)
     batch, _, height, width = image.shape
     grid = patch_grid(height, width, *folded_geometry(patch_size, overlap, fold), upscale, blend)
@@ -175,23 +161,14 @@ def _upscale(
 
 
 def _fake_upscale(
-    image: Tensor,
-    table: Tensor,
-    weights: Tensor,
-    boundary: float,
-    exit_at: Any,
-    patch_size: int,
-    overlap: int,
-    blend: str,
-    upscale: int,
-    out_channels: int,
-    fold: int,
-    *_: Any,
+    image: Tensor, program: list[Tensor], shape: list[int], boundary: float, exit_at: Any, cut: list[int], *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, _channels, height, width = image.shape
-    sr = image.new_empty(batch, out_channels, height * upscale // fold, width * upscale // fold)
-    patch_size, overlap = folded_geometry(patch_size, overlap, fold)
-    grid = (batch, *(patch_count((side + fold - 1) // fold, patch_size, overlap) for side in (height, width)))
+    batch, _channels, *sides = image.shape
+    picture = PictureShape(*shape)
+    sr = image.new_empty(batch, picture.out_channels, *(side * picture.scale for side in sides))
+    patch_size, overlap = cut
+    geometry = folded_geometry(patch_size, overlap, picture.fold)
+    grid = (batch, *(patch_count((side + picture.fold - 1) // picture.fold, *geometry) for side in sides))
     return sr, image.new_empty(grid, dtype=torch.int64), image.new_empty(grid)
 
 

@@ -1,4 +1,4 @@
-"""Arguments of the native core's split and merge, which the cpu and the cuda backend share."""
+"""Arguments of the native core's functions that the cpu and the cuda backend share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ape_kernels.geometry import AxisBlend
+from ape_kernels.table import PackedProgram
 
 
 class NativeCall(NamedTuple):
@@ -14,6 +15,21 @@ class NativeCall(NamedTuple):
 
     arguments: dict[str, int]
     result: Tensor
+
+
+def address(tensor: Tensor | None) -> int:
+    """Of the first element; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def program_arguments(packed: PackedProgram) -> dict[str, int]:
+    """Of every function that runs a program."""
+    return dict(
+        table=packed.table.data_ptr(),
+        table_rows=len(packed.table),
+        weights=packed.weights.data_ptr(),
+        weight_count=len(packed.weights),
+    )
 
 
 def split_call(image: Tensor, row_start: Tensor, column_start: Tensor, patch_shape: tuple[int, int]) -> NativeCall:

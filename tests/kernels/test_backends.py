@@ -123,7 +123,7 @@ def test_run_stage_chained_equals_run_patches(backend):
     exit_index = torch.full((10,), -1, device=DEVICE)
     for stage in range(4):
         features, order, _, n_left = torch.ops.ape_kernels.run_stage(
-            features, active, packed.table, packed.weights, stage, exit_boundary(0.5), None, backend
+            features, active, packed.tensors, stage, exit_boundary(0.5), None, backend
         )
         assert features.shape[0] == order.shape[0] == len(active)
         ids, left = ids[order], int(n_left)
@@ -142,7 +142,7 @@ def test_run_stage_takes_any_subset_of_rows(backend):
     packed = APEForward(model, backend=backend).packed
     features = model.head(model.sub_mean(test_patches(6)))
     run = lambda active: torch.ops.ape_kernels.run_stage(  # noqa: E731
-        features, torch.tensor(active, device=DEVICE), packed.table, packed.weights, 0, math.inf, None, backend
+        features, torch.tensor(active, device=DEVICE), packed.tensors, 0, math.inf, None, backend
     )
     out, ids, _, n_left = run([4, 1])
     assert ids.tolist() == [1, 4], "those that stay are in reverse order"

@@ -84,7 +84,7 @@ def test_integers_come_out_exactly(isa, kernel, classes):
     for height, width in ((9, 7), (1, 1), (2, 33), (21, 48), (1, 20)):
         patches = torch.randint(0, 4, (2, 3, height, width), generator=torch.Generator().manual_seed(9)).float()
         run = lambda packed, name, pixels=patches: torch.ops.ape_kernels.run_patches(  # noqa: E731
-            pixels, packed.table, packed.weights, math.inf, None, program.upscale, program.out_channels, name
+            pixels, packed, math.inf, None, program.upscale, program.out_channels, name
         )
         assert torch.equal(run(packed, "cpu")[0], run(torch_packed, "torch")[0])
 
@@ -109,9 +109,7 @@ def test_maps_larger_than_the_cache_come_out_exactly(isa, height):
     pictures = []
     for name, dtype in (("cpu", torch.bfloat16), ("torch", torch.float32)):
         packed = get_backend(name).pack(program, torch.device("cpu"), dtype)
-        pictures.append(
-            torch.ops.ape_kernels.run_patches(patches, packed.table, packed.weights, math.inf, None, 1, 3, name)
-        )
+        pictures.append(torch.ops.ape_kernels.run_patches(patches, packed, math.inf, None, 1, 3, name))
     assert torch.equal(pictures[0][0], pictures[1][0])
     torch.testing.assert_close(pictures[0][2], pictures[1][2], atol=1e-5, rtol=0)
 
@@ -153,9 +151,7 @@ def test_channel_attention_and_wide_networks(isa):
     for dtype in (torch.float32, torch.bfloat16):
         packed = get_backend("cpu").pack(program, torch.device("cpu"), dtype)
         assert packed.weights.dtype == torch.float32
-        pictures.append(
-            torch.ops.ape_kernels.run_patches(patches, packed.table, packed.weights, math.inf, None, 4, 3, "cpu")[0]
-        )
+        pictures.append(torch.ops.ape_kernels.run_patches(patches, packed, math.inf, None, 4, 3, "cpu")[0])
     error = (pictures[1] - pictures[0]).square().mean().sqrt() / pictures[0].std()
     assert 1e-6 < error < 5e-3
 
@@ -182,9 +178,7 @@ def test_run_stage_chained_equals_run_patches(isa):
     fast = APEForward(model, 0.0, backend="cpu", dtype=torch.bfloat16)
     packed, patches = fast.packed, test_patches(3)
     head = model.head(model.sub_mean(patches))
-    out, ids, *_ = torch.ops.ape_kernels.run_stage(
-        head, torch.arange(3), packed.table, packed.weights, 0, math.inf, None, "cpu"
-    )
+    out, ids, *_ = torch.ops.ape_kernels.run_stage(head, torch.arange(3), packed.tensors, 0, math.inf, None, "cpu")
     expected = (head + model.body[0].body(head))[ids]
     assert (out - expected).abs().max() < 0.02 * expected.abs().max()
     assert not torch.equal(out, expected)

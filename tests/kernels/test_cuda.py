@@ -175,7 +175,7 @@ def test_whole_numbers_come_out_exactly(host, channels, shared_kb):
     features = torch.randint(-4, 5, (2, channels, 10, 11), generator=generator).float().to(DEVICE)
     ids, exit_at = on_device(0, 1), on_device(0, 0)
     results = [
-        OPS.run_stage(features, ids, packed.table, packed.weights, 0, math.inf, exit_at, name)
+        OPS.run_stage(features, ids, packed, 0, math.inf, exit_at, name)
         for name, packed in (("cuda", fast), ("torch", oracle))
     ]
     assert results[1][0].abs().max() < 2048
@@ -316,7 +316,7 @@ def test_run_stage_chained_equals_run_patches(host):
     for stage in range(4):
         active = torch.arange(len(ids), device=DEVICE)
         features, order, predicted, n_left = OPS.run_stage(
-            features, active, packed.table, packed.weights, stage, exit_boundary(0.5), None, "cuda"
+            features, active, packed.tensors, stage, exit_boundary(0.5), None, "cuda"
         )
         ids, left = ids[order], int(n_left)
         assert torch.equal(order[:left], order[:left].sort().values), "patches that leave keep their order"
@@ -341,7 +341,7 @@ def test_run_stage_takes_rows_in_any_order(host, family):
         on_device(9, 9, 0, 0, 9, 0),
     )
     results = [
-        OPS.run_stage(features, active, packed[name].table, packed[name].weights, stage, math.inf, exit_at, name)
+        OPS.run_stage(features, active, packed[name].tensors, stage, math.inf, exit_at, name)
         for name in ("cuda", "torch")
     ]
     assert results[0][1].tolist() == [5, 1, 4]
@@ -352,7 +352,7 @@ def test_run_stage_takes_rows_in_any_order(host, family):
 def test_rows_outside_the_features_come_back_as_nan(host):
     """They cannot be refused without waiting for the device."""
     packed = APEForward(spread_network(), backend="cuda").packed
-    arguments = (packed.table, packed.weights, 0, math.inf, None, "cuda")
+    arguments = (packed.tensors, 0, math.inf, None, "cuda")
     features, ids, capacity, _ = OPS.run_stage(torch.rand(2, 16, 4, 4, device=DEVICE), on_device(1, 2, -1), *arguments)
     assert ids.tolist() == [-1, 2, 1], "all stay, in reverse order"
     assert features[2].isfinite().all()
@@ -371,7 +371,7 @@ def test_malformed_tables_are_refused(host, fault):
     packed = cuda.pack(mixed_program(), DEVICE, torch.float16)
     table, message = malformed(packed.table, *CUDA_FAULTS[fault])
     with pytest.raises(ValueError, match=message):
-        OPS.run_patches(test_patches(1), table, packed.weights, 0.5, None, 2, 3, "cuda")
+        OPS.run_patches(test_patches(1), [table, packed.weights], 0.5, None, 2, 3, "cuda")
 
 
 SIZES_REFUSED = {
@@ -404,7 +404,7 @@ def test_unknown_stage_is_named(host):
         torch.rand(1, 16, 4, 4).to(DEVICE),
     )
     with pytest.raises(ValueError, match="stage: expected 0 to 3, got 4"):
-        OPS.run_stage(features, on_device(0), packed.table, packed.weights, 4, 0.5, None, "cuda")
+        OPS.run_stage(features, on_device(0), packed.tensors, 4, 0.5, None, "cuda")
 
 
 def test_what_cannot_run_is_said(host):

@@ -29,7 +29,7 @@ def problems() -> list[Callable[[], tuple[torch.Tensor, ...]]]:
     rcan = APEForward(randomise(RCAN(2, 2, 1, 32, 5, exit_interval=1)), backend="cuda", dtype=torch.float16)
     edsr = APEForward(spread_network(2, 2, 16, 1), 0.5, backend="cuda", dtype=torch.float32)
     packed = edsr.packed
-    stage = (torch.arange(3), packed.table, packed.weights, 0, 0.5, None, "cuda")
+    stage = (torch.arange(3), packed.tensors, 0, 0.5, None, "cuda")
     features = test_patches(16, 5, 6).reshape(3, 16, 5, 6)
     packed = pack(spread_network(2, 6, 16, 2), Wish("cuda", torch.float16))
     depths = Depths(torch.tensor([[[2, 0, 1], [0, -1, 0], [1, 1, 0], [-1, 1, 2]]]), 16, 4)

@@ -130,7 +130,7 @@ def test_an_exit_reads_the_buffer_it_names(backend):
         tail=(Reconstruct(1, CollapsedTail(closing[None, None], torch.zeros(1, 1, 3, device=DEVICE)), 1),),
     )
     packed = get_backend(backend).pack(program, DEVICE, torch.float32)
-    capacity = ops.run_patches(patches, packed.table, packed.weights, 2.0, None, 1, 3, backend)[2]
+    capacity = ops.run_patches(patches, packed, 2.0, None, 1, 3, backend)[2]
     features = conv2d(conv2d(patches, head, padding=1), middle, padding=1)
     torch.testing.assert_close(capacity, 1 - torch.tanh(features.mean(dim=(2, 3)) @ weight), atol=1e-4, rtol=0)
     assert capacity.std() > 0.01

@@ -49,7 +49,7 @@ class TestFused:
         features = torch.rand(500, 16, 12, 12, device=DEVICE)
         active = torch.arange(500, device=DEVICE).flip(0)
         run = lambda name, packed: torch.ops.ape_kernels.run_stage(  # noqa: E731
-            features, active, packed.table, packed.weights, 1, 0.1, None, name
+            features, active, packed.tensors, 1, 0.1, None, name
         )
         first = run(backend, packed)
         for _ in range(5):
@@ -134,7 +134,7 @@ class TestFused:
             fast.forward_patches(test_patches(2), torch.tensor([0, 1]))
         with pytest.raises(ValueError, match=r"active: expected int64 .* on cuda:0, got torch.int64 .* on cpu"):
             torch.ops.ape_kernels.run_stage(
-                torch.rand(2, 16, 4, 4, device=DEVICE), torch.tensor([0]), packed.table, packed.weights, 0, 0.5, None,
+                torch.rand(2, 16, 4, 4, device=DEVICE), torch.tensor([0]), packed.tensors, 0, 0.5, None,
                 backend,
             )  # fmt: skip
 

@@ -45,7 +45,7 @@ def test_stage_0_alone(model, backend):
     features = model.exit_features(test_patches(5))[0].contiguous()
     active = torch.tensor([3, 0, 4], device=DEVICE)
     out, ids, capacity, n_left = torch.ops.ape_kernels.run_stage(
-        features, active, packed.table, packed.weights, 0, 0.0, None, backend
+        features, active, packed.tensors, 0, 0.0, None, backend
     )
     assert torch.equal(out, features[ids])
     predictions = model.regressor(features)[:, 0]

@@ -47,7 +47,7 @@ def test_malformed_tables_are_refused(fault):
     packed = cpu.pack(mixed_program(), torch.device("cpu"), torch.float32)
     table, message = malformed(packed.table, *FAULTS[fault])
     with pytest.raises(ValueError, match=message):
-        torch.ops.ape_kernels.run_patches(test_patches(1), table, packed.weights, 0.5, None, 2, 3, "cpu")
+        torch.ops.ape_kernels.run_patches(test_patches(1), [table, packed.weights], 0.5, None, 2, 3, "cpu")
 
 
 def test_stages_that_hand_on_in_two_buffers_are_refused():
@@ -55,14 +55,14 @@ def test_stages_that_hand_on_in_two_buffers_are_refused():
     table, stages = packed.table.clone(), (packed.table[:, Column.OPCODE] == Opcode.STAGE).nonzero().flatten()
     table[stages[1], Column.SRC] = table[stages[0], Column.SRC]
     with pytest.raises(ValueError, match=f"table: row {int(stages[1])}: stages hand on in one buffer"):
-        torch.ops.ape_kernels.run_patches(test_patches(1), table, packed.weights, 0.5, None, 4, 3, "cpu")
+        torch.ops.ape_kernels.run_patches(test_patches(1), [table, packed.weights], 0.5, None, 4, 3, "cpu")
 
 
 def test_a_table_without_its_tail_is_refused():
     packed = APEForward(spread_network(), backend="cpu").packed
     with pytest.raises(ValueError, match="the reconstruction ends the tail"):
         torch.ops.ape_kernels.run_patches(
-            test_patches(1), packed.table[:-1].clone(), packed.weights, 0.5, None, 4, 3, "cpu"
+            test_patches(1), [packed.table[:-1].clone(), packed.weights], 0.5, None, 4, 3, "cpu"
         )
 
 
@@ -70,7 +70,7 @@ def test_rows_outside_the_features_are_refused():
     packed = APEForward(spread_network(), backend="cpu").packed
     with pytest.raises(ValueError, match="active: expected rows from 0 to 1, got 0 to 2"):
         torch.ops.ape_kernels.run_stage(
-            torch.rand(2, 16, 4, 4), torch.tensor([0, 2]), packed.table, packed.weights, 0, 0.5, None, "cpu"
+            torch.rand(2, 16, 4, 4), torch.tensor([0, 2]), packed.tensors, 0, 0.5, None, "cpu"
         )
 
 

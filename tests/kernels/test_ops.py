@@ -19,35 +19,30 @@ def packed(backend):
 @pytest.mark.parametrize("forced", [False, True], ids=["predicted", "forced"])
 def test_run_patches(backend, packed, forced):
     exit_at = torch.tensor([2, 0, 1, 3]) if forced else None
-    arguments = (
-        test_patches(4),
-        packed.table,
-        packed.weights,
-        0.5,
-        exit_at,
-        packed.upscale,
-        packed.out_channels,
-        backend,
-    )
-    opcheck(OPS.run_patches.default, arguments)
+    opcheck(OPS.run_patches.default, (test_patches(4), packed.tensors, 0.5, exit_at, 4, 3, backend))
 
 
 def test_run_stage(backend, packed):
     features = torch.rand(5, 16, 6, 7)
-    opcheck(
-        OPS.run_stage.default, (features, torch.tensor([4, 0, 2]), packed.table, packed.weights, 1, 0.5, None, backend)
-    )
+    opcheck(OPS.run_stage.default, (features, torch.tensor([4, 0, 2]), packed.tensors, 1, 0.5, None, backend))
 
 
 def test_upscale(backend, packed):
-    arguments = (test_patches(2, 9, 12), packed.table, packed.weights, 0.5, None, 5, 2, "linear", 4, 3, 1, backend)
+    arguments = (test_patches(2, 9, 12), packed.tensors, (4, 3, 1), 0.5, None, (5, 2), "linear", backend)
     opcheck(OPS.upscale.default, arguments)
 
 
 def test_upscale_of_squares(backend):
     packed = APEForward(add_exits(RRDBNet(scale=2), 1), backend=backend).packed
-    arguments = (test_patches(2, 9, 12), packed.table, packed.weights, 0.5, None, 6, 2, "linear", 4, 3, 2, backend)
+    arguments = (test_patches(2, 9, 12), packed.tensors, (4, 3, 2), 0.5, None, (6, 2), "linear", backend)
     opcheck(OPS.upscale.default, arguments)
+
+
+def test_run_image(backend, packed):
+    program = (*packed.tensors, packed.sharing)
+    exit_at = torch.tensor([[[1, -1]], [[0, 2]]])
+    arguments = (test_patches(2, 9, 12), program, packed.shape, exit_at, (9, 4), torch.rand(5, 5, 5, 3), 1.0, backend)
+    opcheck(OPS.run_image.default, arguments)
 
 
 def test_split(backend):
@@ -57,26 +52,25 @@ def test_split(backend):
 
 def test_merge(backend):
     grid = PatchGrid(9, 7, 5, 1, 2)
-    tables = (grid.row_blend.index, grid.row_blend.weight, grid.column_blend.index, grid.column_blend.weight)
     patches = torch.rand(2 * grid.shape[0] * grid.shape[1], 3, 10, 10)
-    opcheck(OPS.merge.default, (patches, *tables, 2, grid.shape[0], backend))
+    opcheck(OPS.merge.default, (patches, grid.row_blend, grid.column_blend, 2, grid.shape[0], backend))
 
 
 def test_wrong_dtype_is_named(backend, packed):
     with pytest.raises(ValueError, match=r"patches: expected float32 \[P, C, h, w\], got torch.float64"):
-        OPS.run_patches(test_patches(1).double(), packed.table, packed.weights, 0.5, None, 4, 3, backend)
+        OPS.run_patches(test_patches(1).double(), packed.tensors, 0.5, None, 4, 3, backend)
 
 
 def test_ids_with_strides_are_read_as_they_stand(backend, packed):
     exit_at = torch.tensor([2, 9, 0, 9, 1, 9, 3, 9])[::2]
     run = lambda ids: OPS.run_patches(  # noqa: E731
-        test_patches(4), packed.table, packed.weights, 0.5, ids, packed.upscale, packed.out_channels, backend
+        test_patches(4), packed.tensors, 0.5, ids, 4, 3, backend
     )
     sr, exit_index, _ = run(exit_at)
     assert exit_index.tolist() == [2, 0, 1, 3]
     assert torch.equal(sr, run(exit_at.contiguous())[0])
     active, features = torch.tensor([4, 9, 1, 9])[::2], torch.rand(5, 16, 6, 7)
-    stage = lambda ids: OPS.run_stage(features, ids, packed.table, packed.weights, 1, 0.5, None, backend)  # noqa: E731
+    stage = lambda ids: OPS.run_stage(features, ids, packed.tensors, 1, 0.5, None, backend)  # noqa: E731
     assert sorted(stage(active)[1].tolist()) == [1, 4]
 
 
@@ -96,16 +90,16 @@ def test_ids_of_another_device_dtype_or_shape_are_refused(backend, packed, name,
     """A kernel would read host memory, or beyond the end."""
     with pytest.raises(ValueError, match=f"{name}: expected .*{message}"):
         if name == "exit_at":
-            ops.run_patches(test_patches(4), packed.table, packed.weights, 0.5, ids, 4, 3, backend)
+            ops.run_patches(test_patches(4), packed.tensors, 0.5, ids, 4, 3, backend)
         else:
-            ops.run_stage(torch.rand(5, 16, 6, 7), ids, packed.table, packed.weights, 1, 0.5, None, backend)
+            ops.run_stage(torch.rand(5, 16, 6, 7), ids, packed.tensors, 1, 0.5, None, backend)
 
 
 def test_weights_packed_for_another_device_are_refused(backend, packed):
     with pytest.raises(ValueError, match="weights: expected on cpu, packed for it, got meta"):
-        ops.run_patches(test_patches(4), packed.table, packed.weights.to("meta"), 0.5, None, 4, 3, backend)
+        ops.run_patches(test_patches(4), [packed.table, packed.weights.to("meta")], 0.5, None, 4, 3, backend)
 
 
 def test_unknown_stage_is_named(backend, packed):
     with pytest.raises(ValueError, match="stage: expected 0 to 3, got 4"):
-        OPS.run_stage(torch.rand(1, 16, 4, 4), torch.tensor([0]), packed.table, packed.weights, 4, 0.5, None, backend)
+        OPS.run_stage(torch.rand(1, 16, 4, 4), torch.tensor([0]), packed.tensors, 4, 0.5, None, backend)

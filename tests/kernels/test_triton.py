@@ -114,7 +114,7 @@ def test_counts(count):
     results = []
     for name in ("triton", "torch"):
         packed = get_backend(name).pack(tiny_program(), DEVICE, torch.float32)
-        results.append(torch.ops.ape_kernels.run_patches(patches, packed.table, packed.weights, 0.1, None, 2, 1, name))
+        results.append(torch.ops.ape_kernels.run_patches(patches, packed, 0.1, None, 2, 1, name))
     (sr, exit_index, _), (expected, expected_index, _) = results
     assert torch.equal(exit_index, expected_index)
     assert count < 129 or set(exit_index.tolist()) == {0, 1}
@@ -173,7 +173,7 @@ def test_run_stage(stage, forced):
     def run(wrapped: APEForward, boundary: float) -> tuple[torch.Tensor, ...]:
         packed = wrapped.packed
         return torch.ops.ape_kernels.run_stage(
-            features, active, packed.table, packed.weights, stage, boundary, exit_at, wrapped.backend
+            features, active, packed.tensors, stage, boundary, exit_at, wrapped.backend
         )
 
     boundary = float(1 - run(oracle, 0.0)[2].median()) - 1e-3  # so that some leave and some stay
@@ -190,7 +190,7 @@ def test_run_stage_of_no_patch_and_of_no_such_stage():
     packed = APEForward(light(), backend="triton").packed
     features, none = torch.rand(2, 8, 4, 4, device=DEVICE), torch.zeros(0, dtype=torch.int64, device=DEVICE)
     run = lambda stage: torch.ops.ape_kernels.run_stage(  # noqa: E731
-        features, none, packed.table, packed.weights, stage, 0.5, None, "triton"
+        features, none, packed.tensors, stage, 0.5, None, "triton"
     )
     out, ids, _, left = run(0)
     assert out.shape == (0, 8, 4, 4)

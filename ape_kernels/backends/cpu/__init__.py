@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ape_kernels.backends.cpu.winograd import transform
-from ape_kernels.backends.native_calls import merge_call, split_call
+from ape_kernels.backends.native_calls import address, merge_call, program_arguments, split_call
 from ape_kernels.backends.order import leaving_first
 from ape_kernels.backends.protocol import (
     FIRST,
@@ -90,12 +90,9 @@ def pack(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> Pac
 def run_patches(packed: PackedProgram, patches: Tensor, exits: Exits, out: PatchResults) -> None:
     count, _, height, width = patches.shape
     core().cpu_run_patches(
-        table=packed.table.data_ptr(),
-        table_rows=len(packed.table),
-        weights=packed.weights.data_ptr(),
-        weight_count=len(packed.weights),
+        **program_arguments(packed),
         patches=patches.data_ptr(),
-        exit_at=_pointer(exits.exit_at),
+        exit_at=address(exits.exit_at),
         sr=out.sr.data_ptr(),
         exit_index=out.exit_index.data_ptr(),
         capacity=out.capacity.data_ptr(),
@@ -115,14 +112,11 @@ def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tenso
     capacity = torch.empty(len(active))
     leaves = torch.empty(len(active), dtype=torch.bool)
     core().cpu_run_stage(
-        table=packed.table.data_ptr(),
-        table_rows=len(packed.table),
-        weights=packed.weights.data_ptr(),
-        weight_count=len(packed.weights),
+        **program_arguments(packed),
         stage=stage,
         features=features.data_ptr(),
         active=active.data_ptr(),
-        exit_at=_pointer(exits.exit_at),
+        exit_at=address(exits.exit_at),
         out=out.data_ptr(),
         capacity=capacity.data_ptr(),
         leaves=leaves.data_ptr(),
@@ -139,13 +133,10 @@ def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tenso
 def run_image(packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Depths, picture: Picture) -> None:
     count, _, height, width = image.shape
     core().cpu_run_image(
-        table=packed.table.data_ptr(),
-        table_rows=len(packed.table),
-        weights=packed.weights.data_ptr(),
-        weight_count=len(packed.weights),
+        **program_arguments(packed),
         sharing=sharing.data_ptr(),
         folded=image.data_ptr(),
-        exit_at=_pointer(depths.exit_at),
+        exit_at=address(depths.exit_at),
         sr=picture.out.data_ptr(),
         count=count,
         height=height,
@@ -155,7 +146,7 @@ def run_image(packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Dep
         image=picture.image.data_ptr(),
         image_channels=picture.image.shape[1],
         scale=picture.scale,
-        tones=_pointer(picture.tones),
+        tones=address(picture.tones),
         tone_count=0 if picture.tones is None else len(picture.tones),
         value_range=picture.value_range,
         threads=torch.get_num_threads(),
@@ -217,10 +208,6 @@ def predict(statistics: Tensor, fit: FitTensors, parts: int) -> Predictions:
         threads=torch.get_num_threads(),
     )
     return out
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _layout(kernel: int, in_channels: int, dtype: torch.dtype) -> Layout:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ape_kernels.backends.cuda import launch
 from ape_kernels.backends.cuda.layout import UNIT
+from ape_kernels.backends.native_calls import address, program_arguments
 from ape_kernels.backends.protocol import Depths, Picture
 from ape_kernels.backends.torch.image import interpolate_cells
 from ape_kernels.program import PatchProgram
@@ -27,20 +28,17 @@ def run_image(packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Dep
     if not image.numel():
         return
     batch, _, height, width = image.shape
-    exit_at, weights = depths.exit_at, packed.weights
+    exit_at = depths.exit_at
     sharing = sharing.contiguous()
     with torch.cuda.device_of(image):
         maps = _empty_maps(packed, image)
         _load(image, maps)
         launch.launcher().cuda_run_image(
-            table=packed.table.data_ptr(),
-            table_rows=len(packed.table),
-            weights=weights.data_ptr(),
-            weight_count=len(weights),
-            element=ELEMENT_TYPES[weights.dtype],
+            **program_arguments(packed),
+            element=ELEMENT_TYPES[packed.weights.dtype],
             sharing=sharing.data_ptr(),
             maps=maps.data_ptr(),
-            exit_at=0 if exit_at is None else exit_at.data_ptr(),
+            exit_at=address(exit_at),
             output=picture.out.data_ptr(),
             images=batch,
             height=height,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ape_kernels.backends.native_calls import address
 from ape_kernels.backends.order import leaving_first
 from ape_kernels.backends.protocol import Exits, PatchResults, StageResults
 from ape_kernels.native import core
@@ -85,12 +86,12 @@ def _run(packed: PackedProgram, stage: int, work: _Work, exits: Exits) -> None:
             weights=weights.data_ptr(),
             input=work.input.data_ptr(),
             input_rows=len(work.input),
-            active=_pointer(work.active),
-            exit_at=_pointer(exits.exit_at),
+            active=address(work.active),
+            exit_at=address(exits.exit_at),
             output=work.output.data_ptr(),
-            exit_index=_pointer(work.exit_index),
+            exit_index=address(work.exit_index),
             capacity=work.capacity.data_ptr(),
-            leaves=_pointer(work.leaves),
+            leaves=address(work.leaves),
             scratch=scratch.data_ptr(),
             queue=queue.data_ptr(),
             blocks=blocks,
@@ -100,7 +101,3 @@ def _run(packed: PackedProgram, stage: int, work: _Work, exits: Exits) -> None:
             boundary=exits.boundary,
             stream=torch.cuda.current_stream().cuda_stream if work.input.is_cuda else 0,
         )
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
