@@ -86,20 +86,27 @@ def load(
         capacity is below this, from 0 (never) to 1. min_gain_db: the same as dB that a stage must bring.
         Give at most one of these four.
     patch_size: sides of the patches, in pixels of the image.
-    dtype: of the matrix products, "fp32", "fp16" or "bf16".
+    dtype: of the matrix products, "fp32", "fp16" or "bf16"; on a CPU "fp16" only with the backend "torch".
     backend: "auto", "cpu", "torch", "triton" or "cuda".
     device: such as "cpu" or "cuda:1". None: a GPU where there is one and the backend runs on it, else the CPU.
     exit_interval, res_scale, scale: what a state dict does not say: blocks between exits, factor of EDSR's residual
         blocks, and VDSR's upscaling factor. A network that has a scale of its own keeps it.
 
-    Raises UserError for weights that are missing, damaged or of no known network, and for a device that cannot be used;
+    Raises UserError for weights that are missing, damaged or of no known network, for a device that cannot be used, and
+    for a dtype that is only slower there;
     ValueError for another argument that is wrong; `ape_kernels.BackendUnavailable` for a backend that cannot run here.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     path = find_weights(Path(weights))
     model = load_network(path, Unsaid(exit_interval, res_scale, scale))
-    model = model.to(default_device(backend) if device is None else named_device(str(device)))
+    place = default_device(backend) if device is None else named_device(str(device))
+    if dtype == "fp16" and place.type == "cpu" and backend == "auto" and "APE_BACKEND" not in os.environ:
+        raise UserError(
+            "dtype: expected fp32 or bf16 on a CPU, got fp16, in which only the torch backend computes there, many times "
+            "slower; name that backend if you want it"
+        )
+    model = model.to(place)
     try:
         network = APEForward(
             model,

@@ -11,7 +11,6 @@ from torch.nn.functional import interpolate
 import ape_sr
 from ape_sr.weights import shipped_names
 
-
 BARS = []
 
 
