@@ -103,8 +103,8 @@ def load(
     place = default_device(backend) if device is None else named_device(str(device))
     if dtype == "fp16" and place.type == "cpu" and backend == "auto" and "APE_BACKEND" not in os.environ:
         raise UserError(
-            "dtype: expected fp32 or bf16 on a CPU, got fp16, in which only the torch backend computes there, many times "
-            "slower; name that backend if you want it"
+            "dtype: expected fp32 or bf16 on a CPU, got fp16, in which only the torch backend computes there, many "
+            "times slower; name that backend if you want it"
         )
     model = model.to(place)
     try:
