@@ -5,6 +5,7 @@
 """
 
 from ape_kernels.adapters import NotRecognised, to_program
+from ape_kernels.authors import PatchForward
 from ape_kernels.backends import BackendUnavailable
 from ape_kernels.exits import add_exits, all_exits
 from ape_kernels.forward import APEForward
@@ -20,6 +21,7 @@ __all__ = [
     "ExitFit",
     "NotRecognised",
     "Packed",
+    "PatchForward",
     "PatchGrid",
     "Plan",
     "Report",

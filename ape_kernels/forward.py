@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ape_kernels.autocast import autocast_dtype
 from ape_kernels.backends import BackendUnavailable, get_backend
-from ape_kernels.backends.protocol import Depths, Exits
+from ape_kernels.backends.protocol import Depths, Exits, PatchResults
 from ape_kernels.check import check_program
 from ape_kernels.exits import all_exits, has_added_exits
 from ape_kernels.geometry import PATCH_SIZE, Blend, check_blend, check_patch_size, folded_geometry
@@ -23,9 +24,11 @@ from ape_kernels.plan.plan import Plan, check_budget, check_fit, make_plan, plan
 from ape_kernels.plan.work import Work
 from ape_kernels.policy import Fidelity, Policy, exit_boundary
 from ape_kernels.program import PatchProgram
+from ape_kernels.progress import Progress
 from ape_kernels.report import Report, make_cell_report, make_report
 from ape_kernels.run import Cut, run_images, run_patches
 from ape_kernels.sharing import why_not_shared
+from ape_kernels.wrappers import Wrapper, device_of, is_replica, unwrapped
 
 Context = Literal["model", "patch"]
 CONTEXTS = ("model", "patch")
@@ -34,18 +37,28 @@ CONTEXTS = ("model", "patch")
 _Upscaled = Tensor | tuple[Tensor, Report] | tuple[list[Tensor], list[Tensor]]
 
 
-class APEForward(nn.Module):
+class _Way(NamedTuple):
+    """How an image runs on shared feature maps."""
+
+    depths: Depths
+    tones: Tones
+    plan: Plan | None
+
+
+class APEForward(Wrapper):
     """Runs a super-resolution network fast: whole images, and patches that leave when more layers would bring little.
 
     Inference only. The wrapped model is not changed; its weights may be, and are picked up at the next call (see
-    `refresh`). While the wrapped model is in training mode, a call is handed on to it.
+    `refresh`). While the wrapped model is in training mode, a call is handed on to it. Its public attributes can be
+    read here as well.
 
     An image runs in one of two ways. With the context "model", its patches share feature maps, and the picture is
     ``model(image)`` to rounding. How far each cell of the image runs can be given to the call. With the context
     "patch", the paper's way (APE, ECCV 2022, section 3), overlapping patches run on their own, each leaves as soon as
     the regressor predicts that the next layers bring little, and the results are blended.
 
-    model: a network one of the adapters recognises, with or without exits.
+    model: a network one of the adapters recognises, with or without exits; also in `nn.DataParallel`,
+        `DistributedDataParallel` or a descriptor of spandrel.
     threshold: incremental capacity below which a patch leaves, in [0, 1]; 0 never early, 1 at the first exit. None
         takes the model's own `exit_threshold` (as 1 minus it; 0 where it has none) for `forward_patches`, and runs
         images as `fidelity` says.
@@ -62,7 +75,8 @@ class APEForward(nn.Module):
         (RRDBNet at scales 1 and 2), rounded to whole squares. blend: how overlaps are merged, "linear" or "average".
     backend: "auto" or a name listed by ``python -m ape_kernels``; "auto" honours APE_BACKEND and, on
         a GPU, takes the fastest backend that a verification there found right (APE_AUTO; docs/auto.md).
-    dtype: of the matrix multiplications, float32, float16 or bfloat16; None takes the model's.
+    dtype: of the matrix multiplications, float32, float16 or bfloat16. None takes the model's, and under autocast that
+        of autocast; for float64, and for float16 on a CPU, which has no kernels for them, it takes float32.
 
     Raises TypeError or ValueError for arguments outside these, NotRecognised for a network no adapter
     knows or whose forward does not do what its layers say, BackendUnavailable (at the first call) for a
@@ -90,6 +104,7 @@ class APEForward(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        model = unwrapped(model)
         programs = PackedModel(model)
         program = programs.program()
         check_patch_size(patch_size, overlap)
@@ -103,7 +118,7 @@ class APEForward(nn.Module):
             raise ValueError(f"context: expected one of {', '.join(CONTEXTS)}, got {context!r}")
         if not isinstance(cell, int) or cell < 1 or cell % program.fold:
             raise ValueError(f"cell: expected a multiple of {program.fold} pixels, at least 1, got {cell!r}")
-        check_program(model, program)
+        self._gives_three = check_program(model, program)
         self.model = model
         self.cell = cell
         self.patch_size, self.overlap = patch_size, overlap
@@ -203,17 +218,22 @@ class APEForward(nn.Module):
     @property
     def packed(self) -> Packed:
         """The program of the model as it is now, packed for the backend that runs patches."""
-        return self._programs.get(self._wish("patch"))
+        return self._packed("patch")
 
     @property
     def packed_for_images(self) -> Packed:
         """The program of the model as it is now, packed for the backend that runs images as the settings say."""
-        return self._programs.get(self._wish(self.context))
+        return self._packed(self.context)
 
     def _wish(self, context: Context) -> Wish:
+        dtype = self.dtype or autocast_dtype(self._device)
         if context == "model":
-            return Wish(self.backend, self.dtype, self.cell, images=True)
-        return Wish(self.backend, self.dtype, self.patch_size)
+            return Wish(self.backend, dtype, self.cell, images=True)
+        return Wish(self.backend, dtype, self.patch_size)
+
+    def _packed(self, context: Context) -> Packed:
+        """The program as it runs now, on the device of this module, which may be a replica of `nn.DataParallel`."""
+        return self._programs.get(self._wish(context), self._device if is_replica(self.model) else None)
 
     @property
     def scale(self) -> int:
@@ -221,55 +241,91 @@ class APEForward(nn.Module):
         return self.program.scale
 
     def forward(
-        self, image: Tensor, return_report: bool = False, exit_at: Tensor | None = None, plan: Plan | None = None
+        self,
+        x: Tensor,
+        return_report: bool = False,
+        exit_at: Tensor | None = None,
+        plan: Plan | None = None,
+        progress: Progress | None = None,
     ) -> _Upscaled:
         """Upscale whole images.
 
-        image: float ``[B, C, H, W]`` of any size and memory format, on the model's device, finite.
+        x: float ``[B, C, H, W]`` of any size and memory format, on the model's device, finite. An image ``[C, H, W]``
+            is taken as a batch of one, and its picture has as many dimensions.
         exit_at: int64 ``[B, rows, columns]``, with the context "model" alone: how far each cell of ``cell * cell``
             pixels runs, the last of a row or column cut off by the edge. -1 interpolates (bicubic) and does not run
             the network; 0 to stages - 1 is the stage after which the cell leaves, and the last is full depth.
         plan: the same as `plan` made it, for images of this size. Without exit_at and plan, the settings decide.
-        Returns the picture ``[B, C, s * H, s * W]`` in the image's dtype, with `return_report` also a
-        `Report`. In training mode returns what ``model(image)`` returns, or `all_exits` where `add_exits` made them.
+        progress: called now and then with the share that is done, from 0 to 1, by the thread of the caller. What it
+            raises ends the call, as an interruption does.
+        Returns the picture ``[B, C, s * H, s * W]`` in the dtype of `x`, or that of autocast under it, with
+        `return_report` also a `Report`. In training mode returns what ``model(x)`` returns, or `all_exits` where
+        `add_exits` made them.
 
-        Raises TypeError for a wrong dtype, ValueError for a wrong shape or device, NaN or infinity.
+        Raises TypeError for a wrong dtype, ValueError for a wrong shape or device, NaN or infinity. Without
+        `return_report`, a batch of three is refused for networks that return three things themselves: code written for
+        those would take the pictures apart (`PatchForward`).
         """
         if self.model.training:
             if return_report or exit_at is not None or plan is not None:
                 raise ValueError(
                     "model: expected in evaluation mode for a report, exit_at or a plan; call eval() first"
                 )
-            return all_exits(self.model, image) if has_added_exits(self.model) else self.model(image)
-        context = self.context
-        if torch.compiler.is_compiling():
-            packed = self._programs.latest(context == "model")
-            pixels = image.detach().float()
-        else:
-            packed = self._programs.get(self._wish(context))
-            pixels = checked_pixels(image, "image", packed.program, packed.weights.device)
-        if context == "model":
-            return self._on_shared_maps(pixels, packed, image.dtype, return_report, exit_at, plan)
-        if exit_at is not None or plan is not None:
+            return all_exits(self.model, x) if has_added_exits(self.model) else self.model(x)
+        if self._gives_three and not return_report and len(x) == 3:
+            raise ValueError(
+                "x: expected another batch than three images, as this network itself returns (picture, exit index, "
+                "prediction); ape_kernels.PatchForward returns those, and return_report=True a report"
+            )
+        images = x[None] if isinstance(x, Tensor) and x.ndim == 3 else x
+        packed, pixels, dtype = self._entered(images)
+        if progress is not None:
+            progress(0.0)
+        if self.context == "model":
+            way = self._way(pixels, packed, exit_at, plan)
+            sr = run_image(pixels, packed, way.depths, way.tones)
+            report = make_cell_report(packed.program, way.depths, pixels, way.plan) if return_report else None
+        elif exit_at is not None or plan is not None:
             name = "plan" if exit_at is None else "exit_at"
             raise ValueError(f"{name}: expected None with the context 'patch', whose patches decide for themselves")
-        cut = Cut(self.patch_size, self.overlap, self.blend)
-        boundary = exit_boundary(self._policy.threshold or 0.0)
-        results = run_images(pixels, packed, cut, Exits(boundary))
-        sr = results.sr.to(image.dtype)
-        if not return_report:
-            return sr
+        else:
+            results = run_images(pixels, packed, self._cut, self._exits)
+            sr = results.sr
+            report = self._patch_report(results, packed, images.shape[2:]) if return_report else None
+        if progress is not None:
+            progress(1.0)
+        sr = sr.to(dtype) if images is x else sr[0].to(dtype)
+        return sr if report is None else (sr, report)
+
+    def _entered(self, x: Tensor) -> tuple[Packed, Tensor, torch.dtype]:
+        """What runs images, the pixels in float32, and the dtype of the picture."""
+        if torch.compiler.is_compiling():
+            return self._programs.latest(self.context == "model"), x.detach().float(), x.dtype
+        packed = self.packed_for_images
+        pixels = checked_pixels(x, "x", packed.program, packed.weights.device)
+        return packed, pixels, x.dtype if x.dtype == torch.float64 else autocast_dtype(x.device) or x.dtype
+
+    @property
+    def _cut(self) -> Cut:
+        return Cut(self.patch_size, self.overlap, self.blend)
+
+    @property
+    def _exits(self) -> Exits:
+        return Exits(exit_boundary(self._policy.threshold or 0.0))
+
+    def _patch_report(self, results: PatchResults, packed: Packed, sides: Sequence[int]) -> Report:
+        """Of images with these sides, run on patches."""
         fold = packed.program.fold
         patch_size, _ = folded_geometry(self.patch_size, self.overlap, fold)
-        area = math.prod(min(patch_size, -(-side // fold)) for side in image.shape[2:])
-        return sr, make_report(packed.program, results.exit_index, results.capacity, area)
+        area = math.prod(min(patch_size, -(-side // fold)) for side in sides)
+        return make_report(packed.program, results.exit_index, results.capacity, area)
 
     def plan(self, image: Tensor) -> Plan:
         """How far each cell of an image is to run, as the fidelity or the budget says, before anything runs.
 
         image: as `forward` takes it. Raises ValueError where neither applies, and for a model without a fit.
         """
-        packed = self._programs.get(self._wish("model"))
+        packed = self._packed("model")
         pixels = checked_pixels(image, "image", packed.program, packed.weights.device)
         if (made := self._planned(pixels, packed)) is None:
             raise ValueError(
@@ -287,32 +343,20 @@ class APEForward(nn.Module):
         assert fidelity is not None
         return make_plan(fit, packed.program, pixels, fidelity, packed.backend)
 
-    def _on_shared_maps(
-        self,
-        pixels: Tensor,
-        packed: Packed,
-        dtype: torch.dtype,
-        return_report: bool,
-        exit_at: Tensor | None,
-        plan: Plan | None,
-    ) -> _Upscaled:
-        fit, cell = self.fit, self.cell
+    def _way(self, pixels: Tensor, packed: Packed, exit_at: Tensor | None = None, plan: Plan | None = None) -> _Way:
+        """As these arguments of `forward` say, or else the settings."""
+        stages, fit = len(packed.program.stages), self.fit
         if exit_at is not None and plan is not None:
             raise ValueError("plan: expected None with exit_at, got both")
-        if exit_at is None and plan is None:
-            plan = self._planned(pixels, packed)
-            exit_at = None if plan is None else plan.exit_at
+        if exit_at is not None:
+            exit_at = checked_depths(exit_at, "exit_at", pixels, self.cell, stages)
         elif plan is not None:
-            exit_at = checked_depths(plan.exit_at, "plan.exit_at", pixels, plan.cell, len(self.program.stages))
-        elif exit_at is not None:
-            exit_at = checked_depths(exit_at, "exit_at", pixels, cell, len(self.program.stages))
-        cell = cell if plan is None else plan.cell
-        depths = Depths(exit_at, cell, RING if fit is None else fit.ring)
+            exit_at = checked_depths(plan.exit_at, "plan.exit_at", pixels, plan.cell, stages)
+        elif (plan := self._planned(pixels, packed)) is not None:
+            exit_at = plan.exit_at
+        cell = self.cell if plan is None else plan.cell
         tones = Tones() if fit is None else Tones(fit.to(pixels.device).tones, fit.value_range)
-        sr = run_image(pixels, packed, depths, tones).to(dtype)
-        if not return_report:
-            return sr
-        return sr, make_cell_report(packed.program, depths, pixels, plan)
+        return _Way(Depths(exit_at, cell, RING if fit is None else fit.ring), tones, plan)
 
     def forward_patches(self, patches: Tensor, exit_at: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Upscale patches independently of each other.
@@ -334,13 +378,9 @@ class APEForward(nn.Module):
         results = run_patches(pixels, packed, Exits(exit_boundary(self.threshold), exit_at))
         return results.sr.to(patches.dtype), results.exit_index, results.capacity
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The wrapped model's own state dict."""
-        return self.model.state_dict(*args, **kwargs)
-
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load the wrapped model's own state dict."""
-        result = self.model.load_state_dict(state_dict, *args, **kwargs)
+        result = super().load_state_dict(state_dict, *args, **kwargs)
         self._pack_ahead()
         return result
 
@@ -355,8 +395,8 @@ class APEForward(nn.Module):
         """Read the model's weights anew at the next call.
 
         They are read anew by themselves when they were assigned, loaded, moved or changed in place. What is written
-        through ``.data`` (as the moving averages of BasicSR are) PyTorch does not count: call this after it, or `eval`,
-        which does the same.
+        through ``.data`` PyTorch does not count: on a CPU it is noticed if it changes the first value of any tensor, as
+        the moving averages of BasicSR do. Elsewhere call this after it, or `eval`, which does the same.
         """
         self._programs = PackedModel(self.model)
         self._pack_ahead()
@@ -371,16 +411,15 @@ class APEForward(nn.Module):
         with contextlib.suppress(BackendUnavailable):
             _ = self.packed_for_images
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # reached when a parent module loads: the wrapped model's keys lack our own level
-        for name in [name for name in state_dict if name.startswith(prefix)]:
-            state_dict[f"{prefix}model.{name.removeprefix(prefix)}"] = state_dict.pop(name)
-
     def extra_repr(self) -> str:
         """What `repr` shows of the settings."""
         names = ("threshold", "fidelity", "budget", "context", "cell", "patch_size", "overlap", "blend", "backend")
         settings = {name: getattr(self, name) for name in names}
         return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+    @property
+    def _device(self) -> torch.device:
+        return device_of(self.model)
 
     def __getstate__(self) -> dict[str, Any]:
         # copying and pickling: the program shares the weights of this model

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ape_kernels.autocast import without_autocast
 from ape_kernels.backends import choose_for_patches, get_backend
 from ape_kernels.backends.protocol import STATISTICS, Depths, Exits, FitTensors, PatchResults, Picture
 from ape_kernels.geometry import AxisBlend
@@ -198,10 +199,10 @@ def _fake_statistics(image: Tensor, cell: int, value_range: float, backend: str)
 
 
 def _call(backend: str, operation: str, *args: Any) -> Any:
-    """Log the call and run it on the named backend without gradient. With APE_SYNC=1 wait for the device."""
+    """Log the call and run it on the named backend, without gradient and autocast. APE_SYNC=1: wait for the device."""
     if os.environ.get("APE_LOG"):
         _LOG.warning("%s on %s: %s", operation, backend, ", ".join(map(_describe, args)))
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast():
         result = getattr(get_backend(backend), operation)(*args)
     if os.environ.get("APE_SYNC") == "1" and torch.cuda.is_available():
         torch.cuda.synchronize()

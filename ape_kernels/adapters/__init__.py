@@ -15,6 +15,7 @@ from torch import nn
 
 from ape_kernels.adapters import basicsr, compact, ecbsr, edsr, rcan, rrdb, span, srresnet, swinir, transformers, vdsr
 from ape_kernels.adapters.recognise import NotRecognised, part_at
+from ape_kernels.autocast import without_autocast
 from ape_kernels.program import PatchProgram
 
 __all__ = ["ADAPTERS", "Adapter", "NotRecognised", "to_program"]
@@ -61,7 +62,8 @@ def to_program(model: nn.Module) -> PatchProgram:
     for adapter in ADAPTERS:
         if adapter.matches(model):
             try:
-                return adapter.convert(model)
+                with without_autocast():
+                    return adapter.convert(model)
             except NotRecognised as error:
                 raise NotRecognised(f"{error} (nearest family: {adapter.name})") from None
     raise _unknown(model)

@@ -18,6 +18,7 @@ import ape_kernels
 from ape_kernels import APEForward, NotRecognised, PatchGrid
 from ape_kernels.geometry import PATCH_SIZE
 from ape_kernels.policy import Fidelity
+from ape_kernels.progress import Progress
 from ape_sr.checkpoint import load_network
 from ape_sr.distributed import default_device, named_device
 from ape_sr.errors import UserError
@@ -85,20 +86,27 @@ def load(
         capacity is below this, from 0 (never) to 1. min_gain_db: the same as dB that a stage must bring.
         Give at most one of these four.
     patch_size: sides of the patches, in pixels of the image.
-    dtype: of the matrix products, "fp32", "fp16" or "bf16".
+    dtype: of the matrix products, "fp32", "fp16" or "bf16"; on a CPU "fp16" only with the backend "torch".
     backend: "auto", "cpu", "torch", "triton" or "cuda".
     device: such as "cpu" or "cuda:1". None: a GPU where there is one and the backend runs on it, else the CPU.
     exit_interval, res_scale, scale: what a state dict does not say: blocks between exits, factor of EDSR's residual
         blocks, and VDSR's upscaling factor. A network that has a scale of its own keeps it.
 
-    Raises UserError for weights that are missing, damaged or of no known network, and for a device that cannot be used;
+    Raises UserError for weights that are missing, damaged or of no known network, for a device that cannot be used, and
+    for a dtype that is only slower there;
     ValueError for another argument that is wrong; `ape_kernels.BackendUnavailable` for a backend that cannot run here.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     path = find_weights(Path(weights))
     model = load_network(path, Unsaid(exit_interval, res_scale, scale))
-    model = model.to(default_device(backend) if device is None else named_device(str(device)))
+    place = default_device(backend) if device is None else named_device(str(device))
+    if dtype == "fp16" and place.type == "cpu" and backend == "auto" and "APE_BACKEND" not in os.environ:
+        raise UserError(
+            "dtype: expected fp32 or bf16 on a CPU, got fp16, in which only the torch backend computes there, many "
+            "times slower; name that backend if you want it"
+        )
+    model = model.to(place)
     try:
         network = APEForward(
             model,
@@ -139,15 +147,31 @@ class Upscaler:
         return self.network.packed_for_images.backend
 
     @overload
-    def upscale(self, image: Picture, *, return_report: Literal[False] = False) -> Picture: ...
-    @overload
-    def upscale(self, image: Picture, *, return_report: Literal[True]) -> tuple[Picture, Report]: ...
-    @overload
-    def upscale(self, image: str | os.PathLike[str], *, return_report: Literal[False] = False) -> Image.Image: ...
-    @overload
-    def upscale(self, image: str | os.PathLike[str], *, return_report: Literal[True]) -> tuple[Image.Image, Report]: ...
     def upscale(
-        self, image: np.ndarray | Tensor | Image.Image | str | os.PathLike[str], *, return_report: bool = False
+        self, image: Picture, *, return_report: Literal[False] = False, progress: Progress | None = None
+    ) -> Picture: ...
+    @overload
+    def upscale(
+        self, image: Picture, *, return_report: Literal[True], progress: Progress | None = None
+    ) -> tuple[Picture, Report]: ...
+    @overload
+    def upscale(
+        self,
+        image: str | os.PathLike[str],
+        *,
+        return_report: Literal[False] = False,
+        progress: Progress | None = None,
+    ) -> Image.Image: ...
+    @overload
+    def upscale(
+        self, image: str | os.PathLike[str], *, return_report: Literal[True], progress: Progress | None = None
+    ) -> tuple[Image.Image, Report]: ...
+    def upscale(
+        self,
+        image: np.ndarray | Tensor | Image.Image | str | os.PathLike[str],
+        *,
+        return_report: bool = False,
+        progress: Progress | None = None,
     ) -> np.ndarray | Tensor | Image.Image | tuple[np.ndarray | Tensor | Image.Image, Report]:
         """Upscale an image; the picture is of the same kind.
 
@@ -157,6 +181,8 @@ class Upscaler:
             from 0 to 1. The picture has the same dtype and channels. PIL images come out as L, LA, RGB, RGBA or I;16.
             Alpha is enlarged by the network too, and colours that it hides do not bleed.
         return_report: give ``(picture, report)`` instead of the picture.
+        progress: called now and then with the share of the picture that is done, from 0 to 1. What it raises ends the
+            call.
 
         Raises UserError for a file that cannot be read, for a PIL image of more than 16 bits per channel and for a file
         with 16 bits in colour, which PIL cannot hold; TypeError for another type or dtype, ValueError for another shape
@@ -164,17 +190,17 @@ class Upscaler:
         """
         if isinstance(image, (str, os.PathLike)):
             (frame,) = read_file(Path(image), first_frame=True).frames
-            picture, report = self._upscale_array(frame.pixels)
+            picture, report = self._upscale_array(frame.pixels, progress)
             picture = _as_pil(picture, str(image))
         elif isinstance(image, Tensor):
             if image.ndim not in (3, 4) or image.shape[-3] != 3:
                 raise ValueError(f"image: expected a tensor [3, H, W] or [B, 3, H, W], got {list(image.shape)}")
-            picture, report = self._upscale_tensor(image if image.ndim == 4 else image[None])
+            picture, report = self._upscale_tensor(image if image.ndim == 4 else image[None], progress)
             picture = picture if image.ndim == 4 else picture[0]
         elif isinstance(image, np.ndarray):
-            picture, report = self._upscale_array(image)
+            picture, report = self._upscale_array(image, progress)
         elif isinstance(image, Image.Image):
-            picture, report = self._upscale_array(pixels_of(image, "image"))
+            picture, report = self._upscale_array(pixels_of(image, "image"), progress)
             picture = _as_pil(picture, "image")
         else:
             raise TypeError(f"image: expected a path, PIL image, array or tensor, got {type(image).__name__}")
@@ -195,12 +221,12 @@ class Upscaler:
         exits = report.exit_index[0].cpu().numpy()
         return draw_exit_map(pixels, exits, grid, len(report.patches_per_exit), report.share)
 
-    def _upscale_array(self, image: np.ndarray) -> tuple[np.ndarray, Report]:
+    def _upscale_array(self, image: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, Report]:
         """``[H, W, C]``, see `upscale`."""
         if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4):
             raise ValueError(f"image: expected an array [H, W, C] with C from 1 to 4, got {list(image.shape)}")
         if image.dtype.kind == "f":
-            return self._upscale_floats(image)
+            return self._upscale_floats(image, progress)
         if image.dtype not in (np.uint8, np.uint16):
             raise TypeError(f"image: expected uint8, uint16 or a float dtype, got {image.dtype}")
         started = time.perf_counter()
@@ -209,33 +235,35 @@ class Upscaler:
         colours, alpha = (image, None) if channels % 2 else (image[..., :-1], image[..., -1])
         if alpha is not None:
             colours = cover_hidden(colours, alpha)
-        reports = [self._fill(colours, picture[..., : colours.shape[2]])]
+        has_detail = alpha is not None and alpha.min() != alpha.max()
+        of_colours, of_alpha = _halves(progress) if has_detail else (progress, None)
+        reports = [self._fill(colours, picture[..., : colours.shape[2]], of_colours)]
         if alpha is not None:
-            if alpha.min() == alpha.max():
+            if not has_detail:
                 picture[..., -1] = alpha.flat[0]
             else:
-                reports.append(self._fill(alpha[..., None], picture[..., -1:]))
+                reports.append(self._fill(alpha[..., None], picture[..., -1:], of_alpha))
                 bound(picture[..., -1], alpha, self.scale)
         return picture, self._timed(reports, time.perf_counter() - started)
 
-    def _fill(self, colours: np.ndarray, out: np.ndarray) -> ape_kernels.Report:
+    def _fill(self, colours: np.ndarray, out: np.ndarray, progress: Progress | None) -> ape_kernels.Report:
         """Upscale uint8 or uint16 ``[H, W, 1 or 3]`` into `out`."""
         rgb_range = pixel_range(self.network.model)
-        sr, report = self._run(torch.from_numpy(to_planes(colours, rgb_range)).to(self._device))
+        sr, report = self._run(torch.from_numpy(to_planes(colours, rgb_range)).to(self._device), progress)
         if sr.device.type == "cpu":
             from_planes(sr[0].numpy(), rgb_range, out)
         else:
             from_device(sr[0], rgb_range, out)
         return report
 
-    def _upscale_floats(self, image: np.ndarray) -> tuple[np.ndarray, Report]:
+    def _upscale_floats(self, image: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, Report]:
         pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)  # a copy: arrays may be read-only
         if image.shape[2] == 3:
-            picture, report = self._upscale_tensor(pixels[None])
+            picture, report = self._upscale_tensor(pixels[None], progress)
             return picture[0].permute(1, 2, 0).contiguous().numpy(), report
         raise TypeError(f"image: expected uint8 or uint16 for {image.shape[2]} channels, got {image.dtype}")
 
-    def _upscale_tensor(self, images: Tensor) -> tuple[Tensor, Report]:
+    def _upscale_tensor(self, images: Tensor, progress: Progress | None) -> tuple[Tensor, Report]:
         """``[B, 3, H, W]``, uint8 or float from 0 to 1; the picture on the device of `images`."""
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise TypeError(f"image: expected uint8 or a float dtype, got {images.dtype}")
@@ -246,17 +274,17 @@ class Upscaler:
         started = time.perf_counter()
         peak = 255 if images.dtype == torch.uint8 else 1
         rgb_range = pixel_range(self.network.model)
-        sr, report = self._run(images.to(self._device).float() * (rgb_range / peak))
+        sr, report = self._run(images.to(self._device).float() * (rgb_range / peak), progress)
         levels = (sr * (peak / rgb_range)).clamp(0, peak)
         if images.dtype == torch.uint8:
             levels = levels.round()
         picture = levels.to(images.device, images.dtype)
         return picture, self._timed([report], time.perf_counter() - started)
 
-    def _run(self, images: Tensor) -> tuple[Tensor, ape_kernels.Report]:
+    def _run(self, images: Tensor, progress: Progress | None) -> tuple[Tensor, ape_kernels.Report]:
         """The one call of the network: float32 ``[B, 3, H, W]`` on its device and in its range."""
         with torch.no_grad():
-            sr, report = self.network(images, return_report=True)
+            sr, report = self.network(images, return_report=True, progress=progress)
         if self.network.dtype == torch.float16 and not torch.isfinite(sr).all():
             raise UserError("dtype: expected fp32 or bf16 for this network, whose values overflow in fp16")
         return sr, report
@@ -267,6 +295,13 @@ class Upscaler:
 
     def _timed(self, reports: Sequence[ape_kernels.Report], seconds: float) -> Report:
         return Report(**_joined(reports), seconds=seconds, backend=self.backend)
+
+
+def _halves(progress: Progress | None) -> tuple[Progress | None, Progress | None]:
+    """For two calls after each other, what they tell of the work as a whole."""
+    if progress is None:
+        return None, None
+    return (lambda share: progress(share / 2)), (lambda share: progress((1 + share) / 2))
 
 
 def from_device(planes: Tensor, rgb_range: float, out: np.ndarray) -> None:

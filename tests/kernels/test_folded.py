@@ -88,7 +88,7 @@ def test_compiled():
 def test_exported_for_any_size():
     fast = APEForward(BasicSR(scale=2))
     sides = {2: torch.export.Dim("height", min=49, max=4096), 3: torch.export.Dim("width", min=49, max=4096)}
-    exported = torch.export.export(fast, (test_patches(1, 60, 53),), dynamic_shapes={"image": sides})
+    exported = torch.export.export(fast, (test_patches(1, 60, 53),), dynamic_shapes={"x": sides})
     image = test_patches(1, 71, 80)
     assert torch.equal(exported.module()(image), fast(image))
 

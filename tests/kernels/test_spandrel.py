@@ -110,3 +110,16 @@ def test_a_loaded_network_leaves_its_checkpoint_alone():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     APEForward(model)(test_patches(1, 20, 20))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["esrgan-x4", "compact-x2", "rcan-x4"])
+def test_a_descriptor_calls_it_instead_of_its_model(name):
+    """The one line of docs/integrations.md."""
+    state = {key: value.clone() for key, value in randomise(NETWORKS[name](), gain=1.5).state_dict().items()}
+    theirs, ours = (spandrel.ModelLoader().load_from_state_dict(state).to(DEVICE).eval() for _ in range(2))
+    ours._model = APEForward(ours)
+    image = test_patches(1, 20, 18)
+    assert_pictures_close(ours(image), theirs(image))
+    assert ours.device == theirs.device and ours.dtype == theirs.dtype and ours.train().eval() is ours
+    if ours.supports_half:
+        assert_pictures_close(ours.half()(image.half()).float(), theirs(image), 2e-2)

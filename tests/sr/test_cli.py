@@ -89,9 +89,21 @@ class TestUpscale:
     def test_half_precision_gives_nearly_the_same(self, tmp_path, photos, weights, dtype):
         for name in ("fp32", dtype):
             arguments = ("-i", photos / "b.bmp", "-o", tmp_path / f"{name}.png", "-n", weights, "--threshold", 0)
-            assert run("upscale", *arguments, "--dtype", name) == 0
+            assert run("upscale", *arguments, "--dtype", name, "--backend", "torch" if name == "fp16" else "auto") == 0
         full, half = (read_image(tmp_path / f"{name}.png").astype(int) for name in ("fp32", dtype))
         assert np.abs(half - full).mean() < 1
+
+    def test_values_that_overflow_in_fp16_are_said(self, tmp_path, photos, capsys):
+        """And no black picture is written."""
+        model = spread_network(2, 2, 8, None)
+        model.head[0].weight.mul_(1e6)
+        model.tail[1].weight.mul_(1e-6)
+        save_model(tmp_path / "loud.safetensors", model)
+        arguments = ("-i", photos / "b.bmp", "-o", tmp_path / "x.png", "-n", tmp_path / "loud.safetensors")
+        assert run("upscale", *arguments, "--dtype", "fp16", "--backend", "torch") == 2
+        assert "dtype: expected fp32 or bf16 for this network, whose values overflow in fp16" in capsys.readouterr().err
+        assert not (tmp_path / "x.png").exists()
+        assert run("upscale", *arguments) == 0
 
     def test_a_corrupt_file_does_not_stop_the_others(self, tmp_path, photos, weights, capsys):
         (photos / "bad.png").write_bytes(b"no picture")
@@ -301,6 +313,7 @@ BAD_CALLS = {
     "both-policies": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "0", "--min-gain-db", "0"], "not allowed with"),
     "unknown-backend": (["upscale", "-i", "{photo}", "-o", "x.png", "--backend", "tpu"], "invalid choice: 'tpu'"),
     "backend-that-cannot": (["upscale", "-i", "{photo}", "-o", "x.png", "--backend", "cuda"], "backend: cuda cannot run"),
+    "fp16-on-a-cpu": (["upscale", "-i", "{photo}", "-o", "x.png", "--dtype", "fp16"], "dtype: expected fp32 or bf16 on a CPU, got fp16"),
     "backend-without-dtype": (["upscale", "-i", "{photo}", "-o", "x.png", "--backend", "cpu", "--dtype", "fp16"], "cpu cannot run: computes in torch.float32"),
     "other-scale": (["evaluate", "-i", "{photos}", "-n", "{weights}", "-s", "3"], "scale: expected 2, the scale of"),
     "scale-without-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-s", "7"], "scale: expected a result of at most 4 times the size"),
