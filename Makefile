@@ -7,7 +7,7 @@ FORMATTED = $(shell find csrc bench tests -name '*.h' -o -name '*.cuh' -o -name 
 .PHONY: demo test bench asan lint format wheels sdist clean venv
 
 demo: .venv/installed
-	$(BIN)/ape-sr upscale -i assets/photo.png -o results -s 4 --exit-map
+	$(BIN)/ape-sr upscale -i assets/photo.jpg -o results -s 4 --exit-map
 	@echo "Yours: $(BIN)/ape-sr upscale -i FILE -o results (or plain ape-sr after: . .venv/bin/activate)"
 
 test: venv

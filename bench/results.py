@@ -84,7 +84,7 @@ def commands(dev: str) -> dict[str, str]:
             f"python bench/curves.py -i {' '.join(sets.values())} -n {weights(scale)} "
             f"--paper bench/paper_regressor_x{scale}.json -o {folder}"
         )
-    made["map"] = f"ape-sr upscale -i assets/photo.png -o {PICTURES}/photo.png --threshold 0.14 --exit-map"
+    made["map"] = f"ape-sr upscale -i assets/photo.jpg -o {PICTURES}/photo.png --threshold 0.14 --exit-map"
     made["seams"] = f"python bench/seams.py -i {dev}/Urban10/x4 -n {weights(4)} --show assets -o {PICTURES}"
     return made
 

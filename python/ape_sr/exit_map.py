@@ -48,8 +48,7 @@ def draw_exit_map(picture: np.ndarray, exits: np.ndarray, grid: PatchGrid, stage
     figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     _number_patches(figure, exits, rows, columns, total)
-    counts = np.bincount(exits.ravel() % (stages + 1), minlength=stages + 1)
-    _draw_legend(figure, counts if counts[-1] else counts[:-1], colours, share, total)
+    _draw_legend(figure, np.bincount(exits.ravel() + 1, minlength=stages + 1), colours, share, total)
     figure.figimage(tinted, 0, LEGEND, origin="upper", zorder=-1)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -98,7 +97,7 @@ def _number_patches(
     outline = [withStroke(linewidth=2, foreground="black")]
     for (row, column), index in np.ndenumerate(exits):
         height, width = rows[row + 1] - rows[row], columns[column + 1] - columns[column]
-        if index < 0 or min(height, width) < 24:  # nothing ran, or no room for a number
+        if index < 0 or min(height, width) < 32:  # nothing ran, or no room for a number
             continue
         x = (columns[column] + width / 2) / total[0]
         y = 1 - (rows[row] + height / 2) / total[1]
@@ -110,25 +109,27 @@ def _name(index: int) -> str:
 
 
 def _draw_legend(figure: Figure, counts: np.ndarray, colours: np.ndarray, share: float, total: tuple[int, int]) -> None:
-    """counts: of every exit, and of what was interpolated if there is any."""
-    boxes, length = len(counts), min(total[0], 1000) - 20
-    stages = len(colours) - 1
+    """From less work to more. counts: of what was interpolated, which is left away if there is none, and every exit."""
+    stages = len(counts) - 1
+    first = -1 if counts[0] else 0
+    boxes, length = stages - first, min(total[0], 1000) - 20
     axes = figure.add_axes((10 / total[0], 22 / total[1], length / total[0], 22 / total[1]))
     axes.set(xlim=(0, boxes), ylim=(0, 1))
     axes.axis("off")
-    for index, count in enumerate(counts):
-        axes.add_patch(Rectangle((index, 0), 1, 1, facecolor=colours[index], edgecolor="white"))
+    for index in range(first, stages):
+        left = index - first
+        axes.add_patch(Rectangle((left, 0), 1, 1, facecolor=colours[index], edgecolor="white"))
         dark = colours[index].mean() < 0.5
         axes.text(
-            index + 0.5,
+            left + 0.5,
             0.47,
-            _name(index if index < stages else -1),
+            _name(index),
             color="white" if dark else "black",
             size=10,
             ha="center",
             va="center",
         )
-        axes.text(index + 0.5, -0.2, f"{count / counts.sum():.0%}", size=9, ha="center", va="top")
-    left = ", - interpolated" if boxes > stages else ""
-    title = f"Brighter: more work. Exits (0 first, {stages - 1} full depth{left}), % of all. Computation: {share:.0%}"
+        axes.text(left + 0.5, -0.2, f"{counts[index + 1] / counts.sum():.0%}", size=9, ha="center", va="top")
+    least = "- interpolated, " if first < 0 else ""
+    title = f"Brighter: more work. Exits ({least}0 first, {stages - 1} full depth), % of all. Computation: {share:.0%}"
     figure.text(10 / total[0], 54 / total[1], title, size=9, va="bottom")
