@@ -16,7 +16,7 @@ from ape_kernels.backends.protocol import Depths, Exits, PatchResults
 from ape_kernels.check import check_program
 from ape_kernels.exits import all_exits, has_added_exits
 from ape_kernels.geometry import PATCH_SIZE, Blend, check_blend, check_patch_size, folded_geometry
-from ape_kernels.images import RING, Tones, run_image
+from ape_kernels.images import RING, run_image
 from ape_kernels.inputs import checked_depths, checked_pixels
 from ape_kernels.packed import DTYPES, Packed, PackedModel, Wish
 from ape_kernels.plan.fit import ExitFit
@@ -41,7 +41,7 @@ class _Way(NamedTuple):
     """How an image runs on shared feature maps."""
 
     depths: Depths
-    tones: Tones
+    colours: Tensor
     plan: Plan | None
 
 
@@ -283,7 +283,7 @@ class APEForward(Wrapper):
             progress(0.0)
         if self.context == "model":
             way = self._way(pixels, packed, exit_at, plan)
-            sr = run_image(pixels, packed, way.depths, way.tones)
+            sr = run_image(pixels, packed, way.depths, way.colours)
             report = make_cell_report(packed.program, way.depths, pixels, way.plan) if return_report else None
         elif exit_at is not None or plan is not None:
             name = "plan" if exit_at is None else "exit_at"
@@ -355,8 +355,8 @@ class APEForward(Wrapper):
         elif (plan := self._planned(pixels, packed)) is not None:
             exit_at = plan.exit_at
         cell = self.cell if plan is None else plan.cell
-        tones = Tones() if fit is None else Tones(fit.to(pixels.device).tones, fit.value_range)
-        return _Way(Depths(exit_at, cell, RING if fit is None else fit.ring), tones, plan)
+        colours = pixels if fit is None or exit_at is None else fit.colours(pixels)
+        return _Way(Depths(exit_at, cell, RING if fit is None else fit.ring), colours, plan)
 
     def forward_patches(self, patches: Tensor, exit_at: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Upscale patches independently of each other.

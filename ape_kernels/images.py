@@ -24,17 +24,11 @@ RING = 4  # pixels around the cells that run which go through the first stage wi
 BAND_BYTES = {"cpu": 1 << 30, "cuda": 1 << 33}  # of feature maps that are held at once
 
 
-class Tones(NamedTuple):
-    """What is added to the colours of cells that are interpolated, see `backends.torch.interpolate`."""
-
-    table: Tensor | None = None
-    value_range: float = 1.0
-
-
-def run_image(image: Tensor, packed: Packed, depths: Depths, tones: Tones) -> Tensor:
+def run_image(image: Tensor, packed: Packed, depths: Depths, colours: Tensor | None = None) -> Tensor:
     """Pictures float32 ``[B, out_channels, s * H, s * W]`` of images float32 ``[B, C, H, W]``.
 
     depths: cell and ring in pixels of the image; the cell a multiple of the program's fold.
+    colours: what cells at -1 are interpolated from, as large as the image; None for the image itself.
     Raises ValueError for a program that cannot run so, and for tensors of another dtype, shape or device.
     """
     if packed.sharing is None:
@@ -45,7 +39,7 @@ def run_image(image: Tensor, packed: Packed, depths: Depths, tones: Tones) -> Te
         packed.shape,
         depths.exit_at,
         (depths.cell, depths.ring),
-        *tones,
+        colours,
         packed.backend,
     )
 
@@ -56,35 +50,35 @@ def _run_image(
     shape: list[int],
     exit_at: Tensor | None,
     cells: list[int],
-    tones: Tensor | None,
-    value_range: float,
+    colours: Tensor | None,
     backend: str,
 ) -> Tensor:
     """The operation, as torch sees it. Returns what `run_image` does.
 
     program: table and weights of `PackedProgram`, then `sharing`. shape: `PictureShape`. exit_at: as in `Depths`, and
-    cells are cell and ring from there. tones, value_range: `Tones`.
+    cells are cell and ring from there. colours: as `run_image` takes them.
     """
     *tensors, sharing = program
     packed, depths = PackedProgram(*tensors), Depths(exit_at, *cells)
     upscale, out_channels, fold = PictureShape(*shape)
-    _check(image, packed, sharing, depths, tones, fold)
+    _check(image, packed, sharing, depths, colours, fold)
     batch, _, height, width = image.shape
     scale, cell = upscale // fold, depths.cell
-    image = reflect_to_multiple(image, fold).contiguous()
+    colours = image if colours is None else colours
+    image, colours = (reflect_to_multiple(each, fold).contiguous() for each in (image, colours))
     folded = fold_pixels(image, fold).contiguous()
-    exit_at, tones = (None if values is None else values.contiguous() for values in (exit_at, tones))
+    exit_at = None if exit_at is None else exit_at.contiguous()
     out = image.new_empty(batch, out_channels, *(side * scale for side in image.shape[2:]))
     ring = -(-depths.ring // fold)
     for part in _bands(packed, folded, Depths(exit_at, cell // fold, ring), backend):
         rows = slice(part.first * fold, part.stop * fold)
-        some = image if part.whole else image[:, :, rows].contiguous()
+        some = colours if part.whole else colours[:, :, rows].contiguous()
         made = out if part.whole else out.new_empty(batch, out_channels, some.shape[2] * scale, out.shape[3])
         at = exit_at
         if exit_at is not None and not part.whole:
             at = exit_at[:, part.first * fold // cell : -(-part.stop * fold // cell)].contiguous()
         depths = Depths(at, cell // fold, ring)
-        picture = Picture(made, some, scale, tones, value_range)
+        picture = Picture(made, some, scale)
         ops.run_image(packed, sharing, folded[:, :, part.first : part.stop].contiguous(), depths, picture, backend)
         if not part.whole:
             begin, end = part.begin * upscale, part.end * upscale
@@ -100,7 +94,7 @@ def _fake_run_image(image: Tensor, program: list[Tensor], shape: list[int], *_: 
 
 
 def _check(
-    image: Tensor, packed: PackedProgram, sharing: Tensor, depths: Depths, tones: Tensor | None, fold: int
+    image: Tensor, packed: PackedProgram, sharing: Tensor, depths: Depths, colours: Tensor | None, fold: int
 ) -> None:
     """What native code would read or write outside of is refused here."""
     if image.ndim != 4 or image.dtype != torch.float32:
@@ -116,14 +110,15 @@ def _check(
         raise ValueError(f"ring: expected at least 0 pixels, got {depths.ring}")
     if depths.exit_at is not None:
         check_cells(depths.exit_at, "exit_at", image, depths.cell)
-    if tones is None:
+    if colours is None:
         return
-    shape = (*[len(tones)] * 3, 3)
-    if tones.dtype != torch.float32 or tuple(tones.shape) != shape or len(tones) < 2 or tones.device != image.device:
-        got = f"{tones.dtype} {list(tones.shape)} on {tones.device}"
-        raise ValueError(f"tones: expected float32 [N, N, N, 3], N at least 2, on {image.device}, got {got}")
-    if image.shape[1] != 3:
-        raise ValueError(f"tones: expected with images of 3 channels, got {image.shape[1]}")
+    for name, got, expected in (
+        ("dtype", colours.dtype, image.dtype),
+        ("shape", list(colours.shape), list(image.shape)),
+        ("device", colours.device, image.device),
+    ):
+        if got != expected:
+            raise ValueError(f"colours: expected the {name} of the image, {expected}, got {got}")
 
 
 class _Band(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ape_kernels.backends import get_backend
 from ape_kernels.backends.protocol import Depths
 from ape_kernels.geometry import cells_of
-from ape_kernels.images import Tones, run_image
+from ape_kernels.images import run_image
 from ape_kernels.packed import Packed, Wish, pack
 from ape_kernels.program import PatchProgram
 
@@ -30,7 +30,6 @@ FULL = "full depth"
 BACKENDS = ("triton", "cuda", "torch")
 TOLERANCE = 2e-2  # of the oracle's standard deviation, root mean square, in float16
 WORST = 0.3  # of the same, any pixel: one that stands in a wrong place is off by more than 1
-TONES = 17  # colours on each axis of the table
 # of the main convolution: pixels of a tile, warps, depth of the pipeline, most registers of a thread; then pixels of a
 # tile of the others. None of them spills on sm_90.
 SEARCHED = (
@@ -52,17 +51,15 @@ class Picture:
     model: nn.Module
     image: Tensor
     packed: Packed
-    tones: Tones
 
     @classmethod
     def of(cls, bench: Bench, network: str, size: tuple[int, int]) -> Picture:
         """A random one on the device; `packed` is the oracle."""
         torch.manual_seed(1)
         image = torch.rand(1, 3, *size, device=bench.device.kind)
-        tones = torch.rand(TONES, TONES, TONES, 3, device=bench.device.kind) * 0.1
         model = bench.model(network)
         name = f"{network}, picture of {size[1]}x{size[0]}"
-        return cls(name, model, image, pack(model, Wish("torch", torch.float32)), Tones(tones))
+        return cls(name, model, image, pack(model, Wish("torch", torch.float32)))
 
     @property
     def program(self) -> PatchProgram:
@@ -115,9 +112,9 @@ def ours(bench: Bench, picture: Picture) -> None:
     for exits, exit_at in picture.plans(cell).items():
         depths = Depths(exit_at, cell, RING)
         with torch.inference_mode():
-            oracle = run_image(picture.image, picture.packed, depths, picture.tones)
+            oracle = run_image(picture.image, picture.packed, depths)
         for name, program in packed.items():
-            run = lambda program=program, depths=depths: run_image(picture.image, program, depths, picture.tones)  # noqa: E731
+            run = lambda program=program, depths=depths: run_image(picture.image, program, depths)  # noqa: E731
 
             def eager(run=run, oracle=oracle) -> Run:
                 check(run(), oracle)
@@ -176,15 +173,15 @@ def search(bench: Bench, network: str) -> None:
     packed = pack(picture.model, Wish("triton", bench.dtype))
     depths = Depths(None, CELL, RING)
     with torch.inference_mode():
-        oracle = run_image(picture.image, picture.packed, depths, picture.tones)
+        oracle = run_image(picture.image, picture.packed, depths)
     for bm, warps, pipeline, registers, others in SEARCHED:
         config = Config(bm, 64, 64, warps, pipeline, ".ca", True)
         launch.shipped_for_images = lambda *_, config=config, registers=registers: (config, registers)
         launch.ANY_BM = others
 
         def run() -> Run:
-            check(run_image(picture.image, packed, depths, picture.tones), oracle)
-            return bench.device.graph(lambda: run_image(picture.image, packed, depths, picture.tones))
+            check(run_image(picture.image, packed, depths), oracle)
+            return bench.device.graph(lambda: run_image(picture.image, packed, depths))
 
         label = f"triton, shared maps, {bm} px, {warps} warps, {pipeline} deep, {registers} regs, others {others} px"
         bench.row(label, picture.name, 1, FULL, picture.tflop(None, CELL), run)

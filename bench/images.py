@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from ape_kernels import APEForward, Plan, Wish, pack
 from ape_kernels.backends.protocol import Depths, Exits
 from ape_kernels.geometry import cells_of
-from ape_kernels.images import RING, Tones, run_image
+from ape_kernels.images import RING, run_image
 from ape_kernels.packed import Packed
+from ape_kernels.plan.tones import toned
 from ape_kernels.run import run_patches
 from ape_sr.checkpoint import load_model, load_network
 from ape_sr.data.images import to_tensor
@@ -89,9 +90,9 @@ def pixels(name: str, packed: Packed) -> None:
     patch = seconds(lambda: run_patches(patches, packed, Exits(NEVER))) / (len(patches) * PATCH**2)
     for width, height in SIZES:
         image = torch.rand(1, 3, height, width)
-        took = seconds(lambda image=image: run_image(image, packed, Depths(None, CELL, RING), Tones()))
+        took = seconds(lambda image=image: run_image(image, packed, Depths(None, CELL, RING)))
         cost = took / (width * height)
-        faster = speed_up(lambda image=image: run_image(image, packed, Depths(None, CELL, RING), Tones()))
+        faster = speed_up(lambda image=image: run_image(image, packed, Depths(None, CELL, RING)))
         print(
             f"{name}, {width}x{height}: {cost * 1e6:.2f} us per pixel, {cost / patch:.3f} of a pixel in patches; "
             f"two threads are {faster:.2f} times as fast"
@@ -99,16 +100,15 @@ def pixels(name: str, packed: Packed) -> None:
     width, height = SIZES[0]
     image, full = torch.rand(1, 3, height, width), len(packed.program.stages) - 1
     depths = Depths(None, CELL, RING)
-    whole = seconds(lambda: run_image(image, packed, depths, Tones()))
+    whole = seconds(lambda: run_image(image, packed, depths))
     for label, exit_at, cell in parts(height, width, full):
-        took = seconds(lambda at=exit_at, cell=cell: run_image(image, packed, Depths(at, cell, RING), Tones()))
+        took = seconds(lambda at=exit_at, cell=cell: run_image(image, packed, Depths(at, cell, RING)))
         print(f"{name}, {label}: {took / whole:.3f} of full depth's time")
     nothing = torch.full((1, *cells_of(height, width, CELL)), -1)
-    for label, tones in (("", Tones()), (" with tones", Tones(torch.rand(9, 9, 9, 3)))):
-        took = seconds(lambda tones=tones: run_image(image, packed, Depths(nothing, CELL, RING), tones))
-        print(
-            f"{name}, interpolation{label}: {took / (width * height * packed.program.scale**2) * 1e9:.1f} ns per pixel"
-        )
+    took = seconds(lambda: run_image(image, packed, Depths(nothing, CELL, RING)))
+    pixel = took / (width * height * packed.program.scale**2)
+    added = seconds(lambda: toned(image, torch.rand(9, 9, 9, 3), 1.0)) / (width * height * packed.program.scale**2)
+    print(f"{name}, interpolation: {pixel * 1e9:.1f} ns per pixel of the picture, {added * 1e9:.1f} more with tones")
 
 
 def parts(height: int, width: int, full: int) -> list[tuple[str, Tensor, int]]:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ape_kernels import APEForward, Wish, pack
 from ape_kernels.backends.protocol import Depths
-from ape_kernels.images import Tones, run_image
+from ape_kernels.images import run_image
 from ape_kernels.plan import ExitFit, make_plan
 from ape_kernels.plan.fit import MEASURE
 from ape_kernels.plan.measure import Measured
@@ -110,7 +110,7 @@ def measure(fast: APEForward, fit: ExitFit, image: Tensor, fidelities: list[floa
         ring = ring_pixels(best > 0, *sides, fit.ring)
         spent = (torch.tensor(work.candidates)[best] * sides[0] * sides[1] + work.ring * ring).sum()
         depths = Depths(plan.exit_at, plan.cell, fit.ring)
-        picture = run_image(image, whole, depths, Tones(fit.tones, fit.value_range))
+        picture = run_image(image, whole, depths, fit.colours(image))
         squares = ((picture / fit.value_range).clamp(0, 1) - (full / fit.value_range).clamp(0, 1)).square()
         yield Outcome(
             "",

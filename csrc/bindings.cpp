@@ -88,13 +88,12 @@ void cpu_run_stage(uintptr_t table, int64_t table_rows, uintptr_t weights, int64
 
 void cpu_run_image(uintptr_t table, int64_t table_rows, uintptr_t weights, int64_t weight_count, uintptr_t sharing,
                    uintptr_t folded, uintptr_t exit_at, uintptr_t sr, int64_t count, int height, int width, int cell,
-                   int ring, uintptr_t image, int image_channels, int scale, uintptr_t tones, int tone_count,
-                   float value_range, int threads) {
+                   int ring, uintptr_t colours, int colour_channels, int scale, int threads) {
   const ape::cpu::Program program(pointer<const int32_t>(table), table_rows, weight_count);
-  ape::cpu::run_image(program, {pointer<const float>(weights), pointer<const int32_t>(sharing),
-                                pointer<const float>(folded), pointer<const int64_t>(exit_at), pointer<float>(sr),
-                                count, height, width, cell, ring, pointer<const float>(image), image_channels, scale,
-                                pointer<const float>(tones), tone_count, value_range, threads});
+  ape::cpu::run_image(program,
+                      {pointer<const float>(weights), pointer<const int32_t>(sharing), pointer<const float>(folded),
+                       pointer<const int64_t>(exit_at), pointer<float>(sr), count, height, width, cell, ring,
+                       pointer<const float>(colours), colour_channels, scale, threads});
 }
 
 // Shapes of the pointers: cpu/statistics.h.
@@ -146,8 +145,8 @@ void export_cpu(py::module_& m) {
         "stage"_a, "features"_a, "active"_a, "exit_at"_a, "out"_a, "capacity"_a, "leaves"_a, "count"_a, "height"_a,
         "width"_a, "boundary"_a, "threads"_a, Unlocked());
   m.def("cpu_run_image", &cpu_run_image, py::kw_only(), "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a,
-        "sharing"_a, "folded"_a, "exit_at"_a, "sr"_a, "count"_a, "height"_a, "width"_a, "cell"_a, "ring"_a, "image"_a,
-        "image_channels"_a, "scale"_a, "tones"_a, "tone_count"_a, "value_range"_a, "threads"_a, Unlocked());
+        "sharing"_a, "folded"_a, "exit_at"_a, "sr"_a, "count"_a, "height"_a, "width"_a, "cell"_a, "ring"_a, "colours"_a,
+        "colour_channels"_a, "scale"_a, "threads"_a, Unlocked());
   m.def("cpu_statistics", &cpu_statistics, py::kw_only(), "image"_a, "out"_a, "batch"_a, "channels"_a, "height"_a,
         "width"_a, "cell"_a, "value_range"_a, "threads"_a, Unlocked());
   m.def("cpu_predict", &cpu_predict, py::kw_only(), "statistics"_a, "mean"_a, "deviation"_a, "low"_a, "high"_a,

@@ -75,15 +75,13 @@ class Depths(NamedTuple):
 class Picture(NamedTuple):
     """Where the result of an image goes, and what cells are interpolated from.
 
-    out: float32 ``[B, out_channels, scale * H, scale * W]``. image: float32 ``[B, C, H, W]``, not folded. Both are
-    contiguous. tones, value_range: what is added to interpolated colours (`backends.torch.interpolate`).
+    out: float32 ``[B, out_channels, scale * H, scale * W]``. colours: float32 ``[B, C, H, W]``, not folded. Both are
+    contiguous.
     """
 
     out: Tensor
-    image: Tensor
+    colours: Tensor
     scale: int
-    tones: Tensor | None
-    value_range: float
 
 
 class FitTensors(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ape_kernels.backends.protocol import FitTensors, Predictions
+from ape_kernels.plan.tones import toned
 
 MEASURE = 48  # low-resolution pixels of the cells on which fidelity is promised, whatever the cells decided on
 VERSION = 1
@@ -26,7 +27,7 @@ class ExitFit:
     program, equal to C. cell: low-resolution pixels along the sides of the cells that are decided on. ring: as in
     `ape_kernels.backends.protocol.Depths`. value_range: what white is. default: fidelity in dB where none is asked for.
     mean to needed: as in `ape_kernels.backends.protocol.FitTensors`.
-    tones: float32 ``[N, N, N, 3]`` or None, see `ape_kernels.backends.torch.interpolate`.
+    tones: float32 ``[N, N, N, 3]`` or None, see `ape_kernels.plan.tones.toned`.
     """
 
     fingerprint: str
@@ -63,6 +64,10 @@ class ExitFit:
         """
         tensors = [getattr(self, name) for name in FitTensors._fields]
         return Predictions(*torch.ops.ape_kernels.predict(statistics, tensors, MEASURE // self.cell, backend))
+
+    def colours(self, image: Tensor) -> Tensor:
+        """What cells are interpolated from: the image ``[B, C, H, W]`` in the network's own tones."""
+        return image if self.tones is None else toned(image, self.tones.to(image.device), self.value_range)
 
     def state(self) -> dict[str, Tensor]:
         """All of it as tensors, for a file; `from_state` makes the fit again."""

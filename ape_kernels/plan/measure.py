@@ -14,6 +14,7 @@ from ape_kernels.backends import choose_for_patches
 from ape_kernels.backends.torch.interpolate import interpolate
 from ape_kernels.backends.torch.predict import kind_of
 from ape_kernels.plan.fit import MEASURE
+from ape_kernels.plan.tones import toned
 from ape_kernels.plan.work import areas
 
 PIECE = 10 * MEASURE  # pixels along the sides of what is run at once
@@ -71,7 +72,7 @@ class Measured(NamedTuple):
         deepest_first = torch.arange(self.stages - 1, -1, -1, device=image.device)  # so that workers end together
         pictures = self.run(image.expand(self.stages, -1, -1, -1), deepest_first)
         if image.shape[1] == pictures.shape[1]:
-            first = interpolate(image, self.scale, self.tones, self.value_range)
+            first = interpolate(self._colours(image), self.scale)
         else:
             first = self.value_range - pictures[:1].round()  # cannot be interpolated: as far from it as can be
         full, *earlier = torch.cat([pictures, first]).div_(self.value_range).clamp_(0, 1)
@@ -83,6 +84,9 @@ class Measured(NamedTuple):
             sums = functional.avg_pool2d(padded, side)[0].double() * self.cell**2
             errors.append((sums / (heights * widths)).flatten())
         return torch.stack(errors, 1)
+
+    def _colours(self, image: Tensor) -> Tensor:
+        return image if self.tones is None else toned(image, self.tones, self.value_range)
 
 
 def join(parts: list[Cells]) -> Cells:

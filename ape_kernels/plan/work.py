@@ -27,8 +27,8 @@ class Work:
         scale, per_pixel = program.scale, program.fold**2
         exits = [program.flops_to_stage(stage) // per_pixel for stage in range(len(program.stages))]
         ring = (program.head_flops + program.body_flops_to_stage(0)) // per_pixel
-        # bicubic: four taps down, then four across; tones: seven linear interpolations of three channels
-        interpolation = program.out_channels * 8 * (scale + scale**2) + 70 * scale**2 * tones
+        # bicubic: four taps across, then four down; tones: seven linear interpolations of three channels
+        interpolation = program.out_channels * 8 * (scale + scale**2) + 70 * tones
         return cls((interpolation, *exits), ring)
 
 

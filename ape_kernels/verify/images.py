@@ -76,6 +76,6 @@ def run_image(
     """`backend.run_image` in cells as large as the task's patches."""
     height, width = (side * program.upscale for side in image.shape[2:])
     out = image.new_empty(len(image), program.out_channels, height, width)
-    picture = Picture(out, image, program.upscale, None, 1.0)
+    picture = Picture(out, image, program.upscale)
     backend.run_image(packed, sharing_of(packed.table), image, Depths(plan, task.patch[0], RING), picture)
     return out

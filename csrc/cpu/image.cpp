@@ -145,10 +145,9 @@ class Run {
       }
     if (args_.exit_at == nullptr) return;
     const int s = last.step.in.upscale, fold = program_.upscale() / args_.scale;
-    const Planes<const float> source = planes(args_.image, args_.image_channels, image, fold);
-    const Tones tones{args_.tones, args_.tone_count, args_.value_range};
+    const Planes<const float> colours = planes(args_.colours, args_.colour_channels, image, fold);
     for (const Area& part : other_parts(area, parts))
-      interpolate(kernels(), source, args_.image_channels, fold * args_.height, fold * args_.width, args_.scale, tones,
+      interpolate(kernels(), colours, args_.colour_channels, fold * args_.height, fold * args_.width, args_.scale,
                   {part.y * s, part.x * s, part.height * s, part.width * s}, picture);
   }
 

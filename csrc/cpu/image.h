@@ -16,13 +16,10 @@ struct ImageArgs {
   int64_t count;
   int height, width;
   int cell, ring;  // pixels of the program's input
-  // What cells at -1 are interpolated from: [count, image_channels, fold * height, fold * width], `scale` to the
+  // What cells at -1 are interpolated from: [count, colour_channels, fold * height, fold * width], `scale` to the
   // picture.
-  const float* image;
-  int image_channels, scale;
-  const float* tones;  // [tone_count]^3[3], added to interpolated colours; null: nothing
-  int tone_count;
-  float value_range;
+  const float* colours;
+  int colour_channels, scale;
   int threads;
 };
 

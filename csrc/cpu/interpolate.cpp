@@ -87,47 +87,15 @@ class Rows {
   int plane_ = -1, row_ = -1;  // of the row that came last
 };
 
-void add_tones(const Tones& tones, const Area& area, const Planes<float>& picture) {
-  const int last = tones.count - 1;
-  const float to_grid = float(last) / tones.value_range;
-  const int64_t red = 3 * int64_t(tones.count) * tones.count, green = 3 * int64_t(tones.count);
-  for (int y = area.y; y < area.bottom(); y++) {
-    float *r = picture.at(0, y, area.x), *g = picture.at(1, y, area.x), *b = picture.at(2, y, area.x);
-    for (int x = 0; x < area.width; x++) {
-      const auto place = [&](float value, float& part) {
-        const float at = std::min(std::max(value * to_grid, 0.0f), float(last));
-        const int cell = std::min(int(at), last - 1);
-        part = at - float(cell);
-        return cell;
-      };
-      float pr, pg, pb;
-      const int64_t cr = place(r[x], pr), cg = place(g[x], pg), cb = place(b[x], pb);
-      const float* const corner = tones.shift + cr * red + cg * green + cb * 3;
-      float shift[3];
-      for (int c = 0; c < 3; c++) {
-        const auto along = [&](const float* at) { return at[c] + pb * (at[c + 3] - at[c]); };
-        const auto plane = [&](const float* at) {
-          const float low = along(at);
-          return low + pg * (along(at + green) - low);
-        };
-        const float low = plane(corner);
-        shift[c] = low + pr * (plane(corner + red) - low);
-      }
-      r[x] += shift[0], g[x] += shift[1], b[x] += shift[2];
-    }
-  }
-}
-
 }  // namespace
 
 void interpolate(const Kernels& kernels, const Planes<const float>& image, int channels, int height, int width,
-                 int scale, const Tones& tones, const Area& area, const Planes<float>& picture) {
+                 int scale, const Area& area, const Planes<float>& picture) {
   if (area.empty()) return;
   Rows rows(image, height, width, scale, area);
   for (int plane = 0; plane < channels; plane++)
     for (int y = 0; y < area.height; y++)
       rows.row(kernels, plane, y, area.width, picture.at(plane, area.y + y, area.x));
-  if (tones.shift != nullptr) add_tones(tones, area, picture);
 }
 
 }  // namespace ape::cpu

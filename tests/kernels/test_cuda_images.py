@@ -18,7 +18,7 @@ from ape_kernels import to_program
 from ape_kernels.backends import get_backend
 from ape_kernels.backends.cuda import image as images
 from ape_kernels.backends.protocol import Depths
-from ape_kernels.images import Tones, run_image
+from ape_kernels.images import run_image
 from ape_kernels.packed import Wish, pack
 from ape_kernels.program import Buffer
 from ape_kernels.table import Column
@@ -48,10 +48,10 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(images, "_empty_maps", lambda *given: empty(*given).fill_(torch.nan))
 
 
-def both(model, image, depths, dtype, tones=None):
+def both(model, image, depths, dtype, colours=None):
     """The picture, and the oracle's."""
     model = model.to(DEVICE)
-    run = lambda name, dtype: run_image(image, pack(model, Wish(name, dtype)), depths, tones or Tones())  # noqa: E731
+    run = lambda name, dtype: run_image(image, pack(model, Wish(name, dtype)), depths, colours)  # noqa: E731
     return run("cuda", dtype), run("torch", torch.float32)
 
 
@@ -68,9 +68,9 @@ def plans(image, stages, cell, seeds=(0,)):
 def test_every_network_at_full_depth_and_by_plans(name, dtype):
     """Windows cut off at the right and below, and the seams between them; maps of twice the size and more have them."""
     model, image = NETWORKS[name](), test_patches(1, *((13, 21) if "rrdb" in name else (51, 70)))
-    tones = Tones(torch.rand(3, 3, 3, 3, generator=torch.Generator().manual_seed(2)).to(DEVICE), 0.7)
+    colours = image + 0.1
     for depths in plans(image, len(to_program(model.to(DEVICE)).stages), 8):
-        assert_pictures_close(*both(model, image, depths, dtype, tones), TOLERANCE[dtype])
+        assert_pictures_close(*both(model, image, depths, dtype, colours), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("kb", PARTS, ids=PART_IDS)
@@ -108,11 +108,11 @@ def test_images_do_not_depend_on_their_company_nor_on_the_order_of_windows(host)
     image = test_patches(2, 60, 95)
     exit_at = depths_of(image, torch.Generator().manual_seed(0), 4, 8)
     exit_at[0] = -1
-    pictures = run_image(image, packed, Depths(exit_at, 8, RING), Tones())
+    pictures = run_image(image, packed, Depths(exit_at, 8, RING))
     for i in range(2):
         if host:
             host.seed, host.chance = i + 1, 200
-        one = run_image(image[i : i + 1], packed, Depths(exit_at[i : i + 1], 8, RING), Tones())
+        one = run_image(image[i : i + 1], packed, Depths(exit_at[i : i + 1], 8, RING))
         assert bitwise([one], [pictures[i : i + 1]])
 
 
@@ -124,7 +124,7 @@ def test_what_no_cell_needs_is_not_computed(monkeypatch):
     exit_at = torch.full((1, 3, 4), -1, device=DEVICE)
     exit_at[0, 0, 0] = 3
     packed = pack(NETWORKS["edsr-16ch"]().to(DEVICE), Wish("cuda", torch.float32))
-    run_image(test_patches(1, 48, 64), packed, Depths(exit_at, 16, RING), Tones())
+    run_image(test_patches(1, 48, 64), packed, Depths(exit_at, 16, RING))
     maps = kept[0].view(-1, 2, 48, 64, 8)  # every buffer has 16 channels, padded
     hidden = next(row[Column.DST] for row in packed.table.tolist() if row[Column.FUSED])
     last = maps[hidden].isfinite().all(3).all(0).nonzero().amax(0)
@@ -144,4 +144,4 @@ def test_a_malformed_table_is_refused():
     packed = pack(NETWORKS["edsr-16ch"]().to(DEVICE), Wish("cuda", torch.float16))
     packed.table[-1, Column.KERNEL] = 7
     with pytest.raises(ValueError, match=r"table: row \d+: kernel: expected 1, 3 or 5"):
-        run_image(test_patches(1, 8, 8), packed, Depths(None, 8, RING), Tones())
+        run_image(test_patches(1, 8, 8), packed, Depths(None, 8, RING))

@@ -17,7 +17,7 @@ from test_cuda import install
 
 from ape_kernels import APEForward
 from ape_kernels.backends.protocol import Depths
-from ape_kernels.images import Tones, run_image
+from ape_kernels.images import run_image
 from ape_kernels.packed import Wish, pack
 from ape_sr.models import RCAN
 
@@ -34,7 +34,7 @@ def problems() -> list[Callable[[], tuple[torch.Tensor, ...]]]:
     packed = pack(spread_network(2, 6, 16, 2), Wish("cuda", torch.float16))
     depths = Depths(torch.tensor([[[2, 0, 1], [0, -1, 0], [1, 1, 0], [-1, 1, 2]]]), 16, 4)
     return [
-        lambda: (run_image(test_patches(1, 60, 33), packed, depths, Tones()),),
+        lambda: (run_image(test_patches(1, 60, 33), packed, depths),),
         lambda: rcan.forward_patches(test_patches(2, 18, 19)),
         lambda: edsr.forward_patches(test_patches(3, 5, 6)),
         lambda: torch.ops.ape_kernels.run_stage(features, *stage),

@@ -8,7 +8,7 @@ from support import DEVICE, assert_pictures_close, bitwise, spread_network, test
 from ape_kernels import APEForward, PatchGrid, to_program
 from ape_kernels.backends import get_backend
 from ape_kernels.backends.protocol import Depths
-from ape_kernels.images import Tones, run_image
+from ape_kernels.images import run_image
 from ape_kernels.packed import Wish, pack
 from ape_kernels.run import merge, split
 from ape_sr.models import EDSR
@@ -163,7 +163,7 @@ class TestImages:
         """``run(image, exit_at)``, EDSR 4x64 in float16."""
         model = randomise(EDSR(4, 4, 64, 1)).to(DEVICE)
         packed = {name: pack(model, Wish(name, torch.float16)) for name in ("torch", backend)}
-        return lambda image, exit_at, name=backend: run_image(image, packed[name], Depths(exit_at, 16, 4), Tones())
+        return lambda image, exit_at, name=backend: run_image(image, packed[name], Depths(exit_at, 16, 4))
 
     @pytest.fixture
     def plan(self):

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate, max_pool2d
 from ape_kernels import images, ops
 from ape_kernels.backends.protocol import Depths
 from ape_kernels.geometry import cells_of
-from ape_kernels.images import Tones, run_image
+from ape_kernels.images import run_image
 from ape_kernels.packed import Wish, pack
 from ape_sr.models import ECBSR, VDSR, RRDBNet
 
@@ -71,7 +71,7 @@ def literal_edsr(model, image, exit_at, cell, ring=RING):
 def test_full_depth_is_the_model(name, size, backend):
     model, image = NETWORKS[name], test_patches(2, *size)
     packed = pack(model, Wish(backend))
-    sr = run_image(image, packed, Depths(None, 48, RING), Tones())
+    sr = run_image(image, packed, Depths(None, 48, RING))
     assert_pictures_close(sr, model(image))
 
 
@@ -85,20 +85,20 @@ def test_cells_that_left_keep_their_features(name, cell, backend):
         exit_at = depths_of(image, torch.Generator().manual_seed(seed), len(packed.program.stages), cell)
         if seed == 3:
             exit_at[0] = -1
-        sr = run_image(image, packed, Depths(exit_at, cell, RING), Tones())
+        sr = run_image(image, packed, Depths(exit_at, cell, RING))
         assert_pictures_close(sr, literal_edsr(model, image, exit_at, cell))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_plan_and_tones_may_be_strided(backend):
+def test_a_plan_and_colours_may_be_strided(backend):
     model, image = NETWORKS["edsr x4"], test_patches(2, 30, 45)
     packed = pack(model, Wish(backend))
     exit_at = depths_of(image, torch.Generator().manual_seed(0), len(packed.program.stages), 8)
     strided = exit_at.transpose(1, 2).contiguous().transpose(1, 2)
-    tones = torch.rand(3, 3, 3, 3, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    expected = run_image(image, packed, Depths(exit_at, 8, RING), Tones(tones))
-    strided_tones = tones.transpose(0, 1).contiguous().transpose(0, 1)
-    assert torch.equal(run_image(image, packed, Depths(strided, 8, RING), Tones(strided_tones)), expected)
+    colours = image + 0.1
+    expected = run_image(image, packed, Depths(exit_at, 8, RING), colours)
+    strided_colours = colours.to(memory_format=torch.channels_last)
+    assert torch.equal(run_image(image, packed, Depths(strided, 8, RING), strided_colours), expected)
 
 
 @pytest.mark.parametrize("name", ["edsr x4", "vdsr x2", "rrdb x4"])
@@ -113,13 +113,13 @@ def test_cpu_threads_and_batch_change_nothing(name):
             own = torch.get_num_threads()
             torch.set_num_threads(threads)
             try:
-                pictures.append(run_image(images, packed, depths, Tones()))
+                pictures.append(run_image(images, packed, depths))
             finally:
                 torch.set_num_threads(own)
         assert all(torch.equal(picture, pictures[0]) for picture in pictures)
         for i in range(3):
             at = None if depths.exit_at is None else exit_at[i : i + 1]
-            alone = run_image(images[i : i + 1].contiguous(), packed, depths._replace(exit_at=at), Tones())
+            alone = run_image(images[i : i + 1].contiguous(), packed, depths._replace(exit_at=at))
             assert torch.equal(alone[0], pictures[0][i])
 
 
@@ -132,12 +132,12 @@ def test_cpu_threads_and_batch_change_nothing(name):
     seed=st.integers(0, 1000),
 )
 def test_cpu_equals_the_plain_form(height, width, cell, ring, name, seed):
-    """Any size, plan and family, with interpolated cells in the network's tones."""
+    """Any size, plan and family, with interpolated cells in colours of their own."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand(1, 3, height, width, generator=generator)
     exit_at = depths_of(image, generator, len(pack_once(name, "cpu").program.stages), cell)
-    tones = Tones(torch.rand(5, 5, 5, 3, generator=generator) * 0.1)
-    pictures = [run_image(image, pack_once(name, b), Depths(exit_at, cell, ring), tones) for b in ("cpu", "torch")]
+    colours = image + 0.1
+    pictures = [run_image(image, pack_once(name, b), Depths(exit_at, cell, ring), colours) for b in ("cpu", "torch")]
     assert_pictures_close(*pictures)
 
 
@@ -148,7 +148,7 @@ def pack_once(name, backend):
 
 def test_bf16_is_close_to_full_precision():
     model, image = NETWORKS["edsr x4"], test_patches(1, 90, 150)
-    sr = run_image(image, pack(model, Wish("cpu", torch.bfloat16)), Depths(None, 48, RING), Tones())
+    sr = run_image(image, pack(model, Wish("cpu", torch.bfloat16)), Depths(None, 48, RING))
     error = (sr.clamp(0, 1) - model(image).clamp(0, 1)).square().mean()
     assert -10 * error.log10() > 55
 
@@ -162,11 +162,11 @@ def test_bands_of_a_large_image_are_the_image(name, ring, monkeypatch):
     run, calls = ops.run_image, []
     monkeypatch.setattr(ops, "run_image", lambda *args: calls.append(run(*args)))
     for depths in (Depths(None, 6, ring), Depths(exit_at, 6, ring)):
-        whole = run_image(image, packed, depths, Tones())
+        whole = run_image(image, packed, depths)
         assert len(calls) == 1
         with monkeypatch.context() as little_memory:
             little_memory.setattr(images, "BAND_BYTES", {image.device.type: 1})
-            assert_pictures_close(run_image(image, packed, depths, Tones()), whole, 1e-5)
+            assert_pictures_close(run_image(image, packed, depths), whole, 1e-5)
         assert len(calls) > 2
         calls.clear()
 
@@ -180,17 +180,16 @@ def test_bands_of_a_large_image_are_the_image(name, ring, monkeypatch):
         ),
         (dict(ring=-1), "ring: expected at least 0 pixels, got -1"),
         (dict(cell=0), "cell: expected a multiple of 1, got 0"),
-        (dict(tones=torch.zeros(1, 1, 1, 3)), r"tones: expected float32 \[N, N, N, 3\], N at least 2"),
-        (dict(tones=torch.zeros(5, 5, 4, 3)), r"tones: expected float32 \[N, N, N, 3\], N at least 2"),
+        (dict(colours=torch.zeros(1, 3, 9, 8)), r"colours: expected the shape of the image, \[1, 3, 9, 9\]"),
+        (dict(colours=torch.zeros(1, 3, 9, 9).half()), "colours: expected the dtype of the image, torch.float32"),
         (dict(exit_at=torch.zeros(1, 1, 1, dtype=torch.int64)), r"exit_at: expected int64 \[1, 2, 2\]"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_native_code_would_read_outside_of_is_refused(fault, message):
     packed = pack_once("edsr x4", "torch")
-    given = dict(sharing=packed.sharing, exit_at=None, cell=6, ring=RING, tones=None) | fault
+    given = dict(sharing=packed.sharing, exit_at=None, cell=6, ring=RING, colours=None) | fault
     packed = replace(packed, sharing=given["sharing"])
     with pytest.raises(ValueError, match=message):
-        run_image(
-            test_patches(1, 9, 9), packed, Depths(given["exit_at"], given["cell"], given["ring"]), Tones(given["tones"])
-        )
+        depths = Depths(given["exit_at"], given["cell"], given["ring"])
+        run_image(test_patches(1, 9, 9), packed, depths, given["colours"])

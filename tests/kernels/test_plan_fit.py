@@ -19,6 +19,7 @@ from ape_kernels.native import missing
 from ape_kernels.plan import make_plan, plan_within
 from ape_kernels.plan.fit import fingerprint_of
 from ape_kernels.plan.plan import LEAST, MOST
+from ape_kernels.plan.work import Work
 
 SCALE = 2
 
@@ -185,7 +186,8 @@ def test_ends_of_the_budget(fit, program):
     image = other_photo()
     assert (plan_within(fit, program, image, 1.0).exit_at == fit.stages - 1).all()
     assert (plan_within(fit, program, image, 1.0).share == 1).all()
-    interpolated = plan_within(fit, program, image, 0.03)
+    candidates = Work.of(program, fit.tones is not None).candidates
+    interpolated = plan_within(fit, program, image, candidates[0] / candidates[-1])
     assert (interpolated.exit_at == -1).all() and interpolated.share < 0.03
 
 

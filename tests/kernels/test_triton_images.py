@@ -11,7 +11,7 @@ from torch.nn.functional import max_pool2d
 
 from ape_kernels.backends.protocol import Depths, Picture
 from ape_kernels.backends.torch.image import cell_pixels
-from ape_kernels.images import Tones, run_image
+from ape_kernels.images import run_image
 from ape_kernels.packed import Packed, Wish, pack
 from ape_kernels.table import Column
 from ape_sr.models import ECBSR, RCAN, VDSR, RRDBNet
@@ -60,10 +60,10 @@ def test_every_family_at_full_depth_and_by_a_plan(name):
     image = test_patches(1, 13, 21)
     stages = len(fast.program.stages)
     exit_at = torch.tensor([[[stages - 1, -1, 0], [-1, -1, stages - 1]]], device=DEVICE)
-    tones = Tones(torch.rand(3, 3, 3, 3, generator=torch.Generator().manual_seed(2)).to(DEVICE), 0.7)
+    colours = image + 0.1
     for depths in (Depths(None, 8, RING), Depths(exit_at, 8, RING), Depths(exit_at, 8, 0)):
-        expected = run_image(image, oracle, depths, tones)
-        assert_pictures_close(run_image(image, fast, depths, tones), expected)
+        expected = run_image(image, oracle, depths, colours)
+        assert_pictures_close(run_image(image, fast, depths, colours), expected)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (2, 3), (33, 17)], ids=lambda s: f"{s[0]}x{s[1]}")
@@ -72,8 +72,8 @@ def test_any_size(size):
     image = test_patches(1, *size)
     exit_at = depths_of(image, torch.Generator().manual_seed(1), 1, 8)
     for depths in (Depths(None, 8, RING), Depths(exit_at, 8, RING)):
-        expected = run_image(image, oracle, depths, Tones())
-        assert_pictures_close(run_image(image, fast, depths, Tones()), expected)
+        expected = run_image(image, oracle, depths)
+        assert_pictures_close(run_image(image, fast, depths), expected)
 
 
 def test_half_precision():
@@ -81,8 +81,8 @@ def test_half_precision():
     model = NETWORKS["edsr-x2"]().to(DEVICE)
     image = test_patches(1, 9, 17)
     depths = Depths(depths_of(image, torch.Generator().manual_seed(0), 2, 8), 8, RING)
-    expected = run_image(image, pack(model, Wish("torch")), depths, Tones())
-    got = run_image(image, pack(model, Wish("triton", torch.float16)), depths, Tones())
+    expected = run_image(image, pack(model, Wish("torch")), depths)
+    got = run_image(image, pack(model, Wish("triton", torch.float16)), depths)
     assert_pictures_close(got, expected, 5e-3)
 
 
@@ -91,9 +91,9 @@ def test_images_do_not_depend_on_their_company():
     image = test_patches(2, 9, 17)
     exit_at = depths_of(image, torch.Generator().manual_seed(0), len(fast.program.stages), 8)
     exit_at[0] = -1
-    both = run_image(image, fast, Depths(exit_at, 8, RING), Tones())
+    both = run_image(image, fast, Depths(exit_at, 8, RING))
     for i in range(2):
-        one = run_image(image[i : i + 1], fast, Depths(exit_at[i : i + 1], 8, RING), Tones())
+        one = run_image(image[i : i + 1], fast, Depths(exit_at[i : i + 1], 8, RING))
         assert bitwise([one], [both[i : i + 1]])
 
 
@@ -101,11 +101,11 @@ def test_maps_of_more_elements_than_32_bits_count(monkeypatch):
     """The layout is the same, in 64 bits."""
     fast, _ = packed_of("edsr-x3-24ch-no-exits")
     image = test_patches(1, 9, 9)
-    expected = run_image(image, fast, Depths(None, 8, RING), Tones())
+    expected = run_image(image, fast, Depths(None, 8, RING))
     monkeypatch.setattr(plans, "MOST_IN_32_BITS", 100)
     plans.plan(fast.table, DEVICE).geometries.clear()
     assert plans.plan(fast.table, DEVICE).geometry(9, 9).buffers.dtype == torch.int64
-    assert bitwise([run_image(image, fast, Depths(None, 8, RING), Tones())], [expected])
+    assert bitwise([run_image(image, fast, Depths(None, 8, RING))], [expected])
 
 
 def test_what_no_cell_needs_is_not_computed(kept):
@@ -113,7 +113,7 @@ def test_what_no_cell_needs_is_not_computed(kept):
     fast, _ = packed_of("edsr-x2")
     exit_at = torch.full((1, 3, 4), -1, device=DEVICE)
     exit_at[0, 0, 0] = len(fast.program.stages) - 1
-    run_image(test_patches(1, 48, 64), fast, Depths(exit_at, 16, RING), Tones())
+    run_image(test_patches(1, 48, 64), fast, Depths(exit_at, 16, RING))
     network = kept["call"].network
     hidden = network.rows[network.stage_rows[0] + 1][Column.DST]
     origin, stride, channels, _ = kept["call"].geometry.buffers[hidden].tolist()

@@ -143,12 +143,9 @@ def run_image(packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Dep
         width=width,
         cell=depths.cell,
         ring=depths.ring,
-        image=picture.image.data_ptr(),
-        image_channels=picture.image.shape[1],
+        colours=picture.colours.data_ptr(),
+        colour_channels=picture.colours.shape[1],
         scale=picture.scale,
-        tones=address(picture.tones),
-        tone_count=0 if picture.tones is None else len(picture.tones),
-        value_range=picture.value_range,
         threads=torch.get_num_threads(),
     )
 

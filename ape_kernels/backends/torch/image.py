@@ -42,7 +42,7 @@ def interpolate_cells(image: Tensor, depths: Depths, picture: Picture) -> None:
         return
     factor = picture.out.shape[2] // image.shape[2]
     runs = _enlarged(cell_pixels(depths.exit_at >= 0, depths.cell, image), factor)
-    interpolated = interpolate(picture.image, picture.scale, picture.tones, picture.value_range)
+    interpolated = interpolate(picture.colours, picture.scale)
     picture.out.copy_(torch.where(runs, picture.out, interpolated))
 
 

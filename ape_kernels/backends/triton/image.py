@@ -174,13 +174,11 @@ class _Run:
         """Cells that the network does not run for."""
         if self.depths.exit_at is None:
             return
-        image, tones = self.picture.image, self.picture.tones
+        colours, scale = self.picture.colours, self.picture.scale
         blocks = triton.cdiv(self.picture.out.shape[2] * self.picture.out.shape[3], INTERPOLATED)
         interpolate_kernel[blocks, self.batch](
-            image, self.picture.out, self.exit_at, image if tones is None else tones, *image.shape[2:],
-            self.picture.scale, image.shape[1], self.depths.cell * (image.shape[2] // self.height), *self.cells,
-            0 if tones is None else len(tones) - 1, self.picture.value_range,
-            HAS_TONES=tones is not None, PIXELS=INTERPOLATED,
+            colours, self.picture.out, self.exit_at, *colours.shape[2:], scale, colours.shape[1],
+            self.depths.cell * (colours.shape[2] // self.height), *self.cells, PIXELS=INTERPOLATED,
         )  # fmt: skip
 
     def _tiles(self, row: list[int], bm: int) -> int:

@@ -343,27 +343,18 @@ def _bicubic(plane, height, width, centre_y, centre_x, wanted):
     return total
 
 
-@triton.jit
-def _position(colour, steps, value_range):
-    """Where a colour stands on an axis of the table of tones: the step below it, and how far beyond that."""
-    position = tl.minimum(tl.maximum(colour * (steps / value_range), 0.0), steps.to(tl.float32))
-    below = tl.minimum(tl.floor(position), steps - 1.0)
-    return below.to(tl.int32), position - below
-
-
-@triton.jit(do_not_specialize=["height", "width", "scale", "channels", "cell", "cell_rows", "cell_columns", "steps"])
+@triton.jit(do_not_specialize=["height", "width", "scale", "channels", "cell", "cell_rows", "cell_columns"])
 def interpolate_kernel(
-    image, out, exit_at, tones, height, width, scale, channels, cell, cell_rows, cell_columns, steps, value_range,
-    HAS_TONES: tl.constexpr, PIXELS: tl.constexpr,
+    colours, out, exit_at, height, width, scale, channels, cell, cell_rows, cell_columns, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """The pixels of cells at -1, bicubic and with the network's tones; grid ``[blocks of PIXELS pixels, B]``.
+    """The pixels of cells at -1, bicubic; grid ``[blocks of PIXELS pixels, B]``.
 
-    image: float32 ``[B, channels, height, width]``; out: the picture, float32, `scale` times that; cell: pixels of the
-    image. tones (read if HAS_TONES): float32 ``[N, N, N, 3]`` with N = steps + 1.
+    colours: float32 ``[B, channels, height, width]``; out: the picture, float32, `scale` times that; cell: pixels of
+    the colours.
     """
     at = tl.program_id(1).to(tl.int64)
     plane = height * width
-    image += at * channels * plane
+    colours += at * channels * plane
     out += at * channels * plane * (scale * scale)
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     y, x = p // (width * scale), p % (width * scale)
@@ -375,26 +366,6 @@ def interpolate_kernel(
         centre_y = (y.to(tl.float32) + 0.5) / scale - 0.5
         centre_x = (x.to(tl.float32) + 0.5) / scale - 0.5
         target = out + y * (width * scale) + x
-        if HAS_TONES:
-            red = _bicubic(image, height, width, centre_y, centre_x, wanted)
-            green = _bicubic(image + plane, height, width, centre_y, centre_x, wanted)
-            blue = _bicubic(image + 2 * plane, height, width, centre_y, centre_x, wanted)
-            r, red_part = _position(red, steps, value_range)
-            g, green_part = _position(green, steps, value_range)
-            b, blue_part = _position(blue, steps, value_range)
-            for i in range(0, 8):
-                weight = tl.where(i // 4 == 1, red_part, 1.0 - red_part)
-                weight *= tl.where(i // 2 % 2 == 1, green_part, 1.0 - green_part)
-                weight *= tl.where(i % 2 == 1, blue_part, 1.0 - blue_part)
-                corner = tones + (((r + i // 4) * (steps + 1) + g + i // 2 % 2) * (steps + 1) + b + i % 2) * 3
-                red += weight * tl.load(corner, mask=wanted, other=0.0)
-                green += weight * tl.load(corner + 1, mask=wanted, other=0.0)
-                blue += weight * tl.load(corner + 2, mask=wanted, other=0.0)
-            size = plane * (scale * scale)
-            tl.store(target, red, mask=wanted)
-            tl.store(target + size, green, mask=wanted)
-            tl.store(target + 2 * size, blue, mask=wanted)
-        else:
-            for c in range(0, channels):
-                value = _bicubic(image + c * plane, height, width, centre_y, centre_x, wanted)
-                tl.store(target + c * plane * (scale * scale), value, mask=wanted)
+        for c in range(0, channels):
+            value = _bicubic(colours + c * plane, height, width, centre_y, centre_x, wanted)
+            tl.store(target + c * plane * (scale * scale), value, mask=wanted)
