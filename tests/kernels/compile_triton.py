@@ -90,7 +90,7 @@ def record(network: str, dtype: torch.dtype, kernel: str, capability: int) -> Re
     if kernel in IMAGE:
         image = torch.empty(2, program.in_channels, 96, 144)
         out = torch.empty(2, program.out_channels, 96 * program.upscale, 144 * program.upscale)
-        picture = Picture(out, image, program.upscale, torch.empty(17, 17, 17, 3), 1.0)
+        picture = Picture(out, image, program.upscale)
         depths = Depths(torch.zeros(2, 2, 3, dtype=torch.int64), 48, 4)
         backend.run_image(packed, sharing_of(packed.table), image, depths, picture)
     elif kernel == STAGE:

@@ -128,7 +128,7 @@ def test_a_convolution_takes_the_pixels_that_run_and_no_others(radius, ring):
     fast, _ = packed_of("edsr-x2")
     image = test_patches(2, 21, 37)
     depths = Depths(depths_of(image, torch.Generator().manual_seed(4), 2, 8), 8, ring)
-    picture = Picture(torch.empty(2, 3, 42, 74, device=DEVICE), image, 2, None, 1.0)
+    picture = Picture(torch.empty(2, 3, 42, 74, device=DEVICE), image, 2)
     pixels, ends = launches._Run(fast.tensors, image, depths, picture)._list(1, radius, ring)
     for stage in range(2):
         active = cell_pixels(depths.exit_at >= stage, 8, image).float()
