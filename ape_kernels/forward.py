@@ -69,7 +69,8 @@ class APEForward(Wrapper):
     budget: share of full depth's work that each image may take: the highest fidelity whose work fits. Needs a fit too.
         Give at most one of threshold, min_gain_db, fidelity and budget.
     context: "model" or "patch". None takes "patch" for a threshold above 0 and for networks that read the whole patch
-        at once (channel attention, windows of a transformer); else "model".
+        at once (channel attention, windows of a transformer); else "model". Such networks share no maps: with "model"
+        the whole image is one patch, as exact, to full depth, and it takes memory as it is large.
     cell: sides of the cells that `forward` takes depths for, low-resolution pixels.
     patch_size, overlap: low-resolution pixels; where a network folds squares of pixels into channels first
         (RRDBNet at scales 1 and 2), rounded to whole squares. blend: how overlaps are merged, "linear" or "average".
@@ -156,7 +157,7 @@ class APEForward(Wrapper):
         """
         if self._policy.fidelity != "auto":
             return self._policy.fidelity
-        decided = self._policy.threshold is not None or self._policy.budget is not None or self.context == "patch"
+        decided = self._policy.threshold is not None or self._policy.budget is not None or not self._shares_maps
         return None if decided or self.fit is None else self.fit.default
 
     @fidelity.setter
@@ -194,11 +195,11 @@ class APEForward(Wrapper):
     def _checked(self, policy: Policy, context: Context | None) -> Policy:
         if context == "model" and policy.threshold:
             raise ValueError("context: expected 'patch' with a threshold above 0, got 'model'")
-        if context == "model" and self._not_shared is not None:
-            raise ValueError(f"context: expected 'patch' for this network, got 'model': {self._not_shared}")
         if (name := policy.needs_fit) is None:
             return policy
-        if context == "patch" or self._not_shared is not None:
+        if self._not_shared is not None:
+            raise ValueError(f"{name}: expected None for this network: {self._not_shared}")
+        if context == "patch":
             raise ValueError(f"{name}: expected None with the context 'patch', whose patches decide for themselves")
         if self.fit is None:
             raise ValueError(
@@ -227,9 +228,13 @@ class APEForward(Wrapper):
 
     def _wish(self, context: Context) -> Wish:
         dtype = self.dtype or autocast_dtype(self._device)
-        if context == "model":
+        if context == "model" and self._not_shared is None:
             return Wish(self.backend, dtype, self.cell, images=True)
         return Wish(self.backend, dtype, self.patch_size)
+
+    @property
+    def _shares_maps(self) -> bool:
+        return self.context == "model" and self._not_shared is None
 
     def _packed(self, context: Context) -> Packed:
         """The program as it runs now, on the device of this module, which may be a replica of `nn.DataParallel`."""
@@ -281,17 +286,19 @@ class APEForward(Wrapper):
         packed, pixels, dtype = self._entered(images)
         if progress is not None:
             progress(0.0)
-        if self.context == "model":
+        if self._shares_maps:
             way = self._way(pixels, packed, exit_at, plan)
             sr = run_image(pixels, packed, way.depths, way.colours)
             report = make_cell_report(packed.program, way.depths, pixels, way.plan) if return_report else None
         elif exit_at is not None or plan is not None:
             name = "plan" if exit_at is None else "exit_at"
-            raise ValueError(f"{name}: expected None with the context 'patch', whose patches decide for themselves")
+            why = self._not_shared or "with the context 'patch' they decide for themselves"
+            raise ValueError(f"{name}: expected None for patches on their own: {why}")
         else:
-            results = run_images(pixels, packed, self._cut, self._exits)
+            cut = self._cut(max(images.shape[2:]) + packed.program.fold)
+            results = run_images(pixels, packed, cut, self._exits)
             sr = results.sr
-            report = self._patch_report(results, packed, images.shape[2:]) if return_report else None
+            report = _patch_report(results, packed, cut, images.shape[2:]) if return_report else None
         if progress is not None:
             progress(1.0)
         sr = sr.to(dtype) if images is x else sr[0].to(dtype)
@@ -300,25 +307,20 @@ class APEForward(Wrapper):
     def _entered(self, x: Tensor) -> tuple[Packed, Tensor, torch.dtype]:
         """What runs images, the pixels in float32, and the dtype of the picture."""
         if torch.compiler.is_compiling():
-            return self._programs.latest(self.context == "model"), x.detach().float(), x.dtype
+            return self._programs.latest(self._shares_maps), x.detach().float(), x.dtype
         packed = self.packed_for_images
         pixels = checked_pixels(x, "x", packed.program, packed.weights.device)
         return packed, pixels, x.dtype if x.dtype == torch.float64 else autocast_dtype(x.device) or x.dtype
 
-    @property
-    def _cut(self) -> Cut:
+    def _cut(self, longest: int) -> Cut:
+        """How images are cut whose sides are at most so long. In the context "model" a patch is the whole image."""
+        if self.context == "model":
+            return Cut(longest, 0, self.blend)
         return Cut(self.patch_size, self.overlap, self.blend)
 
     @property
     def _exits(self) -> Exits:
         return Exits(exit_boundary(self._policy.threshold or 0.0))
-
-    def _patch_report(self, results: PatchResults, packed: Packed, sides: Sequence[int]) -> Report:
-        """Of images with these sides, run on patches."""
-        fold = packed.program.fold
-        patch_size, _ = folded_geometry(self.patch_size, self.overlap, fold)
-        area = math.prod(min(patch_size, -(-side // fold)) for side in sides)
-        return make_report(packed.program, results.exit_index, results.capacity, area)
 
     def plan(self, image: Tensor) -> Plan:
         """How far each cell of an image is to run, as the fidelity or the budget says, before anything runs.
@@ -436,3 +438,11 @@ def _own_threshold(program: PatchProgram) -> float:
     if own is not None and own < 0:
         raise ValueError(f"model.exit_threshold: expected at least 0 where no threshold is given, got {own}")
     return 0.0 if own is None else max(0.0, 1.0 - own)
+
+
+def _patch_report(results: PatchResults, packed: Packed, cut: Cut, sides: Sequence[int]) -> Report:
+    """Of images with these sides, run on patches."""
+    fold = packed.program.fold
+    patch_size, _ = folded_geometry(cut.patch_size, cut.overlap, fold)
+    area = math.prod(min(patch_size, -(-side // fold)) for side in sides)
+    return make_report(packed.program, results.exit_index, results.capacity, area)

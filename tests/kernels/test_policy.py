@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from families import randomise
 from skimage import data
 from support import DEVICE, assert_pictures_close, spread_network, test_patches
 
 from ape_kernels import APEForward
 from ape_kernels.plan import make_plan
-from ape_sr.models import RCAN
+from ape_sr.models import RCAN, SwinIR
 
 CELL = 24  # of the fit
 LAST = 5  # stage of the fitted model
@@ -241,9 +242,9 @@ class TestExitAt:
     def test_not_on_patches_and_not_with_a_plan(self, fitted_model, photo):
         exit_at = torch.zeros(1, 5, 5, dtype=torch.int64, device=DEVICE)
         plan = APEForward(fitted_model).plan(photo)
-        with pytest.raises(ValueError, match="exit_at: expected None with the context 'patch'"):
+        with pytest.raises(ValueError, match="exit_at: expected None for patches on their own"):
             APEForward(fitted_model, 0.3)(photo, exit_at=exit_at)
-        with pytest.raises(ValueError, match="plan: expected None with the context 'patch'"):
+        with pytest.raises(ValueError, match="plan: expected None for patches on their own"):
             APEForward(fitted_model, 0.3)(photo, plan=plan)
         with pytest.raises(ValueError, match="plan: expected None with exit_at, got both"):
             APEForward(fitted_model)(photo, exit_at=exit_at, plan=plan)
@@ -256,9 +257,29 @@ class TestExitAt:
 def test_contexts(fitted_model):
     with pytest.raises(ValueError, match="context: expected 'patch' with a threshold above 0, got 'model'"):
         APEForward(fitted_model, 0.1, context="model")
-    with pytest.raises(ValueError, match="context: expected 'patch' for this network, got 'model'"):
-        APEForward(RCAN(2, 2, 1, 8, 4, None).eval(), context="model")
     with pytest.raises(ValueError, match="context: expected one of model, patch, got 'whole'"):
         APEForward(fitted_model, context="whole")
     with pytest.raises(ValueError, match="cell: expected a multiple of 1 pixels, at least 1, got 0"):
         APEForward(fitted_model, cell=0)
+
+
+@pytest.mark.parametrize("size", [(21, 70), (64, 40)], ids=str)
+@pytest.mark.parametrize("network", ["rcan", "swinir"])
+def test_networks_that_read_the_whole_patch_have_the_whole_image_for_one(network, size):
+    """Their own picture in the context "model"; "patch" is the default, and with it another one."""
+    make = {
+        "rcan": lambda: RCAN(2, 2, 1, 16, 4, None),
+        "swinir": lambda: SwinIR(2, 12, (2,), (2,), 4, n_feats=8, exit_interval=None),
+    }
+    model = randomise(make[network]()).to(DEVICE)
+    image = test_patches(2, *size)
+    fast = APEForward(model, context="model", patch_size=12)
+    picture, report = fast(image, return_report=True)
+    assert_pictures_close(picture, model(image))
+    assert report.share == 1 and report.exit_index.shape == (2, 1, 1)
+    apart = APEForward(model, patch_size=12)
+    assert apart.context == "patch" and (apart(image) - picture).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="exit_at: expected None for patches on their own: .* the whole patch"):
+        fast(image, exit_at=torch.zeros(2, 1, 1, dtype=torch.int64, device=DEVICE))
+    with pytest.raises(ValueError, match="fidelity: expected None for this network: .* the whole patch"):
+        fast.fidelity = 45
