@@ -340,10 +340,21 @@ class APEForward(Wrapper):
         fit, fidelity, budget = self.fit, self.fidelity, self._policy.budget
         if fit is None or (fidelity is None and budget is None):
             return None
+        self._check_fitted(fit)
         if budget is not None:
             return plan_within(fit, packed.program, pixels, budget, packed.backend)
         assert fidelity is not None
         return make_plan(fit, packed.program, pixels, fidelity, packed.backend)
+
+    def _check_fitted(self, fit: ExitFit) -> None:
+        """A fit of other weights promises nothing. Of traces and replicas it cannot be told."""
+        if torch.compiler.is_compiling() or is_replica(self.model):
+            return
+        if self._programs.fingerprint() not in ("", fit.fingerprint):
+            raise ValueError(
+                "exit_fit: expected one of the model's weights as they are now, got one of others; fit them again "
+                "(ape_kernels.fit_exits), or take it away (model.exit_fit = None)"
+            )
 
     def _way(self, pixels: Tensor, packed: Packed, exit_at: Tensor | None = None, plan: Plan | None = None) -> _Way:
         """As these arguments of `forward` say, or else the settings."""

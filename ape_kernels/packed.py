@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ape_kernels.adapters import to_program
 from ape_kernels.backends import choose, choose_for_images, get_backend
 from ape_kernels.geometry import PATCH_SIZE
+from ape_kernels.plan.fit import fingerprint_of
 from ape_kernels.program import PatchProgram
 from ape_kernels.sharing import sharing_of, why_not_shared
 from ape_kernels.table import PackedProgram
@@ -129,6 +130,7 @@ class PackedModel:
         self._stamp = stamp_of(model)
         self._packed: dict[Any, Packed] = {}  # of this program, by what was asked for
         self._latest: dict[bool, Packed] = {}  # for patches and for images
+        self._fingerprint: str | None = None  # "" in half precision
 
     def latest(self, images: bool) -> Packed:
         """What was packed last, for images or for patches, whatever has changed since: tracing cannot pack.
@@ -166,11 +168,20 @@ class PackedModel:
                 self._latest[wish.images] = self._packed[key]
             return self._packed[key]
 
+    def fingerprint(self) -> str:
+        """`fingerprint_of` the weights that were packed last; "" in half precision: they are not what they were."""
+        with self._lock:
+            if self._fingerprint is None:
+                halved = any(t.is_floating_point() and t.dtype.itemsize < 4 for t in _tensors(self._model))
+                self._fingerprint = "" if halved else fingerprint_of(self._model)
+            return self._fingerprint
+
     def _current_program(self) -> PatchProgram:
         stamp = stamp_of(self._model)
         if stamp != self._stamp:
             self._program, self._stamp = to_program(self._model), stamp
             self._packed.clear()
+            self._fingerprint = None
         return self._program
 
 

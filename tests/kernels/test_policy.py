@@ -283,3 +283,23 @@ def test_networks_that_read_the_whole_patch_have_the_whole_image_for_one(network
         fast(image, exit_at=torch.zeros(2, 1, 1, dtype=torch.int64, device=DEVICE))
     with pytest.raises(ValueError, match="fidelity: expected None for this network: .* the whole patch"):
         fast.fidelity = 45
+
+
+def test_a_fit_of_other_weights_is_refused(fitted_model, photo):
+    model = copy.deepcopy(fitted_model)
+    fast = APEForward(model)
+    before = fast(photo)
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.01)
+    with pytest.raises(ValueError, match="exit_fit: expected one of the model's weights as they are now, got one of"):
+        fast(photo)
+    with pytest.raises(ValueError, match="exit_fit: expected one of the model's weights"):
+        fast.plan(photo)
+    fast.fidelity = None
+    assert_pictures_close(fast(photo), model(photo))
+    fast.fidelity = "auto"
+    model.exit_fit = None
+    assert_pictures_close(fast(photo), model(photo))
+    assert torch.equal(APEForward(fitted_model)(photo), before)
+    half = copy.deepcopy(fitted_model).bfloat16()
+    assert APEForward(half)(photo.bfloat16(), return_report=True)[1].plan is not None
