@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,9 +14,10 @@ class ExitNetwork(nn.Module):
     In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`); in
     evaluation mode, or without exits, the full-depth picture ``[N, 3, s * h, s * w]``.
 
-    A subclass calls `make_exits` and has `exit_features` and `picture`, and what is declared here.
+    A subclass calls `configure` and `make_exits`, and has `exit_features` and `picture`.
     config: the arguments that build it again. scale: upscaling factor. rgb_range: the largest value of a pixel.
-    exit_interval (blocks), exit_threshold (a prediction) and regressor: of a network with exits.
+    A network with exits also has exit_interval (blocks from exit to exit), exit_threshold (the prediction from which
+    on a patch leaves) and regressor.
     """
 
     config: dict[str, Any]
@@ -24,6 +26,11 @@ class ExitNetwork(nn.Module):
     exit_interval: int
     exit_threshold: float
     regressor: nn.Sequential
+
+    def configure(self, **config: Any) -> None:
+        """Set `config`, and of it scale and rgb_range."""
+        self.config = config
+        self.scale, self.rgb_range = config["scale"], config["rgb_range"]
 
     def make_exits(self, channels: int, exit_interval: int | None, exit_threshold: float) -> None:
         """Build the regressor over feature maps of `channels`; no exits where `exit_interval` is None."""
@@ -40,6 +47,19 @@ class ExitNetwork(nn.Module):
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What is kept for the skip, and the feature map at every exit; for a plain network the last one."""
         raise NotImplementedError
+
+    def after_blocks(self, blocks: Sequence[Callable[[Tensor], Tensor]], stream: Tensor) -> list[Tensor]:
+        """Run `blocks` on `stream`: its features after every `exit_interval` of them and after the last.
+
+        Of a plain network those after the last block alone.
+        """
+        interval = self.exit_interval if self.has_exits else len(blocks)
+        features: list[Tensor] = []
+        for i, block in enumerate(blocks, start=1):
+            stream = block(stream)
+            if i % interval == 0 or i == len(blocks):
+                features.append(stream)
+        return features
 
     def picture(self, skip: Tensor, features: Tensor) -> Tensor:
         """The picture ``[N, 3, s * h, s * w]`` of one exit's features."""
@@ -60,6 +80,15 @@ class ExitNetwork(nn.Module):
         """Pictures ``[N, 3, s * h, s * w]`` and predictions ``[N, 1]`` of every exit, shallowest first."""
         skip, features = self.exit_features(x)
         return [self.picture(skip, f) for f in features], [self.regressor(f) for f in features]
+
+
+def expect_divisor(exit_interval: int | None, name: str, blocks: int) -> None:
+    """Raises ValueError unless exits after every `exit_interval` of so many blocks include the last one.
+
+    name: what the number of blocks is called in the message.
+    """
+    if exit_interval is not None and (exit_interval < 1 or blocks % exit_interval):
+        raise ValueError(f"exit_interval: expected a divisor of {name} = {blocks}, got {exit_interval}")
 
 
 def pixel_range(model: nn.Module) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ape_sr.models.base import ExitNetwork
+from ape_sr.models.base import ExitNetwork, expect_divisor
 from ape_sr.models.edsr import conv3x3
 
 
@@ -36,9 +38,8 @@ class SRVGGNetCompact(ExitNetwork):
             raise ValueError(f"scale: expected 1, 2, 3, 4 or 8, got {scale}")
         if n_resblocks < 1:
             raise ValueError(f"n_resblocks: expected at least 1, got {n_resblocks}")
-        if exit_interval is not None and (exit_interval < 1 or n_resblocks % exit_interval):
-            raise ValueError(f"exit_interval: expected a divisor of n_resblocks = {n_resblocks}, got {exit_interval}")
-        self.config = dict(
+        expect_divisor(exit_interval, "n_resblocks", n_resblocks)
+        self.configure(
             scale=scale,
             n_resblocks=n_resblocks,
             n_feats=n_feats,
@@ -46,8 +47,6 @@ class SRVGGNetCompact(ExitNetwork):
             exit_threshold=exit_threshold,
             rgb_range=rgb_range,
         )
-        self.scale = scale
-        self.rgb_range = rgb_range
         layers: list[nn.Module] = []
         for channels in (3, *[n_feats] * n_resblocks):
             layers += [conv3x3(channels, n_feats), nn.PReLU(n_feats)]
@@ -61,11 +60,9 @@ class SRVGGNetCompact(ExitNetwork):
 
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The input upsampled to the nearest, and the feature map at every exit; for a plain network the last one."""
-        layers = list(self.body)[:-1]
-        interval = self.exit_interval if self.has_exits else len(layers) // 2 - 1
-        features, stream = [], layers[1](layers[0](x))
-        for i in range(1, len(layers) // 2):
-            stream = layers[2 * i + 1](layers[2 * i](stream))
-            if i % interval == 0:
-                features.append(stream)
-        return interpolate(x, scale_factor=self.scale, mode="nearest"), features
+        first, *blocks = (partial(self._activated, i) for i in range(0, len(self.body) - 1, 2))
+        return interpolate(x, scale_factor=self.scale, mode="nearest"), self.after_blocks(blocks, first(x))
+
+    def _activated(self, i: int, x: Tensor) -> Tensor:
+        """Convolution `i` of the body and the PReLU behind it."""
+        return self.body[i + 1](self.body[i](x))

@@ -97,7 +97,7 @@ class RRDBNet(ExitNetwork):
             raise ValueError(f"fold: expected 1, 2 or 4, got {fold}")
         if exit_interval is not None and not 1 <= exit_interval <= n_resblocks:
             raise ValueError(f"exit_interval: expected 1 to n_resblocks = {n_resblocks}, got {exit_interval}")
-        self.config = dict(
+        self.configure(
             scale=scale,
             n_resblocks=n_resblocks,
             n_feats=n_feats,
@@ -107,8 +107,6 @@ class RRDBNet(ExitNetwork):
             rgb_range=rgb_range,
             fold=fold,
         )
-        self.scale = scale
-        self.rgb_range = rgb_range
         self.fold = fold
         self.head = nn.Sequential(conv3x3(3 * fold**2, n_feats))
         blocks = [RRDB(n_feats, n_growth) for _ in range(n_resblocks)]
@@ -123,14 +121,7 @@ class RRDBNet(ExitNetwork):
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Head output and the feature map at every exit; for a plain network that after the last block."""
         skip = self.head(pixel_unshuffle(x, self.fold))
-        blocks = list(self.body)[:-1]
-        interval = self.exit_interval if self.has_exits else len(blocks)
-        features, stream = [], skip
-        for i, block in enumerate(blocks, start=1):
-            stream = block(stream)
-            if i % interval == 0 or i == len(blocks):
-                features.append(stream)
-        return skip, features
+        return skip, self.after_blocks(list(self.body)[:-1], skip)
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Features ``[N, C, h, w]`` after the body-end skip to the picture."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
 from ape_kernels.adapters.swinir import reflect_to_multiple
-from ape_sr.models.base import ExitNetwork
+from ape_sr.models.base import ExitNetwork, expect_divisor
 from ape_sr.models.edsr import RGB_MEAN, Upsampler, conv3x3
 
 UPSAMPLERS = ("pixelshuffle", "pixelshuffledirect", "nearest+conv")
@@ -225,8 +226,7 @@ class SwinIR(ExitNetwork):
             raise ValueError(
                 f"num_heads: expected {len(depths)} divisors of embed_dim = {embed_dim}, got {tuple(num_heads)}"
             )
-        if exit_interval is not None and (exit_interval < 1 or len(depths) % exit_interval):
-            raise ValueError(f"exit_interval: expected a divisor of {len(depths)} groups, got {exit_interval}")
+        expect_divisor(exit_interval, "len(depths)", len(depths))
         self.config = dict(
             scale=scale,
             embed_dim=embed_dim,
@@ -294,13 +294,8 @@ class SwinIR(ExitNetwork):
         x = reflect_to_multiple(x, self.window_size)
         size = (x.shape[2], x.shape[3])
         skip = self.conv_first((x - self.mean) * self.img_range)
-        interval = self.exit_interval if self.has_exits else len(self.layers)
-        features, stream = [], self.patch_embed(skip)
-        for i, layer in enumerate(self.layers, start=1):
-            stream = layer(stream, size)
-            if i % interval == 0:
-                features.append(self.patch_unembed(stream, size))
-        return skip, features
+        features = self.after_blocks([partial(layer, x_size=size) for layer in self.layers], self.patch_embed(skip))
+        return skip, [self.patch_unembed(stream, size) for stream in features]
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """The linear end: features ``[N, C, h, w]`` after the last activation to pixels."""
