@@ -28,7 +28,7 @@ class Mixing(nn.Module):
 
 
 class HATGroup(nn.Module):
-    """Blocks and attention between windows; the parameters of all groups are made once a picture."""
+    """Blocks and attention between windows; the parameters of all groups are made once per picture."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -157,7 +157,7 @@ class TestRates:
 
     @pytest.fixture
     def drawn(self, sampler, monkeypatch) -> list[int]:
-        """The steps drawn, one a second on the clock that is set up."""
+        """The steps drawn, one per second on the clock that is set up."""
         batch, drawn = sampler.batch, []
 
         def counted(step: int, size: int):
