@@ -13,6 +13,7 @@ from support import spread_network
 
 from ape_sr.checkpoint import save_model
 from ape_sr.cli import main
+from ape_sr.data.crops import CropSampler
 from ape_sr.data.images import write_image
 from ape_sr.models import EDSR
 
@@ -59,3 +60,9 @@ def upscaled(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return capsys.readouterr().out.splitlines()[0]
 
     return run
+
+
+@pytest.fixture
+def sampler(photos: Path) -> CropSampler:
+    """Crops of the photos."""
+    return CropSampler([photos], 2, 32, seed=3)
