@@ -256,7 +256,7 @@ class PatchProgram:
 
     @property
     def head_flops(self) -> int:
-        """FLOPs a low-resolution pixel of the head."""
+        """FLOPs of the head per low-resolution pixel."""
         return self._flops(self.head)
 
     def _flops(self, steps: Iterable[Step]) -> int:

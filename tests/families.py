@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from support import assert_exits_agree, assert_pictures_close, test_patches
 from torch import Tensor, nn
 
-from ape_kernels import APEForward
+from ape_kernels import APEForward, NotRecognised
 from ape_kernels.policy import exit_boundary
 
 
@@ -75,6 +76,13 @@ def assert_leaves_as_predicted(
         assert_pictures_close(sr, expected)
         taken |= set(exit_index.tolist())
     assert taken == set(range(len(pictures)))
+
+
+def assert_refused(model: nn.Module, change: Callable[[nn.Module], object], message: str) -> None:
+    """After `change` no adapter takes the model, and the error says why."""
+    change(model)
+    with pytest.raises(NotRecognised, match=message):
+        APEForward(model)
 
 
 def edit(path: str, replacement: object) -> Callable[[nn.Module], None]:

@@ -1,9 +1,9 @@
-"""Adapters: a user's `nn.Module` to a `PatchProgram`, one file a network family.
+"""Adapters: a user's `nn.Module` to a `PatchProgram`, one file per network family.
 
 An adapter recognises a network by its structure (attribute names, layer types, shapes), never by its
-class, and refuses whatever is not exactly what it knows. `check_program` then compares the program
+class. It refuses whatever is not exactly what it knows. `check_program` then compares the program
 with the network's own forward, so that a forward which does something else than its layers suggest is
-refused as well.
+refused too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["ADAPTERS", "Adapter", "NotRecognised", "to_program"]
 
 
 class Adapter(NamedTuple):
-    """layouts: paths of the submodules that each of the family's layouts is known by.
+    """layouts: for each layout of the family, the paths of the submodules by which it is known.
 
     matches: whether a network has this family's outline. convert: the program, or NotRecognised.
     """
@@ -34,13 +34,19 @@ class Adapter(NamedTuple):
 
 
 ADAPTERS = (
-    Adapter("ECBSR", ecbsr.LAYOUTS, ecbsr.matches, ecbsr.convert),  # before EDSR: head, body, tail, and upsample
+    Adapter(
+        "ECBSR", ecbsr.LAYOUTS, ecbsr.matches, ecbsr.convert
+    ),  # before EDSR: it has head, body and tail too, and upsample
     Adapter("VDSR", vdsr.LAYOUTS, vdsr.matches, vdsr.convert),
     Adapter("SRVGGNetCompact", compact.LAYOUTS, compact.matches, compact.convert),
-    Adapter("RRDBNet", rrdb.LAYOUTS, rrdb.matches, rrdb.convert),  # before EDSR: its authors' layout has that outline
-    Adapter("RCAN", rcan.LAYOUTS, rcan.matches, rcan.convert),  # before EDSR: groups have its outline too
+    Adapter(
+        "RRDBNet", rrdb.LAYOUTS, rrdb.matches, rrdb.convert
+    ),  # before EDSR: its authors' layout has the same outline
+    Adapter("RCAN", rcan.LAYOUTS, rcan.matches, rcan.convert),  # before EDSR: its groups have the same outline
     Adapter("EDSR", edsr.LAYOUTS, edsr.matches, edsr.convert),
-    Adapter("HAT or DAT", transformers.LAYOUTS, transformers.matches, transformers.convert),  # before SwinIR, likewise
+    Adapter(
+        "HAT or DAT", transformers.LAYOUTS, transformers.matches, transformers.convert
+    ),  # before SwinIR: it has the same outline too
     Adapter("SwinIR", swinir.LAYOUTS, swinir.matches, swinir.convert),
     Adapter("SRResNet", srresnet.LAYOUTS, srresnet.matches, srresnet.convert),
     Adapter("SPAN", span.LAYOUTS, span.matches, span.convert),
@@ -51,11 +57,12 @@ ADAPTERS = (
 def to_program(model: nn.Module) -> PatchProgram:
     """The patch program of `model`, sharing its weights.
 
-    Where the layers do not tell what becomes of the pixels before the first of them, the network's forward is run up
-    to there on a few pixels.
+    Some layers do not tell what the forward does with the pixels before the first of them. Then the network's forward
+    is run up to there, on a few pixels.
 
     Raises TypeError when `model` is no `nn.Module` and NotRecognised (a ValueError) when no adapter
-    knows its outline or a part is not what its family has there; it names the nearest family and the first difference.
+    knows its outline, or a part is not what its family has there. The message names the nearest family and the first
+    difference.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -76,7 +83,10 @@ def _unknown(model: nn.Module) -> NotRecognised:
         for layout in adapter.layouts:
             present = sum(part_at(model, path) is not None for path in layout)
             if present < len(layout):
-                likeness[layout] = (present / len(layout) + present / 1000, adapter)  # of equal shares the longer one
+                likeness[layout] = (
+                    present / len(layout) + present / 1000,
+                    adapter,
+                )  # where shares are equal, the longer one
     nearest = max(reversed(likeness), key=lambda layout: likeness[layout][0])
     score, adapter = likeness[nearest]
     if score == 0:

@@ -27,7 +27,7 @@ from ape_kernels.program import (
 
 @dataclass(frozen=True)
 class Layer:
-    """A 3x3 convolution and what follows it; fields as in `Conv`."""
+    """A 3x3 convolution and what follows it. Its fields are those of `Conv`."""
 
     weight: Tensor
     bias: Tensor | None
@@ -78,10 +78,10 @@ def expect_bicubic(module: object, path: str) -> int:
 def chain(
     layers: Sequence[Layer], interval: int, exit_step: Exit | None, source: int, stream: int, other: int
 ) -> tuple[Step, tuple[Stage, ...]]:
-    """The first layer as a head that reads buffer `source`, the rest in stages that leave in `stream`.
+    """The first layer as a head that reads buffer `source`, and the rest as stages whose features leave in `stream`.
 
-    A convolution cannot write where it reads, so features go back and forth between `stream` and `other`,
-    two buffers alike; after an odd number of layers they would end in the wrong one, hence a copy.
+    A convolution cannot write the buffer that it reads. Features therefore go back and forth between `stream` and
+    `other`, which are alike. After an odd number of layers they end in the wrong one, and are copied.
     """
     head, *rest = layers
     blocks = []
@@ -95,7 +95,7 @@ def chain(
 
 
 def _buffers(layers_left: int, stream: int, other: int) -> tuple[int, int]:
-    """Where a layer reads and writes so that the last of those left in the stage writes `stream`."""
+    """The buffers that a layer reads and writes, so that the last layer of the stage writes `stream`."""
     return (other, stream) if layers_left % 2 else (stream, other)
 
 
@@ -104,7 +104,7 @@ def shuffled_chain(
 ) -> PatchProgram:
     """``pixel_shuffle(closing(layers(input)), scale) + interpolate(input, scale)``, with exits where the model has any.
 
-    layers: the first, C_in to C; then the blocks, C to C. closing: C to C_in * scale * scale.
+    layers: the first one from C_in to C channels, the others from C to C. closing: from C to C_in * scale * scale.
     """
     picture, stream, other = 1, 2, 3  # buffers, after INPUT
     channels, colors = layers[0].weight.shape[:2]

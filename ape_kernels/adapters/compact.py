@@ -1,7 +1,7 @@
 """Compact networks in the layout of BasicSR's SRVGGNetCompact (Real-ESRGAN).
 
 body         ModuleList [conv 3x3, activation, ..., conv 3x3 to C * s * s]; PReLU, ReLU or LeakyReLU
-upsampler    PixelShuffle; the input is added to the picture, upsampled to the nearest
+upsampler    PixelShuffle; the input, upsampled to the nearest pixel, is added to the picture
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 APE authors          head [ECB], body [ECB, ..., linear ECB to C * s * s], tail [PixelShuffle], upsample
                      (nn.Upsample, bicubic, added to the picture), regressor as in EDSR
-BasicSR, own         backbone [ECB, ..., linear ECB to C * s * s], upsampler PixelShuffle; the input is added
-                     to every phase, that is, upsampled to the nearest
-its authors' PlainSR  the same with plain convolutions: a block has conv3x3 and act alone
+BasicSR, own         backbone [ECB, ..., linear ECB to C * s * s], upsampler PixelShuffle; the input,
+                     upsampled to the nearest pixel, is added to the picture
+its authors' PlainSR  the same with plain convolutions: a block has only conv3x3 and act
 
 ECB                  conv3x3; conv1x1_3x3 (k0, b0, k1, b1); conv1x1_sbx, conv1x1_sby and conv1x1_lpl (k0, b0,
                      scale, mask, bias); with_idt; act, absent where linear. Folds to one 3x3 convolution.
@@ -92,8 +92,8 @@ def _plain_layer(block: Network, path: str) -> Layer:
 def fold_ecb(ecb: nn.Module, path: str) -> tuple[Tensor, Tensor]:
     """The one 3x3 convolution that an ECB's branches add up to: ``[C_out, C_in, 3, 3]`` and ``[C_out]``, float64.
 
-    A branch pads the result of its 1x1 convolution with that one's bias, which is what a convolution of the
-    zero-padded input would have there: it folds exactly, borders included. path: names the ECB in errors.
+    A branch pads the result of its 1x1 convolution with the bias of that convolution. A convolution of the zero-padded
+    input gives the same there, so the fold is exact, borders included. path: names the ECB in errors.
 
     Raises NotRecognised for a branch whose parameters are not an ECB's.
     """
@@ -117,7 +117,7 @@ def fold_ecb(ecb: nn.Module, path: str) -> tuple[Tensor, Tensor]:
 
 
 def _branch(ecb: Network, path: str, in_channels: int, **shapes: tuple[int | None, ...]) -> list[Tensor]:
-    """A branch's 1x1 convolution, k0 and b0, and the tensors named in `shapes` (None: as many as b0), in float64."""
+    """A branch's 1x1 convolution (k0 and b0) and the tensors named in `shapes`, in float64. Shape None: that of b0."""
     branch = getattr(ecb, path.rpartition(".")[2], None)
     names = ("k0", "b0", *shapes)
     if not isinstance(branch, nn.Module) or set(branch.state_dict()) != set(names):

@@ -1,6 +1,7 @@
 """EDSR-shaped networks in the layout of EDSR-PyTorch and of the APE authors.
 
-The frame is `convert_frame`'s; a body entry is a block with body = [conv, ReLU, conv], res_scale and skip.
+The frame is that of `convert_frame`. An entry of the body is a block with body = [conv, ReLU, conv], res_scale and a
+skip.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from ape_kernels.program import Activation, Buffer, Conv, Exit, Interpolation, R
 
 
 def conv_step(conv: nn.Conv2d, src: int | tuple[int, ...], dst: int, **options: Any) -> Conv:
-    """The step of a recognised convolution; `options` as `Conv` has them."""
+    """The step of a recognised convolution. `options` are fields of `Conv`."""
     return Conv(src, dst, conv.weight, conv.bias, **options)
 
 
@@ -35,14 +35,14 @@ def leaky_conv_step(conv: nn.Conv2d, src: int | tuple[int, ...], dst: int, slope
 
 
 def one_kernel(weight: Tensor, bias: Tensor | None) -> CollapsedTail:
-    """A last convolution ``[O * s * s, C, k, k]`` with nothing to collapse: one kernel for all border classes."""
+    """A last convolution ``[O * s * s, C, k, k]`` as a tail: one kernel for all border classes."""
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     return CollapsedTail(weight[None, None], bias[None, None])
 
 
 @dataclass(frozen=True)
 class Activated:
-    """A recognised convolution and the LeakyReLU's slope after it; before it nearest upsampling by `factor`."""
+    """Nearest upsampling by `factor`, a recognised convolution, and the slope of the LeakyReLU after it."""
 
     conv: nn.Conv2d
     slope: float
@@ -59,9 +59,9 @@ def nearest_tail(
     free: int,
     channels: int,
 ) -> tuple[tuple[Step, ...], list[Buffer]]:
-    """From features in `src` to the picture by nearest upsampling and convolutions, and the buffers that takes.
+    """Steps from features in `src` to the picture, by nearest upsampling and convolutions, and the buffers they need.
 
-    spare: a buffer like `src`, overwritten where nothing is upsampled. free: number of the first new buffer.
+    spare: a buffer like `src` that may be overwritten. free: number of the first new buffer.
     """
     steps: list[Step] = []
     buffers: list[Buffer] = []
@@ -93,7 +93,7 @@ def expect_folded(module: object, path: str, factor: int) -> nn.Conv2d:
 
 
 def normalisation(model: nn.Module, colors: int) -> tuple[float, Tensor]:
-    """img_range and the mean ``[colors]``, float64."""
+    """img_range, and the mean ``[colors]`` in float64."""
     img_range = expect_number(getattr(model, "img_range", None), "img_range")
     if not img_range > 0:
         raise refuse("img_range", "a number above 0", img_range)
@@ -110,7 +110,7 @@ def expect_per_color(model: nn.Module, name: str, colors: int) -> Tensor:
 
 
 def affine(scale: float | Tensor, offset: Tensor) -> nn.Conv2d:
-    """``scale * x + offset``, offset and a scale that is no number ``[C]``, as a 1x1 convolution."""
+    """``scale * x + offset`` as a 1x1 convolution. offset: ``[C]``. scale: a number or ``[C]``."""
     conv: Any = nn.utils.skip_init(nn.Conv2d, len(offset), len(offset), 1, dtype=torch.float64)  # typed as a Module
     with torch.no_grad():
         conv.weight.copy_((scale * torch.eye(len(offset)))[:, :, None, None])
@@ -121,7 +121,7 @@ def affine(scale: float | Tensor, offset: Tensor) -> nn.Conv2d:
 def exits(
     model: nn.Module, channels: int, blocks: int, src: int, pool_kind: type[nn.Module] = nn.AdaptiveAvgPool2d
 ) -> tuple[Exit | None, int, float | None]:
-    """The shared exit, the blocks between exits and the model's own threshold; no exit without a regressor."""
+    """The shared exit, the number of blocks between exits, and the model's threshold. No exit without regressor."""
     if not hasattr(model, "regressor"):
         return None, blocks, None
     interval = getattr(model, "exit_interval", None)
@@ -151,10 +151,10 @@ def stages(
     stream: int,
     exit_at_end: bool = False,
 ) -> tuple[Stage, ...]:
-    """Blocks of steps cut into stages of `interval` blocks, an exit after each full one.
+    """Blocks of steps, cut into stages of `interval` blocks. An exit ends each full stage.
 
-    first: the buffer from which the first block reads the stream; later ones read `stream`.
-    exit_at_end: the last block is an exit even where the interval does not divide the number of blocks.
+    first: the buffer that the first block reads. The others read `stream`.
+    exit_at_end: the last stage has an exit even if it is not full.
     """
     made = []
     for begin in range(0, len(blocks), interval):
@@ -166,15 +166,15 @@ def stages(
 
 
 def collapsed(tail: Sequence[nn.Module]) -> CollapsedTail:
-    """The modules of a linear tail, run in order, as one kernel a border class."""
+    """The modules of a linear tail, run in order, as one kernel per border class."""
     try:
         return collapse_tail(linear_steps(tail))
-    except ValueError as error:  # its layers are known ones, but reach too far together
+    except ValueError as error:  # its layers are known, but together they reach too far
         raise NotRecognised(f"model.{error}") from error
 
 
 def unpacked(upsampler: object, path: str) -> list[Network]:
-    """The layers of an upsampler; mmagic's PixelShufflePack is a conv and a PixelShuffle."""
+    """The layers of an upsampler. A PixelShufflePack of mmagic becomes a conv and a PixelShuffle."""
     layers: list[Network] = []
     for i, layer in enumerate(expect_sequence(upsampler, path)):
         if isinstance(getattr(layer, "upsample_conv", None), nn.Module):
@@ -187,7 +187,7 @@ def unpacked(upsampler: object, path: str) -> list[Network]:
 
 
 def expect_upsampler(upsampler: object, path: str, channels: int) -> int:
-    """Scale of ``[conv, PixelShuffle, conv, PixelShuffle, ...]``; anything between them would not collapse."""
+    """Scale of ``[conv, PixelShuffle, conv, PixelShuffle, ...]``. With anything between them it would not collapse."""
     layers = unpacked(upsampler, path)
     if len(layers) % 2:
         raise refuse(path, "pairs of conv and PixelShuffle", ", ".join(type(m).__name__ for m in layers) or "nothing")

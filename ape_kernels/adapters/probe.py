@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SIDE = 4  # pixels of the patch that is run
+SIDE = 4  # height and width of the patch that is run
 
 
 class _Reached(Exception):
@@ -16,13 +16,13 @@ class _Reached(Exception):
 
 
 def probe_patch(like: Tensor, colors: int) -> Tensor:
-    """The pixels that are run, ``[1, colors, SIDE, SIDE]`` from 0 to 1, on the device and in the dtype of `like`."""
+    """The patch that is run: ``[1, colors, SIDE, SIDE]`` from 0 to 1, on the device and in the dtype of `like`."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(1, colors, SIDE, SIDE, generator=generator).to(like.device, like.dtype)
 
 
 def entering(model: nn.Module, part: nn.Module, patch: Tensor) -> Tensor | None:
-    """What `part` is given when `model` is run on `patch`, in float32; None if it is never called or something fails.
+    """What `part` is given when `model` is run on `patch`, in float32. None if it is never called or something fails.
 
     The forward ends there: nothing after `part` is run, and no gradient is kept.
     """
@@ -38,7 +38,7 @@ def entering(model: nn.Module, part: nn.Module, patch: Tensor) -> Tensor | None:
     try:
         with torch.no_grad():
             model(patch.clone())
-    except Exception:  # _Reached, or whatever a forward raises: then the check of the whole program says it
+    except Exception:  # _Reached, or what the forward raised: then the check of the whole program says what is wrong
         pass
     finally:
         hook.remove()

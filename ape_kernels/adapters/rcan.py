@@ -1,13 +1,13 @@
 """RCAN (Zhang et al. 2018) in the layout of EDSR-PyTorch, of the APE authors and of spandrel, exits between groups.
 
-EDSR's frame (`convert_frame`); a body entry is a residual group:
+The frame is EDSR's (`convert_frame`). An entry of the body is a residual group:
 
 group     body = [block, ..., block, conv 3x3], skip
-block     body = [conv, ReLU, conv, attention], skip; res_scale, which its forward leaves out, is 1
+block     body = [conv, ReLU, conv, attention], skip; it may have a res_scale, which its forward ignores
 attention avg_pool = AdaptiveAvgPool2d(1), conv_du = [conv 1x1, ReLU, conv 1x1, Sigmoid]
 
-spandrel's takes pixels from 0 to 1 and has a downscale_factor: its forward multiplies by rgb_range, and folds
-squares of downscale_factor pixels into channels first.
+The RCAN of spandrel takes pixels from 0 to 1 and has a downscale_factor. Its forward multiplies by rgb_range, and
+first folds squares of downscale_factor pixels into channels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks that an adapter makes of a user's modules; each failure names the module path and the reason."""
+"""Checks of a user's modules. Each failure names the path of the module and the reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Network = Any
 
 
 class NotRecognised(ValueError):
-    """A network is not one that can be run; the message names the module, what was expected and what came."""
+    """A network cannot be run. The message names the module, what was expected and what came."""
 
 
 def refuse(path: str, expected: str, got: object) -> NotRecognised:
@@ -38,7 +38,7 @@ def part_at(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def expect_sequence(module: object, path: str, length: int | None = None) -> list[Network]:
-    """The children of an `nn.Sequential`, `length` of them if given."""
+    """The children of an `nn.Sequential`. There must be `length` of them, if that is given."""
     if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
         raise refuse(path, "an nn.Sequential", module)
     if length is not None and len(module) != length:
@@ -49,7 +49,7 @@ def expect_sequence(module: object, path: str, length: int | None = None) -> lis
 def expect_conv(
     module: object, path: str, *, kernel: int, in_channels: int | None = None, out_channels: int | None = None
 ) -> nn.Conv2d:
-    """A plain stride-1, zero-padded, same-size `nn.Conv2d` with these sizes."""
+    """A plain `nn.Conv2d` of these sizes: stride 1, padded with zeros so that height and width stay."""
     if not isinstance(module, nn.Conv2d) or type(module).forward is not nn.Conv2d.forward:
         raise refuse(path, f"an nn.Conv2d {kernel}x{kernel}", module)
     same = module.padding == "same" or module.padding == (kernel // 2, kernel // 2)
@@ -71,9 +71,9 @@ def expect_conv(
 
 
 def expect_only_children(module: nn.Module, path: str, allowed: Sequence[str]) -> None:
-    """Refuse submodules the family does not have: they may do something a program would leave out.
+    """Refuse submodules that the family does not have. They may do something that the program would leave out.
 
-    A network itself (path "") may have a regressor: every family reads its exits off it (`parts.exits`).
+    A network itself (path "") may have a regressor, from which every family reads its exits (`parts.exits`).
     """
     for name, child in module.named_children():
         if name not in allowed and (path or name != "regressor"):

@@ -1,7 +1,7 @@
 """Residual networks in a linear frame: EDSR and RCAN, as the APE authors, EDSR-PyTorch and BasicSR lay them out.
 
-A head convolution, residual blocks or groups of them, a closing convolution with the global skip, and
-a tail without activations that collapses.
+The frame is a head convolution, residual blocks or groups of them, a closing convolution with the global skip,
+and a tail without activations, which collapses.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ape_kernels.program import (
     Upsample,
 )
 
-# buffers, after INPUT; networks without attention stop at HIDDEN
+# buffers, after INPUT; HIDDEN is the last one of networks without attention
 SHIFTED, HEAD, STREAM, HIDDEN, GROUP, FEATURES = range(1, 7)
 PARTS = ("sub_mean", "add_mean", "head", "body", "tail", "regressor")
 
@@ -43,19 +43,19 @@ def has_frame(model: nn.Module) -> bool:
 
 
 def convert_frame(model: Network, recognise: Recognise, rgb_range: float | None = None, fold: int = 1) -> PatchProgram:
-    """The program of a network in the authors' frame, its blocks as `recognise` reads them.
+    """The program of a network in the authors' frame. `recognise` reads its blocks.
 
     sub_mean, add_mean   1x1 convs, both or neither (or nn.Identity)
     head                 [conv 3x3], with `fold` [PixelUnshuffle, conv 3x3]
     body                 [block, ..., block, conv 3x3]
     tail                 [Upsampler = [conv, PixelShuffle, ...], conv 3x3]
     regressor            [AdaptiveAvgPool2d(1), Flatten, Linear(C, 1), Tanh], with exit_interval and
-                         exit_threshold; absent in a plain network, which then runs whole. With a true
-                         head_exit there is an exit before the first block too
+                         exit_threshold; a plain network has none and runs whole. If head_exit is true, there
+                         is an exit before the first block too
 
-    rgb_range: what the forward multiplies its input with before sub_mean, and divides by after add_mean. None: a probe
-    of the forward shows whether it is 1 or 255 (torchSR's), and whether sub_mean and add_mean are used (super-image
-    leaves them out).
+    rgb_range: the forward multiplies its input by it before sub_mean, and divides by it after add_mean. If it is None,
+    a probe of the forward shows whether it is 1 or 255 (torchSR), and whether sub_mean and add_mean are used at all
+    (super-image leaves them out).
     """
     expect_only_children(model, "", PARTS)
     head = _head(model.head, fold)
@@ -90,10 +90,10 @@ def assemble(
     upscale: int,
     fold: int = 1,
 ) -> PatchProgram:
-    """The program of recognised parts; the exits are read off `model`.
+    """The program of recognised parts. The exits are read from `model`.
 
-    shift: 1x1 conv before the head, or None. It stays a step of its own: folded into the head it would
-    be wrong at the borders, where the head pads with zeros after the shift.
+    shift: 1x1 conv before the head, or None. It stays a step of its own. Folded into the head it would be wrong at the
+    borders, because the head pads with zeros after the shift.
     blocks: the children of ``model.body``. tail: linear modules after the global skip, run in order, which upscale
     by `upscale`. fold: as in `PatchProgram`.
     """
@@ -101,7 +101,7 @@ def assemble(
     exit_step, interval, exit_threshold = exits(model, channels, len(blocks), STREAM)
     first, before = HEAD, ()
     if exit_step is not None and getattr(model, "head_exit", False):
-        # a patch may leave before the first block: the tail takes what it left with from STREAM
+        # a patch may leave before the first block, and the tail reads STREAM
         first, before = STREAM, (Stage(HEAD, STREAM, (Upsample(HEAD, STREAM, Interpolation.NEAREST), exit_step)),)
     steps = [recognise(block, f"body.{i}", channels, STREAM if i else first) for i, block in enumerate(blocks)]
     last_buffer = max(step.dst for block in steps for step in block if not isinstance(step, Exit | Reconstruct))
@@ -123,7 +123,7 @@ def assemble(
 
 
 def expect_chain(body: object, path: str, channels: int) -> tuple[list[nn.Module], nn.Conv2d]:
-    """The blocks, one at least, and the closing convolution of an `nn.Sequential`."""
+    """The blocks, at least one, and the closing convolution of an `nn.Sequential`."""
     layers = expect_sequence(body, path)
     if len(layers) < 2:
         raise refuse(path, "residual blocks and a closing conv", f"{len(layers)} layers")
@@ -147,7 +147,7 @@ def attention_block(
 ) -> tuple[Step, ...]:
     """``src + scale * attention(conv(relu(conv(src))))`` into GROUP.
 
-    layers: ``conv, ReLU, conv``, then of the attention ``AdaptiveAvgPool2d(1), conv 1x1, ReLU, conv 1x1, Sigmoid``.
+    layers: ``conv, ReLU, conv``, then the attention, ``AdaptiveAvgPool2d(1), conv 1x1, ReLU, conv 1x1, Sigmoid``.
     """
     conv1, conv2 = _expect_convs(layers[:3], paths[:3], channels)
     for i, kind in ((3, nn.AdaptiveAvgPool2d), (5, nn.ReLU), (7, nn.Sigmoid)):
@@ -177,7 +177,7 @@ def attention_block(
 def attention_group(
     blocks: Sequence[nn.Module], recognise: Recognise, path: str, closing: nn.Conv2d, channels: int, src: int
 ) -> tuple[Step, ...]:
-    """``src + conv(blocks(src))``. The blocks, at `path`, work in GROUP: the group's input is needed at its end."""
+    """``src + conv(blocks(src))``. The blocks, at `path`, work in GROUP: the end of the group needs its input."""
     steps: list[Step] = []
     for i, block in enumerate(blocks):
         steps += recognise(block, f"{path}.{i}", channels, GROUP if i else src)
@@ -194,7 +194,7 @@ def _expect_convs(layers: Sequence[nn.Module], paths: Sequence[str], channels: i
 
 
 def _head(head: object, fold: int) -> nn.Conv2d:
-    """The first convolution; where squares of pixels are folded into channels, it comes second."""
+    """The first convolution. Where squares of pixels are folded into channels, the folding comes before it."""
     if fold == 1:
         (conv,) = expect_sequence(head, "head", 1)
         return expect_conv(conv, "head.0", kernel=3)
@@ -207,7 +207,7 @@ def _head(head: object, fold: int) -> nn.Conv2d:
 def _mean_shift(
     model: nn.Module, colors: int, rgb_range: float | None, fold: int
 ) -> tuple[nn.Conv2d, nn.Conv2d] | None:
-    """The convs before the head, on folded pixels, and after the tail; None where there is nothing to do."""
+    """The convs before the head (on folded pixels) and after the tail. None where there is nothing to do."""
     given = {name: getattr(model, name, None) for name in ("sub_mean", "add_mean")}
     shifts = {name: m for name, m in given.items() if isinstance(m, nn.Module) and not isinstance(m, nn.Identity)}
     if len(shifts) == 1:
@@ -225,7 +225,7 @@ def _mean_shift(
 
 
 def _probed(model: Network, colors: int, convs: Sequence[nn.Conv2d]) -> tuple[bool, float]:
-    """Whether the forward shifts its pixels before the head, and what it multiplies them with before: 1 or 255."""
+    """Whether the forward shifts its pixels before the head, and by what it multiplies them before that: 1 or 255."""
     patch = probe_patch(next(model.parameters()), colors)
     seen = entering(model, model.head, patch)
     if seen is None or seen.shape != patch.shape:
@@ -242,7 +242,7 @@ def _probed(model: Network, colors: int, convs: Sequence[nn.Conv2d]) -> tuple[bo
 
 
 def _pointwise(conv: nn.Conv2d, *, before: float = 1.0, after: float = 1.0, fold: int = 1) -> nn.Conv2d:
-    """``after * conv(before * x)`` of a 1x1 convolution, on squares of fold x fold pixels alike, in float64."""
+    """``after * conv(before * x)`` of a 1x1 convolution in float64, for each pixel of fold x fold squares."""
     weight = conv.weight.detach().double().cpu()[:, :, 0, 0] * before * after
     bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach().double().cpu() * after
     made = affine(1, bias.repeat_interleave(fold**2))

@@ -3,14 +3,14 @@
 the APE authors'   head [conv], body [RRDB, ..., RRDB, conv], tail (conv_up1, conv_up2, conv_hr, conv_last, lrelu),
                    regressor as for EDSR or none; the last block is always an exit
 BasicSR's          conv_first, body [RRDB, ...], conv_body, conv_up1, conv_up2, conv_hr, conv_last, lrelu
-ESRGAN's, KAIR's,  conv_first, RRDB_trunk [RRDB, ...], trunk_conv, upconv1, upconv2 (absent at scale 2), HRconv,
+ESRGAN's, KAIR's,  conv_first, RRDB_trunk [RRDB, ...], trunk_conv, upconv1, upconv2 (not at scale 2), HRconv,
 BSRGAN's           conv_last, lrelu
 the first ESRGAN's model [conv, shortcut around sub [RRDB, ..., RRDB, conv], (Upsample nearest, conv, LeakyReLU) once
-                   a doubling, conv, LeakyReLU, conv]; shuffle_factor, the squares that are folded, or none
+                   per doubling, conv, LeakyReLU, conv]; it may have shuffle_factor, the side of folded squares
 
-Scale 4, or 2 or 1 where squares of 2x2 or 4x4 pixels are folded into channels first: the first convolution then reads
-4 or 16 times the channels that the last one writes. An RRDB is rdb1, rdb2, rdb3 (or RDB1 ...), each with conv1 to
-conv5 and LeakyReLUs between. Both residuals are scaled by 0.2.
+The scale is 4. It is 2 or 1 where squares of 2x2 or 4x4 pixels are folded into channels first: the first convolution
+then reads 4 or 16 times the channels that the last one writes. An RRDB is rdb1, rdb2, rdb3 (or RDB1 ...), each with
+conv1 to conv5 and LeakyReLUs between. Both residuals are scaled by 0.2.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ HEAD, STREAM, FIRST, SECOND, GROWTH = 1, 2, 3, 4, 5  # buffers, after INPUT; GRO
 
 @dataclass(frozen=True)
 class _Names:
-    """What a layout calls the layers of the tail; doubling: the convolutions after nearest upsampling, by number."""
+    """What a layout calls the layers of the tail.
+
+    doubling: the convolutions after nearest upsampling, with a place for their number.
+    """
 
     doubling: str = "conv_up{}"
     high: str = "conv_hr"
@@ -136,7 +139,8 @@ def _authors_layout(model: Network) -> _Parts:
 
 
 def _flat_layout(model: Network, body: str, closing: str, names: _Names, doublings: int) -> _Parts:
-    """All layers attributes of the network; body, closing: what it calls the blocks and the convolution after them."""
+    """A layout in which all layers are attributes of the network. body, closing: its names of the blocks and of the
+    convolution after them."""
     blocks = expect_sequence(getattr(model, body), body)
     tail, made = _tail(model, "", names, doublings, model.conv_first)
     expect_only_children(model, "", ("conv_first", body, closing, *made))
@@ -147,7 +151,7 @@ def _flat_layout(model: Network, body: str, closing: str, names: _Names, doublin
 def _tail(
     tail: nn.Module, path: str, names: _Names, doublings: int, head: object
 ) -> tuple[tuple[list[Activated], Activated, nn.Conv2d], list[str]]:
-    """Doublings, the convolution after them and the last one; and the names of all these layers."""
+    """The doublings, the convolution after them, the last one, and the names of all these layers."""
     channels = expect_conv(head, "conv_first", kernel=3).out_channels
     size = dict(kernel=3, in_channels=channels, out_channels=channels)
     slope = expect_leaky_relu(getattr(tail, names.lrelu, None), f"{path}{names.lrelu}")
@@ -170,7 +174,7 @@ def _parts(
 
 
 def _fold(head: nn.Conv2d, last: nn.Conv2d) -> int:
-    """The sides of the squares of pixels that `head` reads as channels, where `last` writes a picture's."""
+    """The side of the squares of pixels that `head` reads as channels; `last` writes the channels of a picture."""
     factor = math.isqrt(max(1, head.in_channels // last.out_channels))
     return factor if factor**2 * last.out_channels == head.in_channels else 1
 
@@ -243,7 +247,7 @@ def _dense_conv(dense: nn.Module, number: int, path: str) -> tuple[object, str, 
 
 
 def _rrdb(block: nn.Module, path: str, channels: int, growth: int, keep: Tensor, stream: int) -> tuple[Step, ...]:
-    """``x + 0.2 * y + 0.04 * conv5(y)``, y = rdb2(rdb1(x)): one step has one `add`, so x + 0.2 * y is made first."""
+    """``x + 0.2 * y + 0.04 * conv5(y)``, y = rdb2(rdb1(x)). A step has only one `add`, so x + 0.2 * y is made first."""
     first, second, third = _dense_names(block, path)
     return (
         *_dense(getattr(block, first), f"{path}.{first}", channels, growth, stream, FIRST, RESIDUAL_SCALE, stream),

@@ -1,6 +1,6 @@
 """SPAN (Wan et al. 2024), in the layout of its authors and of spandrel.
 
-img_range, mean          as in SwinIR; spandrel's has is_norm, false where the forward leaves them out
+img_range, mean          as in SwinIR; in spandrel is_norm is false where the forward leaves them out
 conv_1, conv_2           re-parameterised convolutions
 block_1 to block_6       c1_r, c2_r, c3_r: re-parameterised convolutions; act1: SiLU
                          y3 = c3(act1(c2(act1(c1(x))))); the block gives (y3 + x) * (sigmoid(y3) - 0.5)
@@ -8,8 +8,8 @@ conv_cat                 conv 1x1 over conv_1, conv_2 of block_6, block_1 and ac
 upsampler                [conv 3x3, PixelShuffle]
 
 A re-parameterised convolution has sk (conv 1x1) and conv [1x1, 3x3, 1x1], which add up to one 3x3 convolution. Its
-eval_conv holds that one in evaluation mode; it is made anew here, from the others. SiLU and the gate of a block are
-`Module` steps, hence run on the torch backend alone.
+eval_conv holds the sum in evaluation mode. Here it is made anew from the others. SiLU and the gate of a block are
+`Module` steps, which only the torch backend runs.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from ape_kernels.program import INPUT, Buffer, Conv, Module, PatchProgram, Recon
 BLOCKS = tuple(f"block_{i}" for i in range(1, 7))
 PARTS = ("conv_1", *BLOCKS, "conv_cat", "conv_2", "upsampler")
 LAYOUTS = (PARTS,)
-# buffers, after INPUT: the stream, what conv_cat reads, and what a block works in
+# buffers, after INPUT: the stream, what conv_cat reads, and those inside a block
 SHIFTED, HEAD, STREAM, FIRST, LATE, HIDDEN, ACTIVE, PAIR = range(1, 9)
 
 
 class _Gate(nn.Module):
-    """``(y + x) * (sigmoid(y) - 0.5)`` of y and x ``[N, 2 C, h, w]``, one after the other."""
+    """``(y + x) * (sigmoid(y) - 0.5)``. Takes y and x, concatenated to ``[N, 2 C, h, w]``."""
 
     def forward(self, pair: Tensor) -> Tensor:
         """See the class."""
@@ -64,7 +64,7 @@ def convert(model: Network) -> PatchProgram:
     conv = expect_conv(conv, "upsampler.0", kernel=3, in_channels=channels, out_channels=colors * scale**2)
     blocks = [_block(model, name, HEAD if name == BLOCKS[0] else STREAM) for name in BLOCKS]
     keep = Conv(STREAM, FIRST, torch.eye(channels)[:, :, None, None])
-    closing = (  # in the stage, as only one buffer is handed on from there
+    closing = (  # in the stage, because only one buffer leaves it
         Conv(STREAM, HIDDEN, *fold_span_conv(model.conv_2, "conv_2")),
         conv_step(cat, (HEAD, HIDDEN, FIRST, LATE), ACTIVE),
     )
@@ -80,7 +80,7 @@ def convert(model: Network) -> PatchProgram:
 
 
 def _block(model: Network, path: str, src: int) -> list[Step]:
-    """A block from `src` to STREAM; that of LATE is the last one's."""
+    """A block from `src` to STREAM. It leaves act1(c1) in LATE; conv_cat reads that of the last block."""
     block = getattr(model, path)
     expect_only_children(block, f"{path}.", ("c1_r", "c2_r", "c3_r", "act1", "act2"))
     if not isinstance(block.act1, nn.SiLU):
@@ -102,7 +102,7 @@ def _block(model: Network, path: str, src: int) -> list[Step]:
 
 
 def fold_span_conv(module: object, path: str) -> tuple[Tensor, Tensor]:
-    """The one 3x3 convolution of a re-parameterised one: ``[C_out, C_in, 3, 3]`` and ``[C_out]``, float64.
+    """The 3x3 convolution that a re-parameterised one adds up to: ``[C_out, C_in, 3, 3]`` and ``[C_out]``, float64.
 
     Its branches see the input padded with zeros before their first 1x1 convolution, so the fold is exact at borders.
     """

@@ -1,16 +1,16 @@
 """SRResNet (Ledig et al. 2017) with batch norm, and MSRResNet without.
 
-BasicSR's MSRResNet      conv_first, body [block, ...], upconv1, upconv2 (scale 4 alone), pixel_shuffle, conv_hr,
+BasicSR's MSRResNet      conv_first, body [block, ...], upconv1, upconv2 (only at scale 4), pixel_shuffle, conv_hr,
                          conv_last, lrelu; a block is conv1, relu, conv2, skip
 ClassSR's, KAIR's        the same with recon_trunk and HRconv
 mmagic's                 the same with trunk_net, and upsample1, upsample2 (PixelShufflePack, no activation after them)
-                         for upconv1, upconv2; img_upsampler
+                         in place of upconv1, upconv2; img_upsampler
 twtygqyy's SRResNet      conv_input 9x9, relu, residual [block, ...], conv_mid, bn_mid, skip, upscale4x [conv,
                          PixelShuffle, activation, ...], conv_output 9x9; a block is conv1, bn1, relu, conv2, bn2, skip
 
-An MSRResNet adds the input, upsampled bilinearly. Batch norm is that of evaluation mode, folded into the convolution
-before it. Pixels are shuffled between layers that are not linear: such a tail does not collapse, and shuffling and the
-bilinear upsampling are `Module` steps, hence run on the torch backend alone.
+An MSRResNet adds the input, upsampled bilinearly. Batch norm is that of evaluation mode and is folded into the
+convolution before it. The tail has activations between its pixel shuffles and does not collapse. Pixel shuffles and
+the bilinear upsampling are `Module` steps, which only the torch backend runs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ FREE = HIDDEN + 1
 
 @dataclass(frozen=True)
 class _Layer:
-    """A convolution and what follows it at every pixel; slope ``[C_out]`` of a leaky activation."""
+    """A convolution and the activation after it. slope: ``[C_out]``, of a leaky one."""
 
     weight: Tensor
     bias: Tensor | None
@@ -67,7 +67,7 @@ class _Layer:
         return Conv(src, dst, self.weight, self.bias, self.activation, self.slope, scale, add)
 
     def activated(self, act: object, path: str) -> _Layer:
-        """The same with an activation after it, or after the pixel shuffle that follows."""
+        """The same layer with an activation after it, or after the pixel shuffle that follows it."""
         channels = len(self.weight)
         if isinstance(act, nn.PReLU) and channels % act.num_parameters == 0:
             slopes = act.weight.repeat_interleave(channels // act.num_parameters)
@@ -145,7 +145,7 @@ def _program(
     blocks: Sequence[Sequence[Step]],
     tail: tuple[Step, ...],
 ) -> PatchProgram:
-    """buffers: after INPUT, which has the colors of the first of them."""
+    """buffers: those after INPUT, which has as many channels as the first of them."""
     if not blocks:
         raise refuse("body", "residual blocks", "none")
     exit_step, interval, exit_threshold = exits(model, buffers[HEAD - 1].channels, len(blocks), STREAM)
@@ -159,14 +159,14 @@ def _program(
 
 
 def _head(model: Network, name: str, kernel: int) -> tuple[_Layer, int, int]:
-    """The first convolution, its channels and the colors that it reads."""
+    """The first convolution, the channels that it writes, and the colors that it reads."""
     conv = _conv(getattr(model, name), name, kernel)
     channels, colors = conv.weight.shape[:2]
     return conv, channels, colors
 
 
 def _shuffles(shuffled: Sequence[tuple[_Layer, int]], src: int, channels: int) -> tuple[list[Step], list[Buffer], int]:
-    """Convolutions, each followed by a pixel shuffle; the buffers that takes, from FREE on, and the last of them."""
+    """Convolutions, each followed by a pixel shuffle; the buffers they need, from FREE on; and the last of these."""
     steps: list[Step] = []
     buffers: list[Buffer] = []
     resolution = 1
@@ -181,7 +181,7 @@ def _shuffles(shuffled: Sequence[tuple[_Layer, int]], src: int, channels: int) -
 
 
 def _factor(conv: _Layer, path: str, channels: int) -> int:
-    """Of the pixel shuffle after a convolution, which is shared by all."""
+    """The factor of the pixel shuffle that all convolutions share."""
     factor = math.isqrt(len(conv.weight) // channels)
     if factor**2 * channels != len(conv.weight):
         raise refuse(path, f"out_channels 4 or 9 times {channels}", len(conv.weight))
@@ -191,7 +191,7 @@ def _factor(conv: _Layer, path: str, channels: int) -> int:
 def _plain_block(block: Network, path: str, src: int) -> tuple[Step, ...]:
     expect_only_children(block, f"{path}.", ("conv1", "relu", "conv2"))
     first, second = (_conv(getattr(block, name, None), f"{path}.{name}", 3) for name in ("conv1", "conv2"))
-    act = getattr(block, "relu", nn.ReLU())  # where the forward has it as a function
+    act = getattr(block, "relu", nn.ReLU())  # the forward calls it as a function
     scale = expect_number(getattr(block, "res_scale", 1), f"{path}.res_scale")
     hidden = first.activated(act, f"{path}.relu").step(src, HIDDEN)
     return hidden, second.step(HIDDEN, STREAM, scale=scale, add=src)
@@ -207,7 +207,7 @@ def _norm_block(block: Network, path: str, src: int) -> tuple[Step, ...]:
 
 
 def _conv(conv: object, path: str, kernel: int, norm: object = None, norm_path: str = "") -> _Layer:
-    """A convolution, with the batch norm after it, where there is one, folded into it."""
+    """A convolution. If a batch norm follows, it is folded in."""
     conv = expect_conv(conv, path, kernel=kernel)
     if not norm_path:
         return _Layer(conv.weight, conv.bias)

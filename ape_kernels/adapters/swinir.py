@@ -14,10 +14,10 @@ pixelshuffledirect     upsample [conv, PixelShuffle]
 nearest+conv           conv_before_upsample, conv_up1, ... (each after nearest upsampling), conv_hr, conv_last
 none                   conv_last, its output added to x
 
-start_unshuffle        squares of pixels folded into channels before conv_first (spandrel); 1 or absent elsewhere
+start_unshuffle        side of the squares of pixels folded into channels before conv_first (spandrel); else 1 or absent
 
-A group runs as the module it is: one `Module` step, hence on the torch backend alone. Attention takes whole windows:
-a patch is first reflected past its bottom and right to a multiple of them, and its picture cut at the end.
+A group runs as it is, as one `Module` step, which only the torch backend runs. Attention takes whole windows. A patch
+is therefore first reflected past its bottom and right to a multiple of them, and its picture is cut at the end.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ from ape_kernels.program import INPUT, Buffer, Module, PatchProgram, Reconstruct
 
 LAYOUTS = (("conv_first", "layers", "norm", "conv_after_body"),)
 PARTS = ("conv_first", "patch_embed", "patch_unembed", "pos_drop", "layers", "norm", "conv_after_body", "regressor")
-SHIFTED, HEAD, STREAM, NORMED = 1, 2, 3, 4  # buffers, after INPUT; from SHIFTED on of whole windows
-TAIL = NORMED + 1  # the tail's buffers begin here
+SHIFTED, HEAD, STREAM, NORMED = 1, 2, 3, 4  # buffers, after INPUT; SHIFTED and the later ones have whole windows
+TAIL = NORMED + 1  # the first buffer of the tail
 
 
 class ToWindows(nn.Module):
-    """``(x - mean) * img_range`` of a patch, reflected to a multiple of the windows."""
+    """``(x - mean) * img_range`` of a patch that is reflected to a multiple of the windows."""
 
     def __init__(self, multiple: int, img_range: float, mean: Tensor, device: torch.device) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class ToWindows(nn.Module):
 class _OnTokens(nn.Module):
     """A module over tokens ``[N, h * w, C]``, run on a feature map ``[N, C, h, w]``.
 
-    Holds a copy of the module that shares its weights but stays in evaluation mode, whatever the model's.
+    Holds a copy of the module. The copy shares its weights, and stays in evaluation mode whatever the model does.
     """
 
     def __init__(self, module: nn.Module, takes_size: bool) -> None:
@@ -129,7 +129,7 @@ def convert(model: Network) -> PatchProgram:
 
 
 def _embed(model: nn.Module, channels: int) -> tuple[tuple[Step, ...], int]:
-    """The normalisation before the first group, if any, and the buffer that the group reads."""
+    """The step that normalises before the first group, if there is one, and the buffer that the group reads."""
     embed = getattr(model, "patch_embed", None)
     if not isinstance(embed, nn.Module):
         raise refuse("patch_embed", "a module with norm or without", embed)
@@ -146,7 +146,7 @@ def _norm(norm: object, path: str, channels: int) -> _OnTokens:
 
 
 def _group(group: nn.Module, path: str, src: int) -> Module:
-    """A group runs whole; what is checked is that it is made of what a SwinIR's is."""
+    """A group as one step. It must be made of the parts that a group of SwinIR has."""
     expect_only_children(group, f"{path}.", ("residual_group", "conv", "patch_embed", "patch_unembed"))
     inner: Network = getattr(group, "residual_group", None)
     blocks = getattr(inner, "blocks", None)
@@ -161,7 +161,7 @@ def _group(group: nn.Module, path: str, src: int) -> Module:
 
 
 def _attention_flops(block: nn.Module, path: str) -> int:
-    """FLOPs a pixel of a block's attention beyond its linear layers: scores and mixture, over a window each."""
+    """FLOPs per pixel of a block's attention beside its linear layers: scores and mixture, both over one window."""
     expect_only_children(block, f"{path}.", ("norm1", "attn", "drop_path", "norm2", "mlp"))
     window = getattr(block, "window_size", None)
     if not isinstance(window, int):
@@ -181,7 +181,7 @@ def _attention_flops(block: nn.Module, path: str) -> int:
 class Tail:
     """Steps from the normalised stream in NORMED to the picture, and the buffers that they take from TAIL on.
 
-    parts: names of the submodules before the tail's own.
+    parts: names of the submodules that stand before the tail.
     """
 
     def __init__(
@@ -240,7 +240,7 @@ class Tail:
         return expect_conv(last, "conv_last", kernel=3, in_channels=channels, out_channels=self.colors)
 
     def _kernel(self, conv: nn.Conv2d, mean: Tensor) -> CollapsedTail:
-        """``conv / img_range + mean``, mean ``[1]`` or an entry an output channel."""
+        """``conv / img_range + mean``. mean: ``[1]``, or one entry per output channel."""
         weight, mean = conv.weight.detach().double(), mean.to(conv.weight.device)
         bias = mean.expand(len(weight)) if conv.bias is None else conv.bias.detach().double() / self.range + mean
         return one_kernel(weight / self.range, bias)
@@ -285,7 +285,7 @@ class Tail:
         self.buffers += buffers
 
     def _residual(self) -> None:
-        """``x + conv_last / img_range``, x back from SHIFTED."""
+        """``x + conv_last / img_range``, with x made from SHIFTED again."""
         self._only("conv_last")
         kernel = self._kernel(self._last(self.channels), torch.zeros(1, dtype=torch.float64))
         picture = TAIL + len(self.buffers)

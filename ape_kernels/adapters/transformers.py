@@ -2,11 +2,11 @@
 
 img_range, mean        as in SwinIR
 conv_first             conv 3x3
-forward_features       a method: the deep features of what conv_first gives, at the same size
+forward_features       a method: from what conv_first gives to the deep features, of the same size
 conv_after_body, ...   as in SwinIR, by upsampler
 
-HAT's layers have residual_group.overlap_attn; images are reflected to a multiple of its window_size. DAT has before_RG,
-and takes any size. The deep features are one `Module` step, hence run on the torch backend alone.
+HAT's layers have residual_group.overlap_attn, and images are reflected to a multiple of its window_size. DAT has
+before_RG and takes any size. The deep features are one `Module` step, which only the torch backend runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PARTS = ("conv_first", "patch_embed", "patch_unembed", "pos_drop", "before_RG", 
 
 
 class _DeepFeatures(nn.Module):
-    """A network's `forward_features`. Holds a copy that shares the weights but stays in evaluation mode."""
+    """The `forward_features` of a network. Holds a copy that shares the weights and stays in evaluation mode."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

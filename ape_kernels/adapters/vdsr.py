@@ -2,14 +2,15 @@
 
 the APE authors',   upsample    nn.Upsample, bicubic, or none
 EDSR-PyTorch's      sub_mean, add_mean    1x1 convs C -> C
-                    body        [[conv 3x3, ReLU], ..., [conv 3x3]]; the last back to the colors
-                    regressor   as in EDSR; exits count the entries of body between its first and its last
+                    body        [[conv 3x3, ReLU], ..., [conv 3x3]]; the last one writes colors
+                    regressor   as in EDSR; exits count the entries of body, without its first and its last
 torchSR's           sub_mean, add_mean, body [conv 3x3, ReLU, ..., conv 3x3]
 twtygqyy's          input (conv 3x3), relu, residual_layer [(conv, relu), ...], output (conv 3x3)
 the same, first     features [conv 3x3, ReLU, ..., conv 3x3]
 
-The picture is add_mean(x + body(x)) with x = sub_mean(upsample(input)): all layers run at its resolution. Without an
-`upsample` a probe of the forward shows whether the first convolution is given pixels upsampled (bicubic).
+The picture is add_mean(x + body(x)) with x = sub_mean(upsample(input)). All layers run at the resolution of the
+picture. Without an `upsample`, a probe of the forward shows whether it gives the first convolution pixels that were
+upsampled (bicubic).
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def convert(model: Network) -> PatchProgram:
 
 
 def _pairs(model: Network) -> tuple[list[tuple[Named, Named]], Named]:
-    """The convolutions with the activations after them, and the last convolution."""
+    """The convolutions, each with the activation after it, and the last convolution."""
     if hasattr(model, "features"):
         return _flat(expect_sequence(model.features, "features"), "features")
     if hasattr(model, "residual_layer"):
@@ -111,13 +112,13 @@ def _layer(conv: Named, act: Named, in_channels: int, channels: int) -> Layer:
 
 
 def _scale(model: nn.Module, first: nn.Conv2d, colors: int) -> int:
-    """By how much the pixels are upsampled before the first convolution."""
+    """The factor by which pixels are upsampled before the first convolution."""
     seen = entering(model, first, probe_patch(first.weight, colors))
     return 1 if seen is None else max(1, seen.shape[-1] // SIDE)
 
 
 def _reconstruct(closing: nn.Conv2d, add_mean: nn.Conv2d | None) -> Reconstruct:
-    """``add_mean(x + closing(features))``: the head has done add_mean(x) already, its matrix goes into `closing`."""
+    """``add_mean(x + closing(features))``. The head has made add_mean(x), so its matrix goes into `closing`."""
     if add_mean is None:
         return Reconstruct(STREAM, one_kernel(closing.weight, closing.bias), upscale=1, add=PICTURE)
     matrix = add_mean.weight.detach().double()[:, :, 0, 0]

@@ -71,7 +71,7 @@ def choose_for_images(
 ) -> str:
     """Name of the backend that runs `program` on shared feature maps, which must pack it for that.
 
-    As `choose`, but where a named backend runs patches alone, the choice is that of "auto".
+    As `choose`. But if a named backend runs only patches, the choice is that of "auto".
     patch_size: sides of the cells.
     """
     wish = os.environ.get("APE_BACKEND", "auto") if wish == "auto" else wish
@@ -108,7 +108,7 @@ def _fastest(
 def modules_able(
     program: PatchProgram, device: torch.device, dtype: torch.dtype, operation: str = PATCHES
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Two dicts by backend name, in `ORDER`: the modules of those that can run `program`; why the others cannot.
+    """Two dicts by backend name, in `ORDER`: the modules of those that can run `program`, and why the others cannot.
 
     operation: "patches", or "images" on shared feature maps.
     """

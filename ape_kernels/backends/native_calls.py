@@ -18,12 +18,12 @@ class NativeCall(NamedTuple):
 
 
 def address(tensor: Tensor | None) -> int:
-    """Of the first element; 0 for none."""
+    """The address of the first element. 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
 def program_arguments(packed: PackedProgram) -> dict[str, int]:
-    """Of every function that runs a program."""
+    """The arguments that every function which runs a program has."""
     return dict(
         table=packed.table.data_ptr(),
         table_rows=len(packed.table),

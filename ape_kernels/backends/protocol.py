@@ -19,8 +19,8 @@ UNLIKE = 1000.0  # dB by which levels fall where nothing fitted resembles a cell
 class Exits(NamedTuple):
     """What decides where patches leave.
 
-    boundary: a patch leaves at the first exit whose prediction reaches it; infinity for never early.
-    exit_at: int64 ``[P]``, the stage after which each patch leaves, whatever is predicted; None for as predicted.
+    boundary: a patch leaves at the first exit whose prediction reaches it. With infinity none leaves early.
+    exit_at: int64 ``[P]``, the stage after which each patch leaves, whatever is predicted. None: predictions decide.
     """
 
     boundary: float
@@ -28,7 +28,7 @@ class Exits(NamedTuple):
 
 
 class PatchResults(NamedTuple):
-    """Of `run_patches`.
+    """What `run_patches` returns.
 
     sr: float32 ``[P, out_channels, s * h, s * w]``. exit_index: int64 ``[P]``, the stage after which the patch left.
     capacity: float32 ``[P]``, 1 minus the last prediction; NaN without exits.
@@ -40,14 +40,14 @@ class PatchResults(NamedTuple):
 
     @classmethod
     def empty(cls, patches: Tensor, upscale: int, out_channels: int) -> PatchResults:
-        """To be written, for patches ``[P, C, h, w]``."""
+        """Tensors to be filled, for patches ``[P, C, h, w]``."""
         count, _, height, width = patches.shape
         sr = patches.new_empty(count, out_channels, height * upscale, width * upscale)
         return cls(sr, patches.new_empty(count, dtype=torch.int64), patches.new_empty(count))
 
 
 class StageResults(NamedTuple):
-    """Of `run_stage`: patches that leave first, as in `active`, then those that stay, in reverse order.
+    """What `run_stage` returns: patches that leave, in the order of `active`, then those that stay, in reverse order.
 
     features: float32 ``[A, C, h, w]``. ids: int64 ``[A]``, the rows of the input that they are.
     capacity: float32 ``[A]``, 1 minus the prediction. n_left: int64 ``[1]``, how many leave.
@@ -106,7 +106,7 @@ class FitTensors(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Of the cells of images, for all C candidates but full depth: interpolation, then exits 0 to C - 2.
+    """What is expected of the cells of images, for all C candidates but full depth: interpolation, exits 0 to C - 2.
 
     fidelity: float32 ``[B, R, K, C]``, dB, as expected. level: float32 ``[B, R, K, C]``, the highest fidelity in dB
     that can be asked for so that the candidate serves; below all that can be asked where no fitted cell is alike.
@@ -152,7 +152,7 @@ class Backend(Protocol):
     def run_image(
         self, packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Depths, picture: Picture
     ) -> None:
-        """Write the pictures of images ``[B, C, H, W]``, folded, run on shared feature maps (`ape_kernels.sharing`)."""
+        """Write the pictures of images ``[B, C, H, W]``, folded. They run on shared maps (`ape_kernels.sharing`)."""
         ...
 
     def image_bytes(self, packed: PackedProgram) -> int:

@@ -94,7 +94,7 @@ void Maps::place(int top, int left, int height, int width) {
   }
 }
 
-// As far as convolutions read, which is the margin.
+// It clears the margin, which is as far as convolutions read.
 void Maps::clear_outside() {
   for (size_t i = 0; i < buffers_.size(); i++) {
     const FeatureMap& map = buffers_[i];

@@ -42,7 +42,7 @@ class Maps {
   const FeatureMap& operator[](int buffer) const { return buffers_[buffer]; }
   // What the reconstruction shuffles, pixels of `area`: [height][width][O * s * s]; floats without a margin.
   FeatureMap phases(const Area& area) const;
-  // Of the kernels.
+  // Memory in which the kernels work.
   float* scratch() const { return scratch_; }
   // Zeros, one per channel of the widest buffer. A ReLU uses them as the slopes of a PReLU.
   const float* zeros() const { return zeros_.data(); }

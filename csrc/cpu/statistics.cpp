@@ -50,7 +50,7 @@ class Planes {
     }
   }
 
-  // Of plane `i`, the pixel up and left of the cell's pixel (y, x).
+  // In plane `i`, the pixel up and left of pixel (y, x) of the cell.
   const float* at(int i, int64_t y, int64_t x) const { return values_.data() + i * size_ + y * stride_ + x; }
   int64_t stride() const { return stride_; }
 

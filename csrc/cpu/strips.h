@@ -14,10 +14,10 @@ struct Tile {
   int row, column, top, left;
 };
 
-// Of each step that keeps something: for all columns of the image the last rows of the row of tiles that is being
-// computed, and for some rows of tiles (`slots`) the last columns of the latest tile. Those of a row begin `keep`
-// pixels above it, so that the corner is handed on to the right. The tile that reads a strip writes its own in its
-// place.
+// What steps keep for the tiles that follow. For all columns of the image these are the last rows of the row of tiles
+// that is being computed. For some rows of tiles (`slots`) they are the last columns of the latest tile; they begin
+// `keep` pixels above the row, so that the corner is handed on to the right. The tile that reads a strip
+// writes its own in its place.
 class Strips {
  public:
   Strips(const Program& program, const Course& course, int tile, int width, int slots);

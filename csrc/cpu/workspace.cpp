@@ -15,7 +15,7 @@ struct Segment {
   int begin, end;
 };
 
-// Of the pixels `begin` to `end` of an axis of `size` pixels.
+// The border classes of the pixels `begin` to `end` of an axis of `size` pixels.
 std::vector<Segment> segments(int size, int begin, int end) {
   if (size == 1) return {{kOnly, 0, 1}};
   std::vector<Segment> some;

@@ -71,7 +71,7 @@ struct ImageArgs {
   int32_t target, carry;        // places of the map written and of what stands where nothing is computed
   int32_t carry_stage,
       carry_ring;               // only pixels that ran in this stage are carried: the maps agree elsewhere; or kNever
-  int32_t place[kMostBuffers];  // of each buffer in the maps, in elements a low-resolution pixel
+  int32_t place[kMostBuffers];  // where each buffer begins, in elements per low-resolution pixel
 };
 
 }  // namespace ape::cuda

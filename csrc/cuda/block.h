@@ -75,7 +75,7 @@ struct Carrier : CarrierBase<E, WorkerArgs> {
     return {arena + spec.weight * pixels, spec.in_channels, padded(spec.in_channels) / kCellChannels,
             args.height * spec.upscale, args.width * spec.upscale};
   }
-  // Of a feature buffer of that size.
+  // Pixels of a feature buffer of that size.
   FN int plane(int height, int width) const { return height * width; }
   // The buffer that a row writes.
   FN Feature<E> target(int number) const { return feature(number); }

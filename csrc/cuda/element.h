@@ -121,7 +121,7 @@ struct Float {
     UNROLL for (int i = 0; i < 2; ++i) w.store(to + 4 * i, F4{{v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]}});
   }
 
-  // As Half::multiply, with plain multiplications. group_bytes: from the first eight channels to the next.
+  // The same as Half::multiply, with plain multiplications. group_bytes: from the first eight channels to the next.
   template <int M, int N, int PAIRS>
   static FN void multiply(Warp& w, Accumulators<M, N>& acc, const PerLane<uint32_t>&, uint32_t pixels,
                           uint32_t row_bytes, uint32_t group_bytes, uint32_t units, uint32_t unit_stride) {

@@ -4,12 +4,6 @@
 namespace ape::cuda {
 namespace {
 
-#ifdef __CUDA_ARCH__
-using Shapes = ShapesOf<shared_kb_of(__CUDA_ARCH__ / 10)>;
-#else
-using Shapes = Shapes99;
-#endif
-
 // Grid: a block a window, and some for border pixels. Block: 8 warps. One block a multiprocessor by its shared memory.
 // Pairs have a kernel of their own: together with the other rows they would need more registers than there are.
 template <class E>
@@ -41,12 +35,9 @@ cudaError_t launch_images(const ImageRequest& request, cudaStream_t stream) {
   }
   const ImageDevice device{[&](int channels) { return image_fuses(channels, shared_kb_of(prepared.arch)); },
                            prepared.processors};  // one block each, by its shared memory
-  for (const ImageLaunch& launch : image_launches(request, device)) {
-    void* parameters[] = {const_cast<ImageArgs*>(&launch.args)};
-    const Kernel kernel = launch.args.fused ? image_pair_kernel : any;
-    const cudaError_t error =
-        reported(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(unsigned(launch.blocks)), dim3(kThreads),
-                                  parameters, prepared.shared_bytes, stream));
+  for (const ImageLaunch& one : image_launches(request, device)) {
+    const Kernel kernel = one.args.fused ? image_pair_kernel : any;
+    const cudaError_t error = launch(kernel, one.args, one.blocks, prepared.shared_bytes, stream);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

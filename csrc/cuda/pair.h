@@ -42,9 +42,9 @@ struct PairShape {
   static constexpr int kPitch = kPairWidth + 2, kRing = ROWS + 2;
   static constexpr bool kUnrolled = kChunks <= 4;   // a tap; for more there are not the registers
   static constexpr int kUnits = kChunks * kChunks;  // of a tap
-  static_assert(kUnits <= kChunks * kWarps && (kUnrolled || kChunks % 3 == 0), "a warp copies a unit a chunk");
-  // Of the next rows of x a warp copies kPieces times two groups of channels of a row: a half of them in each of the
-  // first two rows of taps, 16 pixels a tap.
+  static_assert(kUnits <= kChunks * kWarps && (kUnrolled || kChunks % 3 == 0), "a warp copies one unit per chunk");
+  // A warp copies kPieces times two groups of channels of a row of the next x: one half in each of the first two rows
+  // of taps, 16 pixels per tap.
   static constexpr int kPieces = kChunks / kSplit, kPieceTurns = (kPieces + 1) / 2;
   static constexpr uint32_t kTileBytes = 16 * Half::kCellBytes;
   static constexpr uint32_t kGroupBytes = kPitch * Half::kCellBytes, kRowBytes = kGroups * kGroupBytes;

@@ -14,7 +14,7 @@ template <class B>
 struct Outlet {
   using E = typename B::Type;
 
-  // Of an output channel and the next.
+  // Where the values of an output channel and the next one go.
   struct Place {
     float* out[2];                      // at the picture's first pixel of that phase; null past the last channel
     const typename E::Element* add[2];  // the same in the buffer that is added, or null

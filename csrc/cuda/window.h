@@ -1,4 +1,4 @@
-// Whole images: a launch a row of the table, or a fused pair of them, over feature maps that all windows share.
+// Whole images: one launch per row of the table or fused pair, over feature maps that all windows share.
 //
 // A thread block computes one window, up to 48 x 48 pixels of a map, as it would compute a patch. At the window's sides
 // the convolutions see zeros, which spoils the outer `margin` pixels; those are not stored, the window beside computes
@@ -247,7 +247,7 @@ constexpr bool image_fuses(int channels, int kb) {
   return kb == 227 ? Shapes227::has(channels) : kb == 163 ? Shapes163::has(channels) : Shapes99::has(channels);
 }
 
-// As `shared_bytes_of`.
+// The same for the kernels of images as `shared_bytes_of` for the worker.
 constexpr uint32_t image_shared_bytes_of(bool half, int arch) {
   const int kb = shared_kb_of(arch);
   return !half       ? ImageWorker<Float, Shapes99>::kSharedBytes

@@ -1,15 +1,8 @@
 #include "plan.h"
 #include "prepare.h"
-#include "worker.h"
 
 namespace ape::cuda {
 namespace {
-
-#ifdef __CUDA_ARCH__
-using Shapes = ShapesOf<shared_kb_of(__CUDA_ARCH__ / 10)>;
-#else
-using Shapes = Shapes99;
-#endif
 
 // Grid: as many blocks as run at once, or as patches. Block: 8 warps. One block a multiprocessor by its shared memory.
 template <class E>
@@ -51,9 +44,7 @@ cudaError_t launch_worker(const WorkerArgs& args, int element, int blocks, cudaS
   uint32_t shared_bytes = 0;
   const cudaError_t error = prepare(element, &shared_bytes);
   if (error != cudaSuccess) return error;
-  void* parameters[] = {const_cast<WorkerArgs*>(&args)};
-  return reported(cudaLaunchKernel(reinterpret_cast<const void*>(kernel_of(element)), dim3(blocks), dim3(kThreads),
-                                   parameters, shared_bytes, stream));
+  return launch(kernel_of(element), args, blocks, shared_bytes, stream);
 }
 
 }  // namespace ape::cuda

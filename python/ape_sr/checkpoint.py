@@ -24,7 +24,7 @@ from ape_sr.models.convert import Unsaid, family_of, foreign_name, from_state_di
 from ape_sr.weights import SUFFIXES
 
 FORMAT = "ape-sr/1"
-NESTED = (  # where other projects keep the state dict, the best first
+NESTED = (  # where other projects keep the state dict; the best one comes first
     "params_ema",
     "params",
     "state_dict",
@@ -43,7 +43,7 @@ NESTED = (  # where other projects keep the state dict, the best first
 )
 # what wrapping modules put before a key
 PREFIXES = ("module.", "_orig_mod.", *(f"{name}." for name in NESTED))
-# what trainers save along with tensors: options, and numbers of NumPy; none of them runs code
+# what trainers save beside tensors: options, and numbers of NumPy; none of them runs code
 HARMLESS: list[Any] = [
     argparse.Namespace,
     np.dtype,
@@ -54,25 +54,26 @@ COUNTERS = ("total_ops", "total_params")  # buffers that a profiler leaves behin
 
 
 def save_model(path: Path, model: ExitNetwork) -> None:
-    """Write `model` (one of `ape_sr.models`) with its configuration, and the fit of these weights if it carries one.
+    """Write `model` (one of `ape_sr.models`) with its configuration, and with its fit if it has one.
 
-    Whole or not at all.
+    The file is written whole or not at all.
     """
     metadata = {"format": FORMAT, "network": model_name(model), "config": json.dumps(model.config)}
     if (fit := fit_of(model)) is not None:
         metadata |= to_metadata(fit)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
-        # not save_file, which keeps others from reading the file whatever the umask
+        # save_file would keep others from reading the file, whatever the umask
         temporary.write_bytes(save(tensors, metadata=metadata))
 
 
 def load_model(path: Path, unsaid: Unsaid | None = None, *, with_fit: bool = True) -> ExitNetwork:
-    """Build the network stored in `path`, in evaluation mode, with its `exit_fit` if one is stored there or beside.
+    """Build the network stored in `path`, in evaluation mode, with its `exit_fit` if one is stored there or beside it.
 
-    path: a file written by `save_model`, or a state dict that `from_state_dict` knows (``.safetensors``, or with
-    PyTorch's pickle, of which only tensors are read, ``.pth``, ``.pt``, ``.ckpt`` or ``.bin``), bare or under keys of
-    `NESTED`, with or without `PREFIXES`. unsaid: what a state dict does not hold; only for such a file.
+    path: a file written by `save_model`, or a state dict that `from_state_dict` knows. This is ``.safetensors``, or a
+    pickle of PyTorch (``.pth``, ``.pt``, ``.ckpt`` or ``.bin``), of which only tensors are read. The state dict may
+    stand under a key of `NESTED`, and its keys may begin with one of `PREFIXES`. unsaid: what a state dict does not
+    hold; only for such a file.
     with_fit: whether to read the fit.
 
     Raises UserError when the file is missing, corrupt, holds something else or does not fit.
@@ -85,7 +86,7 @@ def load_model(path: Path, unsaid: Unsaid | None = None, *, with_fit: bool = Tru
 
 
 def load_network(path: Path, unsaid: Unsaid | None = None) -> nn.Module:
-    """As `load_model`; a network of no family there as spandrel builds it, where that is installed.
+    """As `load_model`. A network of another family is built by spandrel, where that is installed.
 
     Networks of spandrel read and write pixels from 0 to 1.
     """
@@ -113,7 +114,7 @@ def _network(path: Path, metadata: dict[str, str] | None, content: object, unsai
 
 
 def state_dicts(content: object, depth: int = 3) -> Iterator[dict[str, Tensor]]:
-    """What may be a network's state dict in what a file holds, the outermost first, each also without `PREFIXES`."""
+    """What may be the state dict of a network in `content`: the outermost first, each also without `PREFIXES`."""
     if not isinstance(content, Mapping):
         return
     tensors = {
@@ -168,12 +169,12 @@ def _by_spandrel(content: object) -> nn.Module | None:
     """The network in `content` as spandrel builds it, or None. ImportError where spandrel cannot be imported."""
     try:
         from spandrel import ImageModelDescriptor, ModelLoader  # pyright: ignore[reportMissingTypeStubs]
-    except RuntimeError as error:  # of a torchvision that was built for another PyTorch
+    except RuntimeError as error:  # raised by a torchvision that was built for another PyTorch
         raise ImportError(str(error)) from error
     for state in state_dicts(content):
         try:
             descriptor = ModelLoader(device="cpu").load_from_state_dict(state)
-        except Exception:  # of whatever architecture it tried
+        except Exception:  # raised by any architecture that it tried
             continue
         if isinstance(descriptor, ImageModelDescriptor):
             return descriptor.model.eval()
@@ -181,7 +182,7 @@ def _by_spandrel(content: object) -> nn.Module | None:
 
 
 def _read(path: Path) -> tuple[dict[str, str] | None, object]:
-    """The metadata of a file that ape-sr wrote, else None, and the file's content."""
+    """The metadata and the content of a file. The metadata is None if ape-sr did not write the file."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"weights: expected a file name ending in {', '.join(SUFFIXES)}, got {path}")
@@ -203,7 +204,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str] | None, dict[str, Tens
 def _read_pickled(path: Path) -> object:
     try:
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch's, on formats that are refused below
+            warnings.simplefilter("ignore")  # warnings of PyTorch about formats that are refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"weights: no such file: {path}") from None

@@ -13,7 +13,7 @@ SIDE = 8  # low-resolution pixels of the patch that is counted on
 
 
 def uncollapsed_flops(model: nn.Module, program: PatchProgram) -> list[int]:
-    """FLOPs a low-resolution pixel costs a patch that leaves after each stage, its tail not collapsed.
+    """FLOPs per low-resolution pixel of a patch that leaves after each stage, its tail not collapsed.
 
     model: the network of `program`, with `reconstruct` where its tail is linear. Equal to the program's own count for
     networks whose tail does not collapse, and for those that are not of `ape_sr.models`.

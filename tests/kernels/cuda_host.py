@@ -47,7 +47,7 @@ class HostLauncher:
 
     library: as `build` made it. blocks: at most, whatever the device.
     shared_kb: shared memory of a block, 227, 163 or 99.
-    seed, chance, fault: `Run` in host/exec_host.h.
+    seed, chance, fault: `Run` in host/grid_host.h.
     Raises AssertionError for what the execution layer finds: races, accesses outside, deadlocks.
     """
 

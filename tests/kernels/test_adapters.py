@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from families import edit
+from families import assert_refused, edit
 from reference import literal_forward, picture_at_exit
 from support import assert_pictures_close, spread_network, test_patches
 from torch import nn
@@ -208,9 +208,7 @@ NEAR_MISSES = {
 def test_near_misses_are_refused_by_name(case):
     change, message = NEAR_MISSES[case]
     model = spread_network()
-    change(model)
-    with pytest.raises(NotRecognised, match=message):
-        APEForward(model)
+    assert_refused(model, change, message)
 
 
 class Around(nn.Module):

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from families import edit
+from families import assert_refused, edit
 from support import DEVICE, assert_pictures_close, test_patches
 from torch import nn
 from torch.nn.functional import pixel_shuffle
 
-from ape_kernels import APEForward, NotRecognised
+from ape_kernels import APEForward
 
 SIZES = [(1, 1), (3, 29), (12, 7)]
 
@@ -151,9 +151,7 @@ def test_mmagics_class(factors, backend):
 )
 def test_near_misses_of_mmagics_class(change, message):
     model = Magic(2)
-    change(model)
-    with pytest.raises(NotRecognised, match=message):
-        APEForward(model)
+    assert_refused(model, change, message)
 
 
 @pytest.mark.parametrize("kind", [ResidualBlockNoBN, ResidualGroup])
@@ -287,6 +285,4 @@ NEAR_MISSES = {
 def test_near_misses_are_refused_by_name(case):
     kind, change, message = NEAR_MISSES[case]
     model = Network(kind)
-    change(model)
-    with pytest.raises(NotRecognised, match=message):
-        APEForward(model)
+    assert_refused(model, change, message)

@@ -2,12 +2,19 @@
 
 import pytest
 import torch
-from families import assert_equals_its_forward, assert_leaves_as_predicted, edit, randomise, spread_regressor
+from families import (
+    assert_equals_its_forward,
+    assert_leaves_as_predicted,
+    assert_refused,
+    edit,
+    randomise,
+    spread_regressor,
+)
 from support import DEVICE, assert_pictures_close, test_patches
 from torch import nn
 from torch.nn.functional import interpolate
 
-from ape_kernels import APEForward, NotRecognised, to_program
+from ape_kernels import APEForward, to_program
 from ape_sr.models import SRVGGNetCompact
 
 SIZES = [(1, 1), (3, 29), (8, 6)]
@@ -162,9 +169,7 @@ NEAR_MISSES = {
 def test_near_misses_are_refused_by_name(case):
     change, message = NEAR_MISSES[case]
     model = Compact()
-    change(model)
-    with pytest.raises(NotRecognised, match=message):
-        APEForward(model)
+    assert_refused(model, change, message)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -2,12 +2,20 @@
 
 import pytest
 import torch
-from families import assert_equals_its_forward, assert_leaves_as_predicted, edit, randomise, remove, spread_regressor
+from families import (
+    assert_equals_its_forward,
+    assert_leaves_as_predicted,
+    assert_refused,
+    edit,
+    randomise,
+    remove,
+    spread_regressor,
+)
 from support import DEVICE, assert_pictures_close, test_patches
 from torch import nn
 from torch.nn.functional import conv2d, pad, pixel_unshuffle
 
-from ape_kernels import APEForward, NotRecognised, to_program
+from ape_kernels import APEForward, to_program
 from ape_kernels.adapters.ecbsr import fold_ecb
 from ape_kernels.program import Conv
 from ape_sr.models import ECBSR
@@ -330,9 +338,7 @@ NEAR_MISSES = {
 def test_near_misses_are_refused_by_name(case):
     change, message = NEAR_MISSES[case]
     model = network()
-    change(model)
-    with pytest.raises(NotRecognised, match=message):
-        APEForward(model)
+    assert_refused(model, change, message)
 
 
 @pytest.mark.parametrize(
@@ -347,9 +353,7 @@ def test_near_misses_are_refused_by_name(case):
 )
 def test_near_misses_of_the_backbone_class(change, message):
     model = BackboneECBSR(3, 2)
-    change(model)
-    with pytest.raises(NotRecognised, match=message):
-        APEForward(model)
+    assert_refused(model, change, message)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from families import assert_equals_its_forward, assert_leaves_as_predicted, edit, randomise, remove
+from families import assert_equals_its_forward, assert_leaves_as_predicted, assert_refused, edit, randomise, remove
 from support import DEVICE, assert_pictures_close, test_patches
 from swinir_layouts import CHANNELS, WINDOW, AuthorsSwinIR, BasicSR, conv, network
 from torch import nn
@@ -265,9 +265,7 @@ NEAR_MISSES = {
 def test_near_misses_are_refused_by_name(case):
     change, message = NEAR_MISSES[case]
     model = BasicSR(upscale=2)
-    change(model)
-    with pytest.raises(NotRecognised, match=message):
-        APEForward(model)
+    assert_refused(model, change, message)
 
 
 def test_a_regressor_over_maps_is_none_over_tokens():

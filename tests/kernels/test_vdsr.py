@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from families import assert_equals_its_forward, assert_leaves_as_predicted, edit, randomise, remove, spread_regressor
+from families import (
+    assert_equals_its_forward,
+    assert_leaves_as_predicted,
+    assert_refused,
+    edit,
+    randomise,
+    remove,
+    spread_regressor,
+)
 from support import DEVICE, assert_pictures_close, test_patches
 from torch import nn
 from torch.nn.functional import interpolate
@@ -306,9 +314,7 @@ NEAR_MISSES = {
 def test_near_misses_are_refused_by_name(case):
     change, message = NEAR_MISSES[case]
     model = network()
-    change(model)
-    with pytest.raises(NotRecognised, match=message):
-        APEForward(model)
+    assert_refused(model, change, message)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import WEIGHTS
 from skimage import data
 from support import spread_network
 
 from ape_sr.checkpoint import save_model
+from ape_sr.cli import main
+from ape_sr.data.crops import CropSampler
 from ape_sr.data.images import write_image
 from ape_sr.models import EDSR
 
@@ -44,3 +48,21 @@ def photos(tmp_path: Path, cat: np.ndarray) -> Path:
     write_image(folder / "b.bmp", cat[:37, :53])
     write_image(folder / "c.webp", cat)
     return folder
+
+
+@pytest.fixture
+def upscaled(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command on one image with trained weights, and gives the line that it printed."""
+
+    def run(source: Path, target: Path, *options: object) -> str:
+        arguments = ["upscale", source, "-o", target, "-n", WEIGHTS, *options]
+        assert main([str(argument) for argument in arguments]) == 0
+        return capsys.readouterr().out.splitlines()[0]
+
+    return run
+
+
+@pytest.fixture
+def sampler(photos: Path) -> CropSampler:
+    """Crops of the photos."""
+    return CropSampler([photos], 2, 32, seed=3)

@@ -1,6 +1,6 @@
-"""The cpu backend: native workers (csrc/cpu), one patch each, AMX, AVX-512, AVX2 or portable kernels.
+"""The cpu backend: native workers (csrc/cpu) that run one patch each, with AMX, AVX-512, AVX2 or portable kernels.
 
-bfloat16 is used where the CPU gains by it; elsewhere that dtype is computed in float32.
+bfloat16 is used where it makes the CPU faster. Elsewhere that dtype is computed in float32.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ from ape_kernels.table import pack as pack_program
 
 GROUP = 16  # output channels are packed in groups of this many (csrc/cpu/kernels.h)
 SLICE = 32  # input channels of a bf16 convolution are packed in slices of this many
-# Where bf16 products beat Winograd in float32, which is more exact besides. EDSR 16x64, ms a patch on one Xeon core:
-# AMX 4.7 against 15.4, but AVX512-BF16 90 against 15.4, AVX2 170 against 28. These run what was packed for AMX.
+# Where bf16 products are faster than Winograd in float32, which is also more exact. EDSR 16x64, in ms per patch on one
+# Xeon core: AMX 4.7 against 15.4, AVX512-BF16 90 against 15.4, AVX2 170 against 28. The last two run what was packed
+# for AMX.
 FAST_BF16 = ("amx",)
 FEW_CHANNELS = 16  # convolutions with fewer input channels run directly and in float32
 
@@ -77,7 +78,7 @@ def supports_patches(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def pack(program: PatchProgram, device: torch.device, dtype: torch.dtype) -> PackedProgram:
-    # the buffer is float32 whatever `dtype`: bf16 weights stand in it two by two, the rest stays exact
+    # the buffer is float32 for every `dtype`: it holds bf16 weights two by two, and the rest exactly
     layout = partial(_weights, program, dtype)
     with torch.no_grad():
         packed = pack_program(program, layout, dtype=torch.float32, device=device)
@@ -208,7 +209,7 @@ def predict(statistics: Tensor, fit: FitTensors, parts: int) -> Predictions:
 
 
 def _layout(kernel: int, in_channels: int, dtype: torch.dtype) -> Layout:
-    """Few input channels are not worth a transform, and are often pixels, which bf16 would round."""
+    """The layout for a convolution. Few input channels are often pixels, which bf16 would round."""
     if in_channels < FEW_CHANNELS:
         return Layout.DIRECT
     if dtype == torch.bfloat16 and core().cpu_isa() in FAST_BF16:
@@ -231,7 +232,7 @@ def _weights(program: PatchProgram, dtype: torch.dtype, step: Weighted) -> tuple
 
 
 def _kernels(program: PatchProgram, dtype: torch.dtype, sources: tuple[int, ...], weight: Tensor) -> Tensor | Fill:
-    """Kernels ``[V, C_out, C_in, k, k]``, one or one a pair of border classes, as `_layout` chooses, flat float32."""
+    """Kernels ``[V, C_out, C_in, k, k]``, one or one per pair of border classes, in their layout, flat float32."""
     weight = weight.float()
     channels = [program.buffers[source].channels for source in sources]
     layout = _layout(weight.shape[-1], weight.shape[2], dtype)
@@ -243,7 +244,7 @@ def _kernels(program: PatchProgram, dtype: torch.dtype, sources: tuple[int, ...]
 
 
 def _winograd(weight: Tensor, channels: list[int]) -> Fill:
-    """The first, interior kernel as ``[C_out / 16][36][C_in][16]``; where there are others, all follow directly."""
+    """The first, interior kernel as ``[C_out / 16][36][C_in][16]``. If there are others, all follow as `_direct`."""
     groups, in_channels = -(-weight.shape[1] // GROUP), weight.shape[2]
     direct = _direct(weight, channels) if len(weight) > 1 else weight.new_empty(0)
     interior = groups * 36 * in_channels * GROUP

@@ -1,4 +1,4 @@
-"""Whole images on shared feature maps: windows of the maps, a launch a row or fused pair (csrc/cuda/window.h)."""
+"""Whole images on shared feature maps: one launch per row or fused pair (csrc/cuda/window.h)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CELL = 8  # channels of a pixel that lie together
 
 
 def why_no_windows(program: PatchProgram) -> str | None:
-    """None if a program that has shared maps runs on windows of them, else the reason."""
+    """None if a program that can run on shared maps runs here, else the reason."""
     if len(program.buffers) > MOST_BUFFERS:
         return f"runs images with up to {MOST_BUFFERS} feature maps, not {len(program.buffers)}"
     return None
@@ -57,13 +57,13 @@ def image_bytes(packed: PackedProgram) -> int:
 
 
 def _empty_maps(packed: PackedProgram, image: Tensor) -> Tensor:
-    """Memory for the maps, a row for each image. Nothing reads what has not been written."""
+    """Memory for the maps, one row per image. Nothing reads it before it is written."""
     batch, _, height, width = image.shape
     return packed.weights.new_empty(batch, _elements(packed) * height * width)
 
 
 def _elements(packed: PackedProgram) -> int:
-    """Of the maps of an image, for each of its pixels."""
+    """Elements that the maps of an image take per pixel."""
     maps = [row for row in packed.table.tolist() if row[Column.OPCODE] == Opcode.BUFFER]
     return sum(
         (row[Column.IN_CHANNELS] + -row[Column.IN_CHANNELS] % UNIT) * row[Column.RESOLUTION] ** 2 for row in maps

@@ -36,7 +36,7 @@ def run_patches(packed: PackedProgram, patches: Tensor, exits: Exits, out: Patch
 
 
 def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tensor, exits: Exits) -> StageResults:
-    """As `ops.run_stage`. Nothing waits for the device: rows out of range are not refused, their results are NaN."""
+    """As `ops.run_stage`. It does not wait for the device: rows out of range are not refused but give NaN."""
     leaves = features.new_empty(len(active), dtype=torch.bool)
     work = _Work(
         input=features,

@@ -1,7 +1,7 @@
-"""Whole images on shared feature maps: every step on the whole map, its result kept where it is wanted.
+"""Whole images on shared feature maps: every step runs on the whole map, and its result is kept where it is wanted.
 
-This is the plain form, the oracle of the other backends. Cells that have left save no work here, only stages that no
-cell needs any more do.
+This is the plain form, the oracle of the other backends. A cell that has left saves no work here. Only a stage that no
+cell needs is left out.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def active_pixels(depths: Depths, stage: int, image: Tensor) -> Tensor:
 
 
 def _run_where(steps: list[Row], active: Tensor, buffers: dict[int, Tensor], weights: Tensor) -> None:
-    """Run a stage, each step `reach` pixels around what is active; elsewhere what it carries stands."""
+    """Run a stage: each step `reach` pixels around what is active. Elsewhere its destination is what it carries."""
     sources: list[Row] = []
     for row in steps:
         sources.append(row)

@@ -41,7 +41,7 @@ def _pooled(kind: Tensor, parts: int) -> Tensor:
 
 
 def _quadratic(z: Tensor, forms: Tensor) -> Tensor:
-    """z' Q z with z ``[..., F]`` and a 1 behind it, for forms Q ``[C, F + 1, F + 1]``: ``[..., C]``."""
+    """z' Q z, where z is ``[..., F]`` and a 1 after it, for forms Q ``[C, F + 1, F + 1]``: ``[..., C]``."""
     z = torch.cat([z, torch.ones_like(z[..., :1])], -1)
     rows = _sum_in_order(z[..., None, i, None] * forms[:, i] for i in range(z.shape[-1]))  # [..., C, F + 1]
     return _sum_in_order(rows[..., i] * z[..., None, i] for i in range(z.shape[-1]))

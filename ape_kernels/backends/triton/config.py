@@ -81,7 +81,7 @@ def choose(
 ) -> Config:
     """The configuration to run with.
 
-    seconds: times a configuration on the current call; infinity for one that does not fit the device. It is called with
+    seconds: measures a configuration on the current call: infinity if it does not fit the device. It is called with
     ``APE_TRITON_AUTOTUNE=1`` only, and then once per (channels, dtype, capability) and process. Without it, the result
     is the configuration that an earlier search found, or the fixed one.
     """

@@ -1,4 +1,4 @@
-"""Launches for whole images on shared feature maps: one a row of the table, nothing decided and nothing waited for."""
+"""Launches for whole images on shared feature maps: one launch per row of the table. Nothing waits for the device."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ from ape_kernels.table import Column, Opcode, PackedProgram
 INTERPOLATED = 4096 if INTERPRETED else 256  # pixels that a program interpolates
 ZEROED = 1024  # elements that a program sets to zero at once
 LISTED = 256  # pixels of a tile where lists are made
-SQUARE = {64: 8, 128: 16, 256: 16}  # pixels of a tile: how many of them stand side by side
+SQUARE = {64: 8, 128: 16, 256: 16}  # pixels of a tile: how many of them are side by side
 
 
 class _Step(NamedTuple):
-    """A row as images run it.
+    """A row as it runs on images.
 
-    stage: that a cell must run to; -1 for the head, which runs everywhere. radius, ring: how far around such cells.
-    carry: buffer that stands for the destination elsewhere.
+    stage: the one that a cell must run to. -1: the head, which runs everywhere. radius, ring: how far around such
+    cells the row runs.
+    carry: the buffer that the destination takes its values from elsewhere.
     """
 
     row: int
@@ -87,7 +88,7 @@ def _steps(network: Plan, sharing: Tensor, ring: int) -> Iterator[_Step]:
 
 
 class _Run:
-    """One call: the maps, and what every launch is given."""
+    """One call: the maps, and the arguments of every launch."""
 
     def __init__(self, packed: PackedProgram, image: Tensor, depths: Depths, picture: Picture) -> None:
         self.batch, _, self.height, self.width = image.shape
@@ -103,7 +104,7 @@ class _Run:
         self.cells = (1, 1) if depths.exit_at is None else tuple(depths.exit_at.shape[1:])
 
     def begin(self) -> None:
-        """Load the images; nothing else of the maps is read before it is written, but the zeros around them."""
+        """Load the images, and write zeros around the maps. All else is written before it is read."""
         maps = [row[Column.RESOLUTION] for row in self.network.rows[: self.network.first_row]]
         margin = self.network.margin
         margin_kernel[self.height * max(maps) + 2 * margin, len(maps), self.batch](
@@ -156,7 +157,7 @@ class _Run:
         )  # fmt: skip
 
     def _list(self, factor: int, radius: int, ring: int) -> tuple[Tensor, Tensor]:
-        """Pixels of a map of `factor` times the resolution, and ends, as `place_kernel` has them; made once a call."""
+        """The pixels and ends of `place_kernel`, for a map of `factor` times the resolution. Made once per call."""
         if (factor, radius, ring) not in self.lists:
             rows, columns, stages = self.height * factor, self.width * factor, len(self.network.stage_rows)
             tiles = _tiles_of(rows, columns, LISTED)
@@ -171,7 +172,7 @@ class _Run:
         return self.lists[factor, radius, ring]
 
     def interpolate(self) -> None:
-        """Cells that the network does not run for."""
+        """Write the cells for which the network does not run."""
         if self.depths.exit_at is None:
             return
         colours, scale = self.picture.colours, self.picture.scale
@@ -182,7 +183,7 @@ class _Run:
         )  # fmt: skip
 
     def _tiles(self, row: list[int], bm: int) -> int:
-        """Of a row's destination, all border classes together."""
+        """How many tiles the destination of a row has, all border classes together."""
         resolution = self.network.buffer(row[Column.SRC])[Column.RESOLUTION]
         rows, pixels = self.height * resolution, self.width * resolution
         if row[Column.OPCODE] != Opcode.RECONSTRUCT or not row[Column.MODE]:
@@ -191,7 +192,7 @@ class _Run:
 
 
 def _tiles_of(rows: int, pixels: int, bm: int) -> int:
-    """As the kernels' `_tile` counts them."""
+    """How many tiles there are, as `_tile` of the kernels counts them."""
     wide = bm if rows == 1 else 1 if pixels == 1 else SQUARE[bm]
     return triton.cdiv(rows, bm // wide) * triton.cdiv(pixels, wide)
 

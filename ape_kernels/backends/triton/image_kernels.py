@@ -48,7 +48,7 @@ LISTING = ["factor", "stages", *CELLS]
 def _tile(number, top, left, rows, pixels, PIXELS: tl.constexpr, WIDTH: tl.constexpr):
     """Pixels of a tile of a rectangle, int32 ``[PIXELS]``, and which of them it has.
 
-    Tiles are WIDTH pixels wide; in a rectangle of one row, or of one pixel a row, as long as they can be.
+    Tiles are WIDTH pixels wide; in a rectangle with one row or one column, they are as long as they can be.
     """
     wide = tl.where(rows == 1, PIXELS, tl.where(pixels == 1, 1, WIDTH))
     across = tl.cdiv(pixels, wide)
@@ -61,7 +61,7 @@ def _tile(number, top, left, rows, pixels, PIXELS: tl.constexpr, WIDTH: tl.const
 
 @triton.jit
 def _deepest(exit_at, y, x, factor, radius, ring, cell, cell_rows, cell_columns, height, width):
-    """The last stage of those cells that pixels of a map lie within `radius` of, or within `radius` of their `ring`.
+    """The last stage among the cells near each pixel of a map: within `radius` of them, or of the `ring` around them.
 
     exit_at: int64 ``[cell_rows, cell_columns]``. factor: of the map's resolution. radius: pixels of the map. ring,
     cell, height, width: pixels of the image.
@@ -80,7 +80,7 @@ def _deepest(exit_at, y, x, factor, radius, ring, cell, cell_rows, cell_columns,
 
 @triton.jit
 def _carry(arena, buffers, carry, dst_number, y, x, n, wanted):
-    """Where `wanted`, dst = what the buffer `carry` holds, zero for -1."""
+    """Where `wanted`, copy the buffer `carry` to dst. -1: write zeros."""
     dst, stride, channels, _ = feature_map(arena, buffers, dst_number)
     src, src_stride, src_channels, _ = feature_map(arena, buffers, tl.maximum(carry, 0))
     at = src + (y * src_stride + x * src_channels)[:, None] + n[None, :]
@@ -90,7 +90,7 @@ def _carry(arena, buffers, carry, dst_number, y, x, n, wanted):
 
 @triton.jit(do_not_specialize=["height", "width", "margin"])
 def margin_kernel(buffers, arena, height, width, margin, arena_size, BLOCK: tl.constexpr):
-    """Zero around every map, all that must be zero; grid ``[rows of the highest map and margins, maps, B]``."""
+    """Write the zeros around every map; grid ``[rows of the highest map and margins, maps, B]``."""
     origin, stride, channels, resolution = feature_map(
         arena + tl.program_id(2).to(tl.int64) * arena_size, buffers, tl.program_id(1)
     )
@@ -130,7 +130,7 @@ def count_kernel(
     exit_at, counts, factor, radius, ring, cell, cell_rows, cell_columns, height, width, stages,
     PIXELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """How many pixels of each tile run to which stage at most; grid ``[tiles, B]``.
+    """Count the pixels of each tile by the last stage that they run to; grid ``[tiles, B]``.
 
     counts: int32 ``[B, stages, tiles]``, the last stage first.
     """
@@ -215,7 +215,7 @@ def carry_kernel(
     exit_at, table, buffers, arena, row, stage, radius, ring, carry, cell, cell_rows, cell_columns,
     height, width, arena_size, BM: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """What stands where `main_kernel` computes nothing; grid ``[tiles, B]``."""
+    """Fill the pixels that `main_kernel` does not compute; grid ``[tiles, B]``."""
     at = tl.program_id(1).to(tl.int64)
     arena += at * arena_size
     number = column(table, row, DST)

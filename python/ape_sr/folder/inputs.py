@@ -26,7 +26,7 @@ class Inputs:
     faults: list[str] = field(default_factory=list[str])
 
     def describe_passed(self) -> str:
-        """In words, empty if nothing was passed over."""
+        """What was passed over, in words. Empty if nothing was."""
         return ", ".join(f"{count} {kind}" for kind, count in sorted(self.passed.items()))
 
 

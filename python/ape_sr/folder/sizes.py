@@ -24,7 +24,7 @@ class Size:
         return f"x{scale if self.factor is None else self.factor:g}"
 
     def factor_for(self, width: int, height: int) -> float | None:
-        """By what the sides of an image of this size grow; None: by the network's scale."""
+        """The factor by which the sides of an image of this size grow. None: the network's scale."""
         if self.width is not None:
             return self.width / width
         if self.height is not None:

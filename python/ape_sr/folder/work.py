@@ -94,7 +94,7 @@ class Work:
         self.seconds = Seconds()
 
     def stages(self) -> Stages[Job, Item, Result]:
-        """For `run_stages`."""
+        """The stages of a job, for `run_stages`."""
         return Stages(self.read, self.weigh, self.compute, self.write)
 
     def read(self, job: Job) -> Item | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 class ExitNetwork(nn.Module):
     """A network with one regressor for all its exits, or none.
 
-    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`); in
-    evaluation mode, or without exits, the full-depth picture ``[N, 3, s * h, s * w]``.
+    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`). In evaluation
+    mode, or without exits, it returns the picture of full depth, ``[N, 3, s * h, s * w]``.
 
-    A subclass calls `make_exits` and has `exit_features` and `picture`, and what is declared here.
+    A subclass calls `configure` and `make_exits`, and has `exit_features` and `picture`.
     config: the arguments that build it again. scale: upscaling factor. rgb_range: the largest value of a pixel.
-    exit_interval (blocks), exit_threshold (a prediction) and regressor: of a network with exits.
+    A network with exits also has exit_interval (blocks from exit to exit), exit_threshold (the prediction from which
+    on a patch leaves) and regressor.
     """
 
     config: dict[str, Any]
@@ -25,8 +27,13 @@ class ExitNetwork(nn.Module):
     exit_threshold: float
     regressor: nn.Sequential
 
+    def configure(self, **config: Any) -> None:
+        """Keep the arguments that build the network again, and set scale and rgb_range, which are among them."""
+        self.config = config
+        self.scale, self.rgb_range = config["scale"], config["rgb_range"]
+
     def make_exits(self, channels: int, exit_interval: int | None, exit_threshold: float) -> None:
-        """Build the regressor over feature maps of `channels`; no exits where `exit_interval` is None."""
+        """Build the regressor over feature maps of `channels`. Without `exit_interval` there are no exits."""
         if exit_interval is not None:
             self.exit_interval = exit_interval
             self.exit_threshold = exit_threshold
@@ -38,19 +45,32 @@ class ExitNetwork(nn.Module):
         return hasattr(self, "regressor")
 
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What is kept for the skip, and the feature map at every exit; for a plain network the last one."""
+        """What the skip adds, and the feature map at every exit. A plain network gives the last one alone."""
         raise NotImplementedError
+
+    def after_blocks(self, blocks: Sequence[Callable[[Tensor], Tensor]], stream: Tensor) -> list[Tensor]:
+        """Run `blocks` on `stream`. Returns the features after every `exit_interval` of them and after the last one.
+
+        A plain network gives those after the last one alone.
+        """
+        interval = self.exit_interval if self.has_exits else len(blocks)
+        features: list[Tensor] = []
+        for i, block in enumerate(blocks, start=1):
+            stream = block(stream)
+            if i % interval == 0 or i == len(blocks):
+                features.append(stream)
+        return features
 
     def picture(self, skip: Tensor, features: Tensor) -> Tensor:
         """The picture ``[N, 3, s * h, s * w]`` of one exit's features."""
         raise NotImplementedError
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """Features after the body-end skip to pixels, for networks that have such a tail."""
+        """The picture of features to which the skip has been added, for networks that have such a tail."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """The picture, or in training mode those of all exits; see the class."""
+        """The picture, or in training mode those of all exits. See the class."""
         if self.training and self.has_exits:
             return self.forward_exits(x)
         skip, features = self.exit_features(x)
@@ -62,6 +82,15 @@ class ExitNetwork(nn.Module):
         return [self.picture(skip, f) for f in features], [self.regressor(f) for f in features]
 
 
+def expect_divisor(exit_interval: int | None, name: str, blocks: int) -> None:
+    """Raises ValueError if `exit_interval` does not divide the number of blocks: the last one would have no exit.
+
+    name: how the message calls the number of blocks.
+    """
+    if exit_interval is not None and (exit_interval < 1 or blocks % exit_interval):
+        raise ValueError(f"exit_interval: expected a divisor of {name} = {blocks}, got {exit_interval}")
+
+
 def pixel_range(model: nn.Module) -> float:
-    """The largest value of a pixel that `model` reads and writes: its rgb_range, 1 for networks of other packages."""
+    """The largest value of a pixel that `model` reads and writes. For networks of other packages it is 1."""
     return model.rgb_range if isinstance(model, ExitNetwork) else 1.0

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ape_sr.models.base import ExitNetwork
+from ape_sr.models.base import ExitNetwork, expect_divisor
 from ape_sr.models.edsr import conv3x3
 
 
 class SRVGGNetCompact(ExitNetwork):
-    """A chain of convolutions and PReLUs at low resolution, plain or with exits after every `exit_interval` of them.
+    """A chain of convolutions and PReLUs at low resolution, plain or with exits every `exit_interval` convolutions.
 
     scale: upscaling factor, 1, 2, 3, 4 or 8.
-    n_resblocks, n_feats: convolutions between the first and the last, and width (16 x 64 is realesr-animevideov3).
-    exit_interval: convolutions between exits, a divisor of n_resblocks; None builds a plain network without regressor.
-    exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
-    rgb_range: value range of images, 1.0 in the published checkpoints.
+    n_resblocks, n_feats: convolutions between the first and the last one, and channels (16 x 64 is
+        realesr-animevideov3).
+    exit_interval: convolutions between exits, a divisor of n_resblocks. None builds a plain network without
+        regressor.
+    exit_threshold: the prediction from which on a patch leaves (1 - threshold).
+    rgb_range: the largest value of a pixel, 1.0 in the published checkpoints.
 
-    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`);
-    in evaluation mode, or without exits, the full-depth picture ``[N, 3, scale * h, scale * w]``.
+    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`). In evaluation
+    mode, or without exits, it returns the picture of full depth, ``[N, 3, scale * h, scale * w]``.
+    Raises ValueError for arguments outside these ranges.
     """
 
     def __init__(
@@ -36,9 +41,8 @@ class SRVGGNetCompact(ExitNetwork):
             raise ValueError(f"scale: expected 1, 2, 3, 4 or 8, got {scale}")
         if n_resblocks < 1:
             raise ValueError(f"n_resblocks: expected at least 1, got {n_resblocks}")
-        if exit_interval is not None and (exit_interval < 1 or n_resblocks % exit_interval):
-            raise ValueError(f"exit_interval: expected a divisor of n_resblocks = {n_resblocks}, got {exit_interval}")
-        self.config = dict(
+        expect_divisor(exit_interval, "n_resblocks", n_resblocks)
+        self.configure(
             scale=scale,
             n_resblocks=n_resblocks,
             n_feats=n_feats,
@@ -46,8 +50,6 @@ class SRVGGNetCompact(ExitNetwork):
             exit_threshold=exit_threshold,
             rgb_range=rgb_range,
         )
-        self.scale = scale
-        self.rgb_range = rgb_range
         layers: list[nn.Module] = []
         for channels in (3, *[n_feats] * n_resblocks):
             layers += [conv3x3(channels, n_feats), nn.PReLU(n_feats)]
@@ -60,12 +62,13 @@ class SRVGGNetCompact(ExitNetwork):
         return skip + self.upsampler(self.body[-1](features))
 
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The input upsampled to the nearest, and the feature map at every exit; for a plain network the last one."""
-        layers = list(self.body)[:-1]
-        interval = self.exit_interval if self.has_exits else len(layers) // 2 - 1
-        features, stream = [], layers[1](layers[0](x))
-        for i in range(1, len(layers) // 2):
-            stream = layers[2 * i + 1](layers[2 * i](stream))
-            if i % interval == 0:
-                features.append(stream)
-        return interpolate(x, scale_factor=self.scale, mode="nearest"), features
+        """The input, upsampled to the nearest pixel, and the feature map at every exit.
+
+        A plain network gives the last feature map.
+        """
+        first, *blocks = (partial(self._activated, i) for i in range(0, len(self.body) - 1, 2))
+        return interpolate(x, scale_factor=self.scale, mode="nearest"), self.after_blocks(blocks, first(x))
+
+    def _activated(self, i: int, x: Tensor) -> Tensor:
+        """Convolution `i` of the body and the PReLU after it."""
+        return self.body[i + 1](self.body[i](x))

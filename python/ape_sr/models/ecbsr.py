@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-from ape_sr.models.base import ExitNetwork
+from ape_sr.models.base import ExitNetwork, expect_divisor
 from ape_sr.models.edsr import conv3x3
 
 EXPANSION = 2  # channels inside the 1x1-3x3 branch, divided by those of the block
@@ -105,9 +105,8 @@ class ECBSR(ExitNetwork):
         super().__init__()
         if scale not in (2, 3, 4):
             raise ValueError(f"scale: expected 2, 3 or 4, got {scale}")
-        if exit_interval is not None and (exit_interval < 1 or n_blocks % exit_interval):
-            raise ValueError(f"exit_interval: expected a divisor of n_blocks = {n_blocks}, got {exit_interval}")
-        self.config = dict(
+        expect_divisor(exit_interval, "n_blocks", n_blocks)
+        self.configure(
             scale=scale,
             n_blocks=n_blocks,
             n_feats=n_feats,
@@ -116,8 +115,6 @@ class ECBSR(ExitNetwork):
             with_idt=with_idt,
             rgb_range=rgb_range,
         )
-        self.scale = scale
-        self.rgb_range = rgb_range
         self.upsample = nn.Upsample(scale_factor=scale, mode="bicubic", align_corners=False)
         self.head = nn.Sequential(ECB(3, n_feats, with_idt))
         blocks = [ECB(n_feats, n_feats, with_idt) for _ in range(n_blocks)]
@@ -131,10 +128,4 @@ class ECBSR(ExitNetwork):
 
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The upsampled input, and the feature map at every exit; for a plain network after the last block only."""
-        interval = self.exit_interval if self.has_exits else len(self.body) - 1
-        features, stream = [], self.head(x)
-        for i, block in enumerate(list(self.body)[:-1], start=1):
-            stream = block(stream)
-            if i % interval == 0:
-                features.append(stream)
-        return self.upsample(x), features
+        return self.upsample(x), self.after_blocks(list(self.body)[:-1], self.head(x))

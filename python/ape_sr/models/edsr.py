@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ape_sr.models.base import ExitNetwork
+from ape_sr.models.base import ExitNetwork, expect_divisor
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # DIV2K, as published with EDSR
 
@@ -86,9 +86,8 @@ class EDSR(ExitNetwork):
         super().__init__()
         if head_exit and exit_interval is None:
             raise ValueError("head_exit: expected with an exit_interval, got a plain network")
-        if exit_interval is not None and (exit_interval < 1 or n_resblocks % exit_interval):
-            raise ValueError(f"exit_interval: expected a divisor of n_resblocks = {n_resblocks}, got {exit_interval}")
-        self.config = dict(
+        expect_divisor(exit_interval, "n_resblocks", n_resblocks)
+        self.configure(
             scale=scale,
             n_resblocks=n_resblocks,
             n_feats=n_feats,
@@ -99,8 +98,6 @@ class EDSR(ExitNetwork):
             head_exit=head_exit,
         )
         self.head_exit = head_exit
-        self.scale = scale
-        self.rgb_range = rgb_range
         self.sub_mean = MeanShift(rgb_range, sign=-1)
         self.add_mean = MeanShift(rgb_range, sign=1)
         self.head = nn.Sequential(conv3x3(3, n_feats))
@@ -116,13 +113,8 @@ class EDSR(ExitNetwork):
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The head's features, and the feature map at every exit; for a plain network after the last block only."""
         skip = self.head(self.sub_mean(x))
-        interval = self.exit_interval if self.has_exits else len(self.body) - 1
-        features, stream = [skip] if self.head_exit else [], skip
-        for i, block in enumerate(list(self.body)[:-1], start=1):
-            stream = block(stream)
-            if i % interval == 0:
-                features.append(stream)
-        return skip, features
+        features = self.after_blocks(list(self.body)[:-1], skip)
+        return skip, [skip, *features] if self.head_exit else features
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """The picture ``[N, 3, s * h, s * w]`` of features ``[N, C, h, w]`` after the global skip."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ape_sr.models.base import expect_divisor
 from ape_sr.models.edsr import EDSR, conv3x3
 
 
@@ -77,15 +78,14 @@ class RCAN(EDSR):
         rgb_range: float = 1.0,
         head_exit: bool = False,
     ) -> None:
-        if exit_interval is not None and (exit_interval < 1 or n_resgroups % exit_interval):
-            raise ValueError(f"exit_interval: expected a divisor of n_resgroups = {n_resgroups}, got {exit_interval}")
+        expect_divisor(exit_interval, "n_resgroups", n_resgroups)
         if not 1 <= reduction <= n_feats:
             raise ValueError(f"reduction: expected 1 to n_feats = {n_feats}, got {reduction}")
         super().__init__(scale, 0, n_feats, exit_interval, exit_threshold, rgb_range=rgb_range, head_exit=head_exit)
         hidden = n_feats // reduction
         groups = [ResidualGroup(n_resblocks, n_feats, hidden) for _ in range(n_resgroups)]
         self.body = nn.Sequential(*groups, conv3x3(n_feats, n_feats))
-        self.config = dict(
+        self.configure(
             scale=scale,
             n_resgroups=n_resgroups,
             n_resblocks=n_resblocks,

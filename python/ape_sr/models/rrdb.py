@@ -14,7 +14,7 @@ SLOPE = 0.2
 
 
 class ResidualDenseBlock(nn.Module):
-    """Five convolutions, each reading the block's input and all before it; ``x + 0.2 * conv5``."""
+    """Five convolutions: ``x + 0.2 * conv5``. Each reads the input of the block and the maps of those before it."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class ResidualDenseBlock(nn.Module):
 
 
 class RRDB(nn.Module):
-    """Three dense blocks in a row; ``x + 0.2 * rdb3(rdb2(rdb1(x)))`` over ``[N, C, h, w]``."""
+    """Three dense blocks in a row: ``x + 0.2 * rdb3(rdb2(rdb1(x)))`` over ``[N, C, h, w]``."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -68,15 +68,16 @@ class RRDBNet(ExitNetwork):
     """RRDBNet, plain or with exits after every `exit_interval` blocks and after the last.
 
     scale: upscaling factor, 1, 2, 4 or 8.
-    n_resblocks, n_feats, n_growth: blocks, features, and features each convolution of a dense block adds.
-    exit_interval: blocks between exits; None builds a plain network without regressor.
-    exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
-    rgb_range: value range of images, 1.0 in the published checkpoints.
-    fold: 1, 2 or 4: squares of so many pixels squared are folded into channels first, and the features are upsampled
-        by `scale` times as much. Images then have sides that are multiples of it.
+    n_resblocks, n_feats, n_growth: blocks, channels, and channels that each convolution of a dense block adds.
+    exit_interval: blocks between exits, at most n_resblocks. None builds a plain network without regressor.
+    exit_threshold: the prediction from which on a patch leaves (1 - threshold).
+    rgb_range: the largest value of a pixel, 1.0 in the published checkpoints.
+    fold: 1, 2 or 4. Squares of fold x fold pixels are folded into channels first, and the features are then upsampled
+        by scale * fold. The sides of images must be multiples of it.
 
-    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`);
-    in evaluation mode, or without exits, the full-depth picture ``[N, 3, scale * h, scale * w]``.
+    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`). In evaluation
+    mode, or without exits, it returns the picture of full depth, ``[N, 3, scale * h, scale * w]``.
+    Raises ValueError for arguments outside these ranges.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class RRDBNet(ExitNetwork):
             raise ValueError(f"fold: expected 1, 2 or 4, got {fold}")
         if exit_interval is not None and not 1 <= exit_interval <= n_resblocks:
             raise ValueError(f"exit_interval: expected 1 to n_resblocks = {n_resblocks}, got {exit_interval}")
-        self.config = dict(
+        self.configure(
             scale=scale,
             n_resblocks=n_resblocks,
             n_feats=n_feats,
@@ -107,8 +108,6 @@ class RRDBNet(ExitNetwork):
             rgb_range=rgb_range,
             fold=fold,
         )
-        self.scale = scale
-        self.rgb_range = rgb_range
         self.fold = fold
         self.head = nn.Sequential(conv3x3(3 * fold**2, n_feats))
         blocks = [RRDB(n_feats, n_growth) for _ in range(n_resblocks)]
@@ -121,17 +120,10 @@ class RRDBNet(ExitNetwork):
         return self.reconstruct(skip + self.body[-1](features))
 
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Head output and the feature map at every exit; for a plain network that after the last block."""
+        """The features of the head, and the feature map at every exit. A plain network gives the last feature map."""
         skip = self.head(pixel_unshuffle(x, self.fold))
-        blocks = list(self.body)[:-1]
-        interval = self.exit_interval if self.has_exits else len(blocks)
-        features, stream = [], skip
-        for i, block in enumerate(blocks, start=1):
-            stream = block(stream)
-            if i % interval == 0 or i == len(blocks):
-                features.append(stream)
-        return skip, features
+        return skip, self.after_blocks(list(self.body)[:-1], skip)
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """Features ``[N, C, h, w]`` after the body-end skip to the picture."""
+        """The picture of features ``[N, C, h, w]`` to which the skip has been added."""
         return self.tail(features)

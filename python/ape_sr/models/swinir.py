@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,18 +10,18 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
 from ape_kernels.adapters.swinir import reflect_to_multiple
-from ape_sr.models.base import ExitNetwork
+from ape_sr.models.base import ExitNetwork, expect_divisor
 from ape_sr.models.edsr import RGB_MEAN, Upsampler, conv3x3
 
 UPSAMPLERS = ("pixelshuffle", "pixelshuffledirect", "nearest+conv")
-SLOPE = 0.2  # of the LeakyReLUs of both parts that only some variants have
-MASKED = -100.0  # added to the attention between pixels that are neighbours by the cyclic shift only
+SLOPE = 0.2  # of LeakyReLUs, which stand in two parts that only some variants have
+MASKED = -100.0  # added to the attention between pixels that only the cyclic shift made neighbours
 
 
 class WindowAttention(nn.Module):
     """Multi-head attention inside windows, with a learnt bias for each relative position.
 
-    Windows ``[B, n, w * w, C]`` to the same; mask ``[n, w * w, w * w]`` is added to the attention.
+    Takes and returns windows ``[B, n, w * w, C]``. mask ``[n, w * w, w * w]`` is added to the attention.
     """
 
     def __init__(self, channels: int, window_size: int, num_heads: int) -> None:
@@ -53,7 +54,7 @@ class WindowAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between, a token at a time."""
+    """Two linear layers with a GELU between them, for each token by itself."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class Mlp(nn.Module):
 
 
 class SwinTransformerBlock(nn.Module):
-    """Attention in windows, which every second block shifts by half a window, then an MLP; both residual."""
+    """Attention in windows, then an MLP, both residual. Every second block shifts its windows by half a window."""
 
     def __init__(self, channels: int, num_heads: int, window_size: int, shift_size: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -78,7 +79,7 @@ class SwinTransformerBlock(nn.Module):
         self.mlp = Mlp(channels, int(channels * mlp_ratio))
 
     def forward(self, x: Tensor, x_size: tuple[int, int]) -> Tensor:
-        """Tokens ``[N, h * w, C]`` to the same; x_size: (h, w), multiples of the window."""
+        """Tokens ``[N, h * w, C]`` to the same. x_size: (h, w), multiples of the window."""
         (height, width), window = x_size, self.window_size
         features = self.norm1(x).unflatten(1, x_size).roll((-self.shift_size,) * 2, dims=(1, 2))
         grid = features.view(len(x), height // window, window, width // window, window, -1).transpose(2, 3)
@@ -106,7 +107,7 @@ class SwinTransformerBlock(nn.Module):
 
 
 class BasicLayer(nn.Module):
-    """Transformer blocks, windows shifted in every second one."""
+    """Transformer blocks. Every second one shifts its windows."""
 
     def __init__(self, channels: int, depth: int, num_heads: int, window_size: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -139,12 +140,12 @@ class PatchUnEmbed(nn.Module):
     """Tokens ``[N, h * w, C]`` to a feature map ``[N, C, h, w]``."""
 
     def forward(self, x: Tensor, x_size: tuple[int, int]) -> Tensor:
-        """See the class; x_size: (h, w)."""
+        """See the class. x_size: (h, w)."""
         return x.transpose(1, 2).unflatten(2, x_size)
 
 
 def residual_conv(channels: int, kind: str) -> nn.Module:
-    """What stands before a skip: a convolution ("1conv"), or three that narrow to a quarter between ("3conv")."""
+    """What stands before a skip: one convolution ("1conv"), or three with a quarter of the channels ("3conv")."""
     if kind == "1conv":
         return conv3x3(channels, channels)
     narrow = channels // 4
@@ -158,7 +159,7 @@ def residual_conv(channels: int, kind: str) -> nn.Module:
 
 
 class RSTB(nn.Module):
-    """Residual group: transformer blocks and convolutions; ``x + conv(blocks(x))`` over tokens."""
+    """A residual group of transformer blocks and convolutions: ``x + conv(blocks(x))`` over tokens."""
 
     def __init__(
         self,
@@ -184,21 +185,23 @@ class SwinIR(ExitNetwork):
     """SwinIR for super-resolution, plain or with exits after every `exit_interval` residual groups.
 
     scale: upscaling factor, 2, 3, 4 or 8.
-    embed_dim, depths, num_heads: features, and of each group the transformer blocks and attention heads.
-    window_size: of the attention; images are reflected to a multiple of it. mlp_ratio: hidden width of the MLPs.
-    n_feats: features of the upsampler.
-    exit_interval: groups between exits, a divisor of their number; None builds a plain network without regressor.
-    exit_threshold: prediction from which a patch leaves (1 - the capacity threshold).
+    embed_dim: channels. depths, num_heads: for each group, its transformer blocks and its attention heads.
+    window_size: of the attention. Images are reflected to a multiple of it. mlp_ratio: hidden channels of the MLPs,
+        divided by embed_dim.
+    n_feats: channels of the upsampler.
+    exit_interval: groups between exits, a divisor of their number. None builds a plain network without regressor.
+    exit_threshold: the prediction from which on a patch leaves (1 - threshold).
     upsampler: "pixelshuffle" (classical), "pixelshuffledirect" (lightweight) or "nearest+conv" (real-world; scales 2, 4
         and 8).
     resi_connection: "1conv", or "3conv" of the large real-world network.
 
-    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`);
-    in evaluation mode, or without exits, the full-depth picture ``[N, 3, scale * h, scale * w]``.
+    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`). In evaluation
+    mode, or without exits, it returns the picture of full depth, ``[N, 3, scale * h, scale * w]``.
+    Raises ValueError for arguments outside these ranges.
     """
 
     rgb_range = 1.0
-    img_range = 1.0  # the published layout's name for what the images are multiplied by
+    img_range = 1.0  # the published name for the factor of the images
 
     def __init__(
         self,
@@ -225,8 +228,7 @@ class SwinIR(ExitNetwork):
             raise ValueError(
                 f"num_heads: expected {len(depths)} divisors of embed_dim = {embed_dim}, got {tuple(num_heads)}"
             )
-        if exit_interval is not None and (exit_interval < 1 or len(depths) % exit_interval):
-            raise ValueError(f"exit_interval: expected a divisor of {len(depths)} groups, got {exit_interval}")
+        expect_divisor(exit_interval, "len(depths)", len(depths))
         self.config = dict(
             scale=scale,
             embed_dim=embed_dim,
@@ -290,20 +292,18 @@ class SwinIR(ExitNetwork):
         return [self._picture(skip, f, x) for f in features], [self.regressor(f.flatten(2)) for f in features]
 
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """First convolution and the feature map at every exit, at the padded size; plain: after the last group."""
+        """The features of the first convolution, and the feature map at every exit, at the padded size.
+
+        A plain network gives the feature map after the last group.
+        """
         x = reflect_to_multiple(x, self.window_size)
         size = (x.shape[2], x.shape[3])
         skip = self.conv_first((x - self.mean) * self.img_range)
-        interval = self.exit_interval if self.has_exits else len(self.layers)
-        features, stream = [], self.patch_embed(skip)
-        for i, layer in enumerate(self.layers, start=1):
-            stream = layer(stream, size)
-            if i % interval == 0:
-                features.append(self.patch_unembed(stream, size))
-        return skip, features
+        features = self.after_blocks([partial(layer, x_size=size) for layer in self.layers], self.patch_embed(skip))
+        return skip, [self.patch_unembed(stream, size) for stream in features]
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """The linear end: features ``[N, C, h, w]`` after the last activation to pixels."""
+        """The pixels of features ``[N, C, h, w]`` after the last activation. This end of the network is linear."""
         if self.upsampler == "pixelshuffledirect":
             return self.upsample(features) / self.img_range + self.mean
         if self.upsampler == "pixelshuffle":

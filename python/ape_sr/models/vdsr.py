@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ape_sr.models.base import ExitNetwork
+from ape_sr.models.base import ExitNetwork, expect_divisor
 from ape_sr.models.edsr import MeanShift, conv3x3
 
 
@@ -38,9 +38,8 @@ class VDSR(ExitNetwork):
         if n_resblocks < 3:
             raise ValueError(f"n_resblocks: expected at least 3, got {n_resblocks}")
         between = n_resblocks - 2
-        if exit_interval is not None and (exit_interval < 1 or between % exit_interval):
-            raise ValueError(f"exit_interval: expected a divisor of n_resblocks - 2 = {between}, got {exit_interval}")
-        self.config = dict(
+        expect_divisor(exit_interval, "n_resblocks - 2", between)
+        self.configure(
             scale=scale,
             n_resblocks=n_resblocks,
             n_feats=n_feats,
@@ -48,8 +47,6 @@ class VDSR(ExitNetwork):
             exit_threshold=exit_threshold,
             rgb_range=rgb_range,
         )
-        self.scale = scale
-        self.rgb_range = rgb_range
         self.upsample = nn.Upsample(scale_factor=scale, mode="bicubic", align_corners=False)
         self.sub_mean = MeanShift(rgb_range, sign=-1)
         self.add_mean = MeanShift(rgb_range, sign=1)
@@ -65,10 +62,5 @@ class VDSR(ExitNetwork):
     def exit_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The upsampled input without its mean, and the feature map at every exit; for a plain network the last one."""
         skip = self.sub_mean(self.upsample(x))
-        interval = self.exit_interval if self.has_exits else len(self.body) - 2
-        features, stream = [], self.body[0](skip)
-        for i, layer in enumerate(list(self.body)[1:-1], start=1):
-            stream = layer(stream)
-            if i % interval == 0:
-                features.append(stream)
-        return skip, features
+        first, *blocks, _ = self.body
+        return skip, self.after_blocks(blocks, first(skip))

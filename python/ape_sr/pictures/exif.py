@@ -42,7 +42,7 @@ def exif_ifds(exif: bytes) -> tuple[dict[int, str], dict[int, Any], dict[int, An
 
 
 def _described(exif: Image.Exif) -> bytes:
-    """Of a TIFF file's tags those that describe the picture, not how it is stored."""
+    """Those tags of a TIFF file that describe the picture and not how it is stored."""
     kept = Image.Exif()
     for tag in TEXTS:
         if tag in exif:

@@ -63,7 +63,7 @@ def _software(path: Path) -> object:
 
 
 def _note_of_png(file: Any) -> str | None:
-    """From the chunks before the pixels: without Pillow, which refuses large results."""
+    """The note in the chunks before the pixels. It is read without Pillow, which refuses large results."""
     wanted = KEY.encode() + b"\0"
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)

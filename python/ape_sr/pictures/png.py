@@ -61,7 +61,7 @@ def _write_chunk(file: BinaryIO, kind: bytes, data: bytes) -> None:
 
 
 def _compressed(pixels: np.ndarray, threads: Executor | None) -> Iterator[tuple[bytes, int, int]]:
-    """Of every band in order: deflated bytes, and checksum and length of what was deflated."""
+    """For every band in order: the deflated bytes, and the checksum and the length of what was deflated."""
     height = len(pixels)
     step = max(1, BAND_BYTES // max(1, pixels[0].nbytes))
     starts = range(0, height, step)

@@ -60,7 +60,7 @@ def read_file(path: Path, *, max_pixels: int | None = None, first_frame: bool = 
 
 
 def _only_deep(path: Path, places: list[int], icc: bytes | None, first_frame: bool) -> ImageFile:
-    """Of TIFF files that Pillow cannot read, such as grey with alpha in 16 bits."""
+    """The picture of a TIFF file that Pillow cannot read, such as grey with alpha in 16 bits."""
     first, *others = (Frame(_upright(*read_deep_page(path, place))) for place in places[: 1 if first_frame else None])
     icc = fitting_profile(icc, first.pixels.shape[2])
     return ImageFile([first, *others], len(places), "pages" if len(places) > 1 else "still", Carried(icc))

@@ -18,7 +18,7 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def deep_pages(path: Path) -> tuple[list[int], bytes | None]:
-    """Of a file that Pillow cannot read: its pages if it is a TIFF file of 16 bits per channel, and its profile."""
+    """The pages and the profile of a file that Pillow cannot read, if it is a TIFF file of 16 bits per channel."""
     from tifffile import TiffFile, TiffFileError
 
     try:

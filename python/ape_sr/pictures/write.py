@@ -85,7 +85,7 @@ def _save(
     note: str | None,
     quality: int,
 ) -> None:
-    """By Pillow."""
+    """Write with Pillow."""
     images = [_image(frame.pixels, form, icc) for frame in frames]
     if not form.grey and frames[0].pixels.shape[2] < 3:
         icc = None  # of grey; `_image` followed it

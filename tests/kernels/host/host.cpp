@@ -102,7 +102,7 @@ int told(const Run& run, char* sites, char* message, int64_t size) {
 
 using namespace ape::cuda;
 
-// result: scratch elements a pixel, resolution of the input's buffer. Returns 1 with a message for a malformed table.
+// result: scratch elements per pixel, resolution of the input's buffer. Returns 1 with a message for a malformed table.
 extern "C" int ape_host_plan(uintptr_t table, int64_t table_rows, int64_t weight_count, int64_t element, int64_t stage,
                              int64_t result[2], char* message, int64_t size) {
   try {

@@ -1,4 +1,4 @@
-"""Networks from bare state dicts as other projects publish them, one file a kind of family."""
+"""Networks from bare state dicts as other projects publish them. One file per kind of family."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ __all__ = ["FAMILIES", "Family", "Unsaid", "family_of", "foreign_name", "from_st
 
 
 class Family(NamedTuple):
-    """matches: whether a state dict has its keys. build: the network, or a ValueError that names the key."""
+    """A family of networks.
+
+    matches: whether a state dict has its keys. build: the network, or a ValueError that names the key.
+    """
 
     name: str
     matches: Callable[[State], bool]
     build: Callable[[State, Unsaid], ExitNetwork]
 
 
-FAMILIES = (  # in this order: an RCAN also has EDSR's keys, an ECBSR a Compact's
+FAMILIES = (  # in this order: an RCAN also has the keys of an EDSR, and an ECBSR those of a Compact
     Family("ECBSR", chains.is_ecbsr, chains.ecbsr),
     Family("RRDBNet", rrdb.is_rrdb, rrdb.rrdb),
     Family("SwinIR", swinir.is_swinir, swinir.swinir),
@@ -32,7 +35,7 @@ FAMILIES = (  # in this order: an RCAN also has EDSR's keys, an ECBSR a Compact'
     Family("SRVGGNetCompact", chains.is_compact, chains.compact),
 )
 
-# what else people have: a part of a key that nothing else has
+# networks of other families: a part of a key that no other network has
 OTHERS = {
     ".overlap_attn.": "HAT",
     "before_RG.": "DAT",
@@ -62,8 +65,8 @@ def foreign_name(state: State) -> str | None:
 def from_state_dict(state: Mapping[str, Tensor], unsaid: Unsaid | None = None) -> ExitNetwork:
     """Build the network of `ape_sr.models` that computes what the network `state` was saved from computes.
 
-    state: keys and shapes of one of `FAMILIES`, in the namings that its file there lists. unsaid: what no state dict
-    holds. The network is in evaluation mode; its rgb_range is read off sub_mean's bias (1.0 where there is none).
+    state: keys and shapes of one of `FAMILIES`, in the namings that its file lists. unsaid: what no state dict holds.
+    The network is in evaluation mode. Its rgb_range is read from the bias of sub_mean (1.0 where there is none).
 
     Raises ValueError that names the family, the key, what was expected and what came.
     """

@@ -1,8 +1,9 @@
 """VDSR, ECBSR and SRVGGNetCompact.
 
 VDSR as by EDSR-PyTorch and the APE authors, SRVGGNetCompact as by BasicSR and Real-ESRGAN, ECBSR as by the APE authors.
-BasicSR's ECBSR, and its own authors', adds the input upsampled to the nearest, as SRVGGNetCompact does. It becomes
-one: its blocks fold to a convolution each. Blocks are taken to add no input (with_idt), as published.
+The ECBSR of BasicSR, and that of its own authors, adds the input upsampled to the nearest pixel, as SRVGGNetCompact
+does. It becomes an SRVGGNetCompact: each block folds to one convolution. Blocks are taken to add no input (with_idt),
+as in the published ones.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ape_sr.models.vdsr import VDSR
 
 
 def is_vdsr(state: State) -> bool:
-    """Whether these are a VDSR's keys."""
+    """Whether these are the keys of a VDSR."""
     return "body.0.0.weight" in state and "head.0.weight" not in state
 
 
@@ -39,7 +40,7 @@ def vdsr(state: State, unsaid: Unsaid) -> VDSR:
     if unsaid.scale is None:
         raise ValueError("scale: expected the upscaling factor (-s), which the file of a VDSR does not hold, got None")
     theirs, rgb_range = with_mean_shift(state)
-    if "body.0.0.bias" not in state:  # the paper's has none
+    if "body.0.0.bias" not in state:  # the network of the paper has none
         weights = [(key, value) for key, value in state.items() if re.fullmatch(r"body\.\d+\.0\.weight", key)]
         theirs = {**theirs, **{f"{key[: -len('weight')]}bias": value.new_zeros(len(value)) for key, value in weights}}
     model = VDSR(
@@ -53,12 +54,12 @@ def vdsr(state: State, unsaid: Unsaid) -> VDSR:
 
 
 def is_ecbsr(state: State) -> bool:
-    """Whether these are an ECBSR's keys, in one of the two namings."""
+    """Whether these are the keys of an ECBSR, in one of the two namings."""
     return any(".conv1x1_sbx." in key for key in state)
 
 
 def ecbsr(state: State, unsaid: Unsaid) -> ECBSR | SRVGGNetCompact:
-    """The ECBSR that `state` was saved from, or the SRVGGNetCompact that it folds to."""
+    """The ECBSR that `state` was saved from, or the SRVGGNetCompact to which it folds."""
     if "backbone.0.conv3x3.weight" in state:
         return compact(_folded(state), unsaid)
     blocks = count(state, lambda i: f"body.{i}.conv3x3.weight", "block") - 1
@@ -72,7 +73,7 @@ def ecbsr(state: State, unsaid: Unsaid) -> ECBSR | SRVGGNetCompact:
 
 
 def is_compact(state: State) -> bool:
-    """Whether these are an SRVGGNetCompact's keys."""
+    """Whether these are the keys of an SRVGGNetCompact."""
     return "body.0.weight" in state and state["body.0.weight"].ndim == 4 and "conv_first.weight" not in state
 
 
@@ -83,7 +84,7 @@ def compact(state: State, unsaid: Unsaid) -> SRVGGNetCompact:
         raise ValueError(f"body.{2 * convs}.weight: expected at least 3 convolutions, got {convs}")
     features = sizes(state, "body.0.weight")[0]
     for i in range(convs - 1):
-        tensor(state, f"body.{2 * i + 1}.weight", (features,))  # PReLU; other activations leave nothing in a file
+        tensor(state, f"body.{2 * i + 1}.weight", (features,))  # of a PReLU; other activations leave nothing in a file
     model = SRVGGNetCompact(
         scale=shuffle_scale(state, f"body.{2 * convs - 2}.weight"),
         n_resblocks=convs - 2,
@@ -94,7 +95,7 @@ def compact(state: State, unsaid: Unsaid) -> SRVGGNetCompact:
 
 
 def _folded(state: State) -> State:
-    """BasicSR's ECBSR under the keys of SRVGGNetCompact."""
+    """The ECBSR of BasicSR, folded, under the keys of SRVGGNetCompact."""
     blocks = count(state, lambda i: f"backbone.{i}.conv3x3.weight", "block")
     made: dict[str, torch.Tensor] = {}
     for i in range(blocks):

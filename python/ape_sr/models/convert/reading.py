@@ -1,4 +1,4 @@
-"""Reading a state dict of another project; every failure is a ValueError that names the key."""
+"""Reads a state dict of another project. Every failure is a ValueError that names the key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMPUTED = (".relative_position_index", ".attn_mask")
 
 @dataclass(frozen=True)
 class Unsaid:
-    """What a state dict does not hold; None where nobody said it.
+    """What a state dict does not hold. None where nobody said it.
 
     exit_interval: blocks between exits. res_scale: factor of EDSR's residual blocks. scale: VDSR's upscaling factor.
     """
@@ -40,7 +40,7 @@ def interval(state: State, unsaid: Unsaid) -> int | None:
 
 
 def filled(model: Network, state: State, rename: Rename = str) -> Network:
-    """`model` in evaluation mode with the values of `state`, all of which it must have a place for."""
+    """`model` in evaluation mode, with the values of `state`. It must have a place for every one of them."""
     used: set[str] = set()
     for name, ours in model.state_dict().items():
         key = rename(name)
@@ -63,7 +63,7 @@ def tensor(state: State, key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def sizes(state: State, key: str, dimensions: int = 4) -> tuple[int, ...]:
-    """The shape of a tensor of so many dimensions; by default of a convolution's weight, ``[out, in, k, k]``."""
+    """The shape of a tensor of so many dimensions. By default it is a convolution's weight, ``[out, in, k, k]``."""
     value = state.get(key)
     if not isinstance(value, Tensor) or value.ndim != dimensions or 0 in value.shape:
         got = list(value.shape) if isinstance(value, Tensor) else _what(value)
@@ -73,7 +73,7 @@ def sizes(state: State, key: str, dimensions: int = 4) -> tuple[int, ...]:
 
 
 def count(state: State, key: Callable[[int], str], what: str) -> int:
-    """How many keys there are, numbered from 0 without a gap; at least one `what`."""
+    """How many keys there are, numbered from 0 without a gap. There must be at least one `what`."""
     number = 0
     while key(number) in state:
         number += 1
@@ -83,7 +83,7 @@ def count(state: State, key: Callable[[int], str], what: str) -> int:
 
 
 def shuffle_scale(state: State, key: str) -> int:
-    """The scale that a last convolution to ``3 * s * s`` channels before a pixel shuffle has."""
+    """The scale s of a last convolution to ``3 * s * s`` channels, before a pixel shuffle."""
     channels = sizes(state, key)[0]
     scale = round((channels / 3) ** 0.5)
     if 3 * scale**2 != channels:
@@ -92,7 +92,7 @@ def shuffle_scale(state: State, key: str) -> int:
 
 
 def upsampler_scale(state: State, key: Callable[[int], str]) -> int:
-    """Product of an upsampler's steps, convolutions from C to 4 C or 9 C at its even positions."""
+    """The product of an upsampler's steps, which are convolutions from C to 4 C or 9 C at even positions."""
     scale, position = 1, 0
     while key(position) in state:
         out_channels, in_channels = sizes(state, key(position))[:2]
@@ -107,14 +107,14 @@ def upsampler_scale(state: State, key: Callable[[int], str]) -> int:
 
 
 def with_mean_shift(state: State) -> tuple[State, float]:
-    """`state` with sub_mean and add_mean, which do nothing where there were none, and the range of images."""
+    """`state` with sub_mean and add_mean, and the largest value of a pixel. Where there were none, they do nothing."""
     if any(name.startswith(("sub_mean.", "add_mean.")) for name in state):
         return state, _rgb_range(state)
     return {**state, **mean_shift(0.0)}, 1.0
 
 
 def mean_shift(rgb_range: float) -> dict[str, Tensor]:
-    """The tensors of sub_mean and add_mean for images of that range; 0 takes nothing off."""
+    """The tensors of sub_mean and add_mean for images of that range. With 0 they do nothing."""
     shifts = {"sub_mean": MeanShift(rgb_range, -1), "add_mean": MeanShift(rgb_range, 1)}
     return {f"{name}.{key}": value for name, shift in shifts.items() for key, value in shift.state_dict().items()}
 

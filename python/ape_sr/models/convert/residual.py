@@ -1,6 +1,6 @@
 """EDSR and RCAN, named as by EDSR-PyTorch and the APE authors, or as by BasicSR.
 
-BasicSR's read images from 0 to 1 and spread them to 0..255 inside: the range is folded into the first and last weights.
+Those of BasicSR read images from 0 to 1 and multiply them by 255: this is folded into the first and the last weights.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ape_sr.models.convert.reading import (
 from ape_sr.models.edsr import EDSR
 from ape_sr.models.rcan import RCAN
 
-IMG_RANGE = 255.0  # BasicSR's default, with which its weights are published
-# our name -> BasicSR's; the closing convolution is the one entry of `body` without a body of its own
+IMG_RANGE = 255.0  # the default of BasicSR, with which its weights are published
+# our name -> that of BasicSR; only the closing convolution is an entry of `body` without a body of its own
 FRAME = (
     (r"head\.0\.(\w+)", r"conv_first.\1"),
     (r"body\.\d+\.(weight|bias)", r"conv_after_body.\1"),
@@ -46,14 +46,14 @@ GROUPS = (
 
 
 def is_edsr(state: State) -> bool:
-    """Whether these are an EDSR's keys, in one of the two namings."""
+    """Whether these are the keys of an EDSR, in one of the two namings."""
     return "head.0.weight" in state or (
         "conv_first.weight" in state and "body.0.conv1.weight" in state and "upconv1.weight" not in state
     )
 
 
 def is_rcan(state: State) -> bool:
-    """Whether these are an RCAN's keys, in one of the two namings."""
+    """Whether these are the keys of an RCAN, in one of the two namings."""
     return any(".conv_du." in key or ".rcab." in key for key in state)
 
 
@@ -93,7 +93,7 @@ def rcan(state: State, unsaid: Unsaid) -> RCAN:
 
 
 def _naming(state: State, basicsr: tuple[tuple[str, str], ...]) -> Rename:
-    """Their key for a name of ours: the same, or by the first of BasicSR's patterns that fits."""
+    """The key for a name of ours: the name itself, or what the first pattern of BasicSR that fits makes of it."""
 
     def rename(name: str) -> str:
         for pattern, replacement in basicsr:

@@ -13,8 +13,9 @@ from ape_sr.models.rrdb import RRDBNet
 class Naming:
     """Keys of a naming, without ".weight" and ".bias".
 
-    closing: with a place for the number of blocks. dense: with places for the numbers of block, dense block and
-    convolution. doubling: with a place for its number from 1. Those of the first ESRGAN count layers: see `_first`.
+    closing: with a place for the number of blocks. dense: with places for the numbers of the block, the dense block and
+    the convolution. doubling: with a place for its number, from 1 on. The keys of the first ESRGAN count layers: see
+    `_first`.
     """
 
     head: str
@@ -25,7 +26,7 @@ class Naming:
     last: str
 
     def key(self, name: str, blocks: int) -> str:
-        """The key of a name of ours, of a network of so many blocks."""
+        """The key for a name of ours, in a network of so many blocks."""
         name, _, kind = name.rpartition(".")
         if match := re.fullmatch(r"body\.(\d+)\.rdb(\d)\.conv(\d)", name):
             return f"{self.dense.format(*match.groups())}.{kind}"
@@ -37,12 +38,12 @@ class Naming:
 
 AUTHORS = Naming("head.0", "body.{}", "body.{}.rdb{}.conv{}", "tail.conv_up{}", "tail.conv_hr", "tail.conv_last")
 BASICSR = Naming("conv_first", "conv_body", "body.{}.rdb{}.conv{}", "conv_up{}", "conv_hr", "conv_last")
-FOLDS = {3: 1, 12: 2, 48: 4}  # channels read -> sides of the squares of pixels folded into them
+FOLDS = {3: 1, 12: 2, 48: 4}  # channels of the input -> side of the squares of pixels that are folded into them
 TRUNK = Naming("conv_first", "trunk_conv", "RRDB_trunk.{}.RDB{}.conv{}", "upconv{}", "HRconv", "conv_last")
 
 
 def is_rrdb(state: State) -> bool:
-    """Whether these are an RRDBNet's keys, in one of the four namings."""
+    """Whether these are the keys of an RRDBNet, in one of the four namings."""
     return "model.0.weight" in state or any(re.search(r"\.(rdb|RDB)1\.conv", key) for key in state)
 
 
@@ -72,7 +73,7 @@ def rrdb(state: State, unsaid: Unsaid) -> RRDBNet:
 
 
 def _first(state: State) -> State:
-    """The first ESRGAN's keys, which count layers, as BasicSR's."""
+    """The keys of the first ESRGAN, which count layers, as those of BasicSR."""
     blocks = count(state, lambda i: f"model.1.sub.{i}.RDB1.conv1.0.weight", "dense block")
     top = [int(match[1]) for key in state if (match := re.fullmatch(r"model\.(\d+)\.weight", key))]
     last = max(top)  # a doubling is an upsampling, a convolution and an activation

@@ -18,12 +18,12 @@ TABLE = "layers.{}.residual_group.blocks.0.attn.relative_position_bias_table"
 
 
 def is_swinir(state: State) -> bool:
-    """Whether these are a SwinIR's keys."""
-    return TABLE.format(0) in state and not any("overlap_attn" in key for key in state)  # which HAT has
+    """Whether these are the keys of a SwinIR."""
+    return TABLE.format(0) in state and not any("overlap_attn" in key for key in state)  # HAT has them
 
 
 def swinir(state: State, unsaid: Unsaid) -> SwinIR:
-    """The SwinIR that `state` was saved from; one without upsampler (for noise or JPEG) is refused."""
+    """The SwinIR that `state` was saved from. One without upsampler (for noise or JPEG) is refused."""
     embed_dim = sizes(state, "conv_first.weight")[0]
     groups = count(state, lambda i: TABLE.format(i), "residual group")
     blocks = "layers.{}.residual_group.blocks.{}.norm1.weight"
@@ -50,7 +50,7 @@ def swinir(state: State, unsaid: Unsaid) -> SwinIR:
 
 
 def _upsampler(state: State) -> tuple[str, int]:
-    """Its kind and the scale."""
+    """The kind of the upsampler, and the scale."""
     if "conv_up1.weight" in state:
         return "nearest+conv", 2 ** count(state, lambda i: f"conv_up{i + 1}.weight", "doubling")
     if "conv_before_upsample.0.weight" in state:
