@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,12 +24,14 @@ from ape_sr.models import ExitNetwork
 from ape_sr.models.convert import Unsaid
 from ape_sr.weights import find_weights
 
-REDUCED = (320, 512)  # pixels of a picture that was reduced by the scale, at most
+REDUCED = (320, 512)  # pixels of a picture that was reduced by the scale, at most; fewer for slow networks
 CROP = (96, 96)  # of a picture as it is
 LEAST = 24  # pixels that a side must have
 QUALITY = (50, 95)  # of JPEG copies
 FLOPS = 3.3e12  # of full depth on all pictures; `fit_exits` does some eight times that
-PIXELS = (500_000, 6_000_000)  # of all pictures, at least and at most
+PIXELS = (800_000, 6_000_000)  # of all pictures, at least and at most
+FILES = 24  # that these pixels are to come from, at least: many small pictures tell more than a few large ones
+JPEGS = 3  # of so many reduced pictures one serves once more as JPEG
 
 
 def add_parser(commands: Commands) -> None:
@@ -89,9 +92,12 @@ def choose_pictures(paths: list[Path], model: ExitNetwork) -> list[np.ndarray]:
     program = to_program(model)
     flops = program.flops_to_stage(len(program.stages) - 1) / program.fold**2
     left = float(np.clip(FLOPS / flops, *PIXELS))
+    reduced = (left / FILES - math.prod(CROP)) / (1 + 1 / JPEGS)  # pixels
+    shorter = min(1.0, math.sqrt(reduced / math.prod(REDUCED)))
+    size = (round(REDUCED[0] * shorter), round(REDUCED[1] * shorter))
     chosen: list[np.ndarray] = []
     for number in rng.permutation(len(paths)):
-        for picture in _inputs(read_image(paths[number]), model.scale, rng):
+        for picture in _inputs(read_image(paths[number]), model.scale, size, rng):
             left -= picture.shape[0] * picture.shape[1]
             if left < 0:
                 return chosen
@@ -99,12 +105,12 @@ def choose_pictures(paths: list[Path], model: ExitNetwork) -> list[np.ndarray]:
     return chosen
 
 
-def _inputs(picture: np.ndarray, scale: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """The picture reduced, a crop of it as it is, and of one in three the reduced one as JPEG."""
+def _inputs(picture: np.ndarray, scale: int, size: tuple[int, int], rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """The picture reduced and cut to `size`, a crop of it as it is, and of some the reduced one as JPEG."""
     if min(picture.shape[:2]) >= LEAST * scale:
-        reduced = _crop(bicubic_downscale(modcrop(picture, scale), scale), REDUCED, rng)
+        reduced = _crop(bicubic_downscale(modcrop(picture, scale), scale), size, rng)
         yield reduced
-        if rng.integers(3) == 0:
+        if rng.integers(JPEGS) == 0:
             yield _as_jpeg(reduced, int(rng.integers(*QUALITY)))
     if min(picture.shape[:2]) >= LEAST:
         yield _crop(picture, CROP, rng)
