@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, pad
 from tqdm import tqdm
 
 from ape_kernels import APEForward, Wish, pack
@@ -28,7 +27,7 @@ from ape_kernels.backends.protocol import Depths
 from ape_kernels.images import run_image
 from ape_kernels.plan import ExitFit, make_plan
 from ape_kernels.plan.fit import MEASURE
-from ape_kernels.plan.measure import Measured
+from ape_kernels.plan.measure import Measured, cell_means
 from ape_kernels.plan.work import Work, areas, ring_pixels
 from ape_sr.checkpoint import load_model
 from ape_sr.data.images import to_tensor
@@ -82,7 +81,8 @@ def main() -> None:
                 outcomes.append(outcome)
     print_table(outcomes)
     if args.json:
-        args.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
+        lines = ",\n".join(json.dumps(asdict(outcome)) for outcome in outcomes)
+        args.json.write_text(f"[\n{lines}\n]\n")
 
 
 @torch.no_grad()
@@ -102,13 +102,11 @@ def measure(fast: APEForward, fit: ExitFit, image: Tensor, fidelities: list[floa
     )
     sides = areas(height, width, fit.cell, image.device)
     rows, columns = (side.numel() for side in sides)
-    errors = measured.errors(image, *sides).view(rows, columns, -1)
+    errors = measured.errors(image).view(rows, columns, -1)
     reached = -10 * torch.log10(torch.cat([errors, torch.zeros_like(errors[..., :1])], -1))
     for asked in fidelities:
         plan = make_plan(fit, fast.program, image, asked, fast.packed.backend)
         best = (reached >= asked).int().argmax(-1)[None]
-        ring = ring_pixels(best > 0, *sides, fit.ring)
-        spent = (torch.tensor(work.candidates)[best] * sides[0] * sides[1] + work.ring * ring).sum()
         depths = Depths(plan.exit_at, plan.cell, fit.ring)
         picture = run_image(image, whole, depths, fit.colours(image))
         squares = ((picture / fit.value_range).clamp(0, 1) - (full / fit.value_range).clamp(0, 1)).square()
@@ -117,11 +115,11 @@ def measure(fast: APEForward, fit: ExitFit, image: Tensor, fidelities: list[floa
             "",
             asked,
             1 - float(plan.share),
-            1 - float(spent) / (work.candidates[-1] * height * width),
+            1 - spent(work, best, sides, fit.ring),
             float((plan.exit_at < 0).float().mean()),
             float(plan.picture_fidelity),
             _db(squares.mean()),
-            [_db(value) for value in _cell_means(squares.mean(1)[0], MEASURE * fit.scale)],
+            [round(_db(value), 2) for value in _cell_means(squares.mean(1)[0], MEASURE * fit.scale)],
         )
 
 
@@ -144,13 +142,18 @@ def print_table(outcomes: list[Outcome]) -> None:
             )
 
 
+def spent(work: Work, chosen: Tensor, sides: tuple[Tensor, Tensor], ring: int) -> float:
+    """Share of full depth's work of candidates ``[1, R, K]`` of cells with such sides, their rings included."""
+    area = sides[0] * sides[1]
+    own = torch.tensor(work.candidates)[chosen] * area
+    flops = own + work.ring * ring_pixels(chosen > 0, *sides, ring)
+    return float(flops.sum() / (work.candidates[-1] * area.sum()))
+
+
 def _cell_means(values: Tensor, side: int) -> list[float]:
     """Means over cells; those cut by the edge to less than half of their area are left out."""
-    height, width = values.shape
-    padding = (0, -width % side, 0, -height % side)
-    area = avg_pool2d(pad(torch.ones_like(values)[None], padding), side)
-    means = avg_pool2d(pad(values[None], padding), side) / area
-    return means[area >= 0.5].tolist()
+    heights, widths = areas(*values.shape, side, values.device)
+    return cell_means(values, side)[heights * widths >= 0.5 * side**2].tolist()
 
 
 def _db(error: Tensor | float) -> float:

@@ -8,15 +8,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 import ape_sr
 from ape_kernels import PatchGrid
-from ape_sr.exit_map import draw_exit_map
+from ape_kernels.plan import ExitFit, make_plan
+from ape_sr.data.images import to_tensor
+from ape_sr.exit_map import COLORMAP, colours_of, draw_exit_map
 
 ROOT = Path(__file__).parents[1]
 DETAIL = (500, 262, 628, 352)  # left, top, right, bottom, in pixels of the photo
-SHOWN = 500  # width of the panels that explain the plan
+ASKED = 45.0  # dB, of the plan that is explained
 GAP = 8  # pixels between the panels
 CAPTION = 56  # pixels below a panel
 
@@ -35,6 +41,9 @@ def main() -> None:
     )
     write_upscaled(photo, picture, exit_map, upscaler.scale)
     print(report)
+    fit = upscaler.network.fit
+    assert fit is not None
+    write_plan(photo, fit, upscaler)
 
 
 def write_upscaled(photo: Image.Image, picture: Image.Image, exit_map: Image.Image, scale: int) -> None:
@@ -53,6 +62,38 @@ def write_upscaled(photo: Image.Image, picture: Image.Image, exit_map: Image.Ima
         sheet.paste(panel, (0, number * (exit_map.height // 2)))
     sheet.paste(exit_map, (size[0] + GAP, 0))
     _save(sheet, "upscaled")
+
+
+def write_plan(photo: Image.Image, fit: ExitFit, upscaler: ape_sr.Upscaler) -> None:
+    """The photo, one statistic of its cells, what is predicted of interpolation and of the first exit, and the plan."""
+    image = to_tensor(np.array(photo))
+    statistics = torch.ops.ape_kernels.statistics(image, fit.cell, fit.value_range, "torch")
+    predicted = fit.predict(statistics).fidelity[0].numpy()
+    plan = make_plan(fit, upscaler.network.program, image, ASKED)
+    names = ["interpolation", *(f"exit {exit_index}" for exit_index in range(fit.stages - 1)), "full depth"]
+    colours = ListedColormap([*colours_of(fit.stages)[-1:], *colours_of(fit.stages)[:-1]])
+    share = f"{float(plan.share):.0%} of all computation"
+    strength = statistics[0, :, :, 0].numpy() * (20 / np.log(10))  # a natural logarithm of the root mean square
+    figure = Figure(figsize=(11, 8.9), dpi=90, layout="constrained")
+    panels = figure.subplots(2, 2).flatten()
+    for axes, values, title in (
+        (panels[0], strength, "1. Statistics, here how strong the Laplacian is (dB)"),
+        (panels[1], predicted[..., 0], "2. Predicted fidelity of interpolation (dB)"),
+        (panels[2], predicted[..., 1], "and of the first exit (dB)"),
+    ):
+        limits = {} if axes is panels[0] else {"vmin": 30, "vmax": 60}
+        shown = axes.imshow(values, cmap=COLORMAP, **limits)
+        figure.colorbar(shown, ax=axes, orientation="horizontal", shrink=0.7, pad=0.02)
+        axes.set_title(title)
+    shown = panels[3].imshow(plan.exit_at[0], cmap=colours, vmin=-1.5, vmax=fit.stages - 0.5)
+    bar = figure.colorbar(shown, ax=panels[3], orientation="horizontal", shrink=0.95, pad=0.02)
+    bar.set_ticks(range(-1, fit.stages), labels=names, fontsize=8)
+    panels[3].set_title(f"3. The first that serves for {ASKED:g} dB: {share}")
+    for axes in panels:
+        axes.axis("off")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    _save(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()), "plan")
 
 
 def _captioned(panel: Image.Image, *lines: str) -> Image.Image:

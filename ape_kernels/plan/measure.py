@@ -63,12 +63,12 @@ class Measured(NamedTuple):
         )[0]
         row, column = (torch.arange(len(side.flatten())) * self.cell // MEASURE for side in (heights, widths))
         whole = (row[:, None] * (column[-1] + 1) + column[None]).flatten()
-        error, area = self.errors(image, heights, widths), (heights * widths).flatten()
+        error, area = self.errors(image), (heights * widths).flatten()
         kind = mean_by(kind_of(numbers).flatten().cpu(), whole)[whole]
         return Cells(numbers.flatten(0, 1).cpu(), error.cpu(), area.cpu(), whole, kind)
 
-    def errors(self, image: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
-        """As `Cells.error`, of an image ``[1, C, H, W]`` and the sides of its cells as `areas` gives them."""
+    def errors(self, image: Tensor) -> Tensor:
+        """As `Cells.error`, of an image ``[1, C, H, W]``."""
         deepest_first = torch.arange(self.stages - 1, -1, -1, device=image.device)  # so that workers end together
         pictures = self.run(image.expand(self.stages, -1, -1, -1), deepest_first)
         if image.shape[1] == pictures.shape[1]:
@@ -79,14 +79,19 @@ class Measured(NamedTuple):
         errors = []
         for picture in (earlier[-1], *earlier[-2::-1]):
             squares = (picture - full).square_().mean(0)
-            side, (tall, broad) = self.cell * self.scale, squares.shape
-            padded = functional.pad(squares[None], (0, -broad % side, 0, -tall % side))
-            sums = functional.avg_pool2d(padded, side)[0].double() * self.cell**2
-            errors.append((sums / (heights * widths)).flatten())
+            errors.append(cell_means(squares, self.cell * self.scale).flatten())
         return torch.stack(errors, 1)
 
     def _colours(self, image: Tensor) -> Tensor:
         return image if self.tones is None else toned(image, self.tones, self.value_range)
+
+
+def cell_means(values: Tensor, cell: int) -> Tensor:
+    """Means float64 ``[R, K]`` of ``[H, W]`` over cells; the last of a row or column are cut off by the edge."""
+    height, width = values.shape
+    padded = functional.pad(values[None], (0, -width % cell, 0, -height % cell))
+    heights, widths = areas(height, width, cell, values.device)
+    return functional.avg_pool2d(padded, cell)[0].double() * cell**2 / (heights * widths)
 
 
 def join(parts: list[Cells]) -> Cells:

@@ -11,7 +11,7 @@ from ape_kernels import APEForward
 from ape_kernels.plan import make_plan, plan_within
 from ape_kernels.plan.fit import ExitFit
 from ape_sr.checkpoint import load_model, save_model
-from ape_sr.cli import main
+from ape_sr.cli import fit, main
 from ape_sr.data.degrade import bicubic_downscale
 from ape_sr.data.images import to_tensor, write_image
 from ape_sr.errors import UserError
@@ -118,9 +118,9 @@ def test_weights_that_changed_are_saved_without_the_fit(fitted, tmp_path):
 class TestCommand:
     def test_fit_alone(self, pictures, tmp_path, weights):
         out = tmp_path / "tiny.fit.safetensors"
-        assert run("fit", "-n", weights, "-i", pictures, "-o", out) == 0
+        assert run("fit", "-n", weights, "-i", pictures, "-o", out, "--cell", 16) == 0
         with safe_open(out, framework="pt") as file:
-            assert int(file.get_tensor("stages")) == 4
+            assert int(file.get_tensor("stages")) == 4 and int(file.get_tensor("cell")) == 16
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -140,6 +140,16 @@ class TestCommand:
         assert run("fit", "-n", weights, "-i", photos, "-o", tmp_path / "x.safetensors") == 2
         assert "images: expected at least 3 with 300 cells of 24x24 pixels" in capsys.readouterr().err
         assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_slow_networks_see_parts_of_many_pictures(tmp_path, monkeypatch):
+    """Two large pictures would use up all pixels that there is time for."""
+    monkeypatch.setattr(fit, "FLOPS", 1.0)
+    for number in range(30):
+        write_image(tmp_path / f"{number}.png", np.full((640, 1024, 3), 8 * number, np.uint8))
+    chosen = fit.choose_pictures(sorted(tmp_path.iterdir()), load_model(shipped_weights(2), with_fit=False))
+    assert len({round(picture.mean() / 8) for picture in chosen}) >= fit.FILES
+    assert 0.9 * fit.PIXELS[0] < sum(picture[..., 0].size for picture in chosen) <= fit.PIXELS[0]
 
 
 def _fit_alone(fitted, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ape_kernels import fit_exits, to_program
+from ape_kernels.plan.fitting import CELL
 from ape_sr.checkpoint import load_model, save_model
 from ape_sr.cli.arguments import Commands, existing_folder, positive_float, positive_int
 from ape_sr.data.degrade import bicubic_downscale, modcrop
@@ -23,12 +25,15 @@ from ape_sr.models import ExitNetwork
 from ape_sr.models.convert import Unsaid
 from ape_sr.weights import find_weights
 
-REDUCED = (320, 512)  # pixels of a picture that was reduced by the scale, at most
+REDUCED = (320, 512)  # pixels of a picture that was reduced by the scale, at most; fewer for slow networks
 CROP = (96, 96)  # of a picture as it is
+CELLS = (16, 24, 48)
 LEAST = 24  # pixels that a side must have
 QUALITY = (50, 95)  # of JPEG copies
 FLOPS = 3.3e12  # of full depth on all pictures; `fit_exits` does some eight times that
-PIXELS = (500_000, 6_000_000)  # of all pictures, at least and at most
+PIXELS = (800_000, 6_000_000)  # of all pictures, at least and at most
+FILES = 24  # that these pixels are to come from, at least: many small pictures tell more than a few large ones
+JPEGS = 3  # of so many reduced pictures one serves once more as JPEG
 
 
 def add_parser(commands: Commands) -> None:
@@ -55,6 +60,14 @@ def add_parser(commands: Commands) -> None:
         "-n", "--weights", type=Path, required=True, help="weights: a file, or a name `ape-sr info` lists"
     )
     parser.add_argument(
+        "--cell",
+        type=int,
+        choices=CELLS,
+        default=CELL,
+        help="pixels along the sides of the cells that are decided on (%(default)s); networks without exits may save "
+        "more with 16",
+    )
+    parser.add_argument(
         "--exit-every", type=positive_int, help="residual blocks between exits, for a .pth file with exits"
     )
     parser.add_argument("--res-scale", type=positive_float, help="factor of the residual blocks, for a .pth file")
@@ -70,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     pictures = choose_pictures([path for folder in args.input for path in list_images(folder)], model)
     images = [to_tensor(picture, model.rgb_range) for picture in pictures]
     try:
-        fit = fit_exits(model, tqdm(images, unit="image", disable=None))
+        fit = fit_exits(model, tqdm(images, unit="image", disable=None), cell=args.cell)
     except ValueError as error:
         raise UserError(str(error)) from None
     if args.output.name.endswith(SUFFIX):
@@ -89,9 +102,12 @@ def choose_pictures(paths: list[Path], model: ExitNetwork) -> list[np.ndarray]:
     program = to_program(model)
     flops = program.flops_to_stage(len(program.stages) - 1) / program.fold**2
     left = float(np.clip(FLOPS / flops, *PIXELS))
+    reduced = (left / FILES - math.prod(CROP)) / (1 + 1 / JPEGS)  # pixels
+    shorter = min(1.0, math.sqrt(reduced / math.prod(REDUCED)))
+    size = (round(REDUCED[0] * shorter), round(REDUCED[1] * shorter))
     chosen: list[np.ndarray] = []
     for number in rng.permutation(len(paths)):
-        for picture in _inputs(read_image(paths[number]), model.scale, rng):
+        for picture in _inputs(read_image(paths[number]), model.scale, size, rng):
             left -= picture.shape[0] * picture.shape[1]
             if left < 0:
                 return chosen
@@ -99,12 +115,12 @@ def choose_pictures(paths: list[Path], model: ExitNetwork) -> list[np.ndarray]:
     return chosen
 
 
-def _inputs(picture: np.ndarray, scale: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """The picture reduced, a crop of it as it is, and of one in three the reduced one as JPEG."""
+def _inputs(picture: np.ndarray, scale: int, size: tuple[int, int], rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """The picture reduced and cut to `size`, a crop of it as it is, and of some the reduced one as JPEG."""
     if min(picture.shape[:2]) >= LEAST * scale:
-        reduced = _crop(bicubic_downscale(modcrop(picture, scale), scale), REDUCED, rng)
+        reduced = _crop(bicubic_downscale(modcrop(picture, scale), scale), size, rng)
         yield reduced
-        if rng.integers(3) == 0:
+        if rng.integers(JPEGS) == 0:
             yield _as_jpeg(reduced, int(rng.integers(*QUALITY)))
     if min(picture.shape[:2]) >= LEAST:
         yield _crop(picture, CROP, rng)
