@@ -6,7 +6,7 @@ each with as many rows around it as its pixels depend on: the picture is the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from ape_kernels.backends.protocol import Depths, Picture
 from ape_kernels.folding import fold_pixels, reflect_to_multiple
 from ape_kernels.inputs import check_cells
 from ape_kernels.packed import Packed, PictureShape
+from ape_kernels.progress import Progress
 from ape_kernels.sharing import receptive_field, why_not_shared
 from ape_kernels.table import PackedProgram
 
@@ -31,22 +32,31 @@ class Tones(NamedTuple):
     value_range: float = 1.0
 
 
-def run_image(image: Tensor, packed: Packed, depths: Depths, tones: Tones) -> Tensor:
+# Takes strips of the picture of one image from the top: the first row, and float32 ``[out_channels, rows, s * W]``.
+Put = Callable[[int, Tensor], None]
+
+
+def run_image(
+    image: Tensor,
+    packed: Packed,
+    depths: Depths,
+    tones: Tones,
+    progress: Progress | None = None,
+    put: Put | None = None,
+) -> Tensor:
     """Pictures float32 ``[B, out_channels, s * H, s * W]`` of images float32 ``[B, C, H, W]``.
 
-    depths: cell and ring in pixels of the image; the cell a multiple of the program's fold.
+    depths: cell and ring in pixels of the image; the cell a multiple of the program's fold. progress: told how far it
+    is. put: takes the picture instead, B being 1; then an empty one is returned.
     Raises ValueError for a program that cannot run so, and for tensors of another dtype, shape or device.
     """
     if packed.sharing is None:
         raise ValueError(f"program: expected steps that read a few pixels around, got {why_not_shared(packed.program)}")
+    program = [*packed.tensors, packed.sharing]
+    if progress is not None or put is not None:
+        return _run(image, program, packed.shape, depths, tones, packed.backend, progress, put)
     return torch.ops.ape_kernels.run_image(
-        image,
-        (*packed.tensors, packed.sharing),
-        packed.shape,
-        depths.exit_at,
-        (depths.cell, depths.ring),
-        *tones,
-        packed.backend,
+        image, program, packed.shape, depths.exit_at, (depths.cell, depths.ring), *tones, packed.backend
     )
 
 
@@ -65,32 +75,58 @@ def _run_image(
     program: table and weights of `PackedProgram`, then `sharing`. shape: `PictureShape`. exit_at: as in `Depths`, and
     cells are cell and ring from there. tones, value_range: `Tones`.
     """
+    depths, added = Depths(exit_at, *cells), Tones(tones, value_range)
+    return _run(image, program, PictureShape(*shape), depths, added, backend, None, None)
+
+
+def _run(
+    image: Tensor,
+    program: list[Tensor],
+    shape: PictureShape,
+    depths: Depths,
+    tones: Tones,
+    backend: str,
+    progress: Progress | None,
+    put: Put | None,
+) -> Tensor:
     *tensors, sharing = program
-    packed, depths = PackedProgram(*tensors), Depths(exit_at, *cells)
-    upscale, out_channels, fold = PictureShape(*shape)
-    _check(image, packed, sharing, depths, tones, fold)
+    packed, fold, scale = PackedProgram(*tensors), shape.fold, shape.scale
+    check_image(image, packed, sharing, depths, tones.table, fold)
     batch, _, height, width = image.shape
-    scale, cell = upscale // fold, depths.cell
     image = reflect_to_multiple(image, fold).contiguous()
     folded = fold_pixels(image, fold).contiguous()
-    exit_at, tones = (None if values is None else values.contiguous() for values in (exit_at, tones))
-    out = image.new_empty(batch, out_channels, *(side * scale for side in image.shape[2:]))
-    ring = -(-depths.ring // fold)
+    exit_at, table = (None if values is None else values.contiguous() for values in (depths.exit_at, tones.table))
+    rows, columns = (side * scale for side in image.shape[2:])
+    out = image.new_empty(batch, shape.out_channels, rows if put is None else 0, columns)
+    cell, ring = depths.cell, -(-depths.ring // fold)
     for part in _bands(packed, folded, Depths(exit_at, cell // fold, ring), backend):
-        rows = slice(part.first * fold, part.stop * fold)
-        some = image if part.whole else image[:, :, rows].contiguous()
-        made = out if part.whole else out.new_empty(batch, out_channels, some.shape[2] * scale, out.shape[3])
+        first, stop, begin, end = (row * fold for row in (part.first, part.stop, part.begin, part.end))
+        some = image if part.whole else image[:, :, first:stop].contiguous()
+        whole = part.whole and put is None
+        made = out if whole else out.new_empty(batch, shape.out_channels, some.shape[2] * scale, columns)
         at = exit_at
         if exit_at is not None and not part.whole:
-            at = exit_at[:, part.first * fold // cell : -(-part.stop * fold // cell)].contiguous()
-        depths = Depths(at, cell // fold, ring)
-        picture = Picture(made, some, scale, tones, value_range)
-        ops.run_image(packed, sharing, folded[:, :, part.first : part.stop].contiguous(), depths, picture, backend)
-        if not part.whole:
-            begin, end = part.begin * upscale, part.end * upscale
-            out[:, :, begin:end] = made[:, :, begin - part.first * upscale : end - part.first * upscale]
+            at = exit_at[:, first // cell : -(-stop // cell)].contiguous()
+        within = None if progress is None else _of_band(progress, begin / image.shape[2], end / image.shape[2])
+        picture = Picture(made, some, scale, table, tones.value_range, within)
+        band = folded if part.whole else folded[:, :, part.first : part.stop].contiguous()
+        ops.run_image(packed, sharing, band, Depths(at, cell // fold, ring), picture, backend)
+        if within is not None:
+            within(1.0)
+        wanted = made[:, :, (begin - first) * scale : (end - first) * scale]
+        if put is not None:
+            put(begin * scale, wanted[0, :, : (height - begin) * scale, : width * scale])
+        elif not whole:
+            out[:, :, begin * scale : end * scale] = wanted
+    if put is not None:
+        return out
     cut = out[:, :, : height * scale, : width * scale]
     return cut if cut.shape == out.shape else cut.contiguous()
+
+
+def _of_band(progress: Progress, begin: float, end: float) -> Progress:
+    """Tells of a band that is a part of the whole."""
+    return lambda share: progress(begin + share * (end - begin))
 
 
 def _fake_run_image(image: Tensor, program: list[Tensor], shape: list[int], *_: Any) -> Tensor:
@@ -99,10 +135,10 @@ def _fake_run_image(image: Tensor, program: list[Tensor], shape: list[int], *_: 
     return image.new_empty(image.shape[0], picture.out_channels, height, width)
 
 
-def _check(
+def check_image(
     image: Tensor, packed: PackedProgram, sharing: Tensor, depths: Depths, tones: Tensor | None, fold: int
 ) -> None:
-    """What native code would read or write outside of is refused here."""
+    """Raises ValueError for what native code would read or write outside of."""
     if image.ndim != 4 or image.dtype != torch.float32:
         raise ValueError(f"image: expected float32 [B, C, H, W], got {image.dtype} {list(image.shape)}")
     if packed.weights.device != image.device:
