@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.program import PatchProgram
+from ape_kernels.progress import Progress
 from ape_kernels.table import PackedProgram
 
 STATISTICS = 11  # numbers that `Backend.statistics` gives of each cell
@@ -77,11 +79,29 @@ class Picture(NamedTuple):
 
     out: float32 ``[B, out_channels, scale * H, scale * W]``. colours: float32 ``[B, C, H, W]``, not folded. Both are
     contiguous.
+    progress: told how far the run is by a backend that takes its time before it returns.
     """
 
     out: Tensor
     colours: Tensor
     scale: int
+    progress: Progress | None = None
+
+
+class LevelsPicture(NamedTuple):
+    """As `Picture`, of one image in whole numbers.
+
+    image: uint8 or uint16 ``[H, W, C]``, contiguous, its sides divisible by the fold. out: of the same dtype, at most
+    ``[scale * H, scale * W, 3 or 1]``; the channels of a pixel side by side. colours: float32 ``[1, C, H, W]``,
+    contiguous; None for the image itself. level_range: what the greatest number is for the network.
+    """
+
+    image: NDArray[Any]
+    out: NDArray[Any]
+    colours: Tensor | None
+    level_range: float
+    scale: int
+    progress: Progress | None
 
 
 class FitTensors(NamedTuple):
@@ -173,4 +193,15 @@ class Backend(Protocol):
 
     def predict(self, statistics: Tensor, fit: FitTensors, parts: int) -> Predictions:
         """What is expected of the candidates for each cell."""
+        ...
+
+
+@runtime_checkable
+class LevelsBackend(Protocol):
+    """A backend that reads and writes whole numbers besides."""
+
+    def run_levels(
+        self, packed: PackedProgram, sharing: Tensor, fold: int, depths: Depths, picture: LevelsPicture
+    ) -> None:
+        """`run_image` of one image in whole numbers. fold: squares of pixels that are pixels of the program."""
         ...

@@ -279,9 +279,9 @@ def test_networks_that_read_the_whole_patch_have_the_whole_image_for_one(network
     assert report.share == 1 and report.exit_index.shape == (2, 1, 1)
     apart = APEForward(model, patch_size=12)
     assert apart.context == "patch" and (apart(image) - picture).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="exit_at: expected None for patches on their own: .* the whole patch"):
+    with pytest.raises(ValueError, match=r"exit_at: expected None for patches on their own: .* the whole patch"):
         fast(image, exit_at=torch.zeros(2, 1, 1, dtype=torch.int64, device=DEVICE))
-    with pytest.raises(ValueError, match="fidelity: expected None for this network: .* the whole patch"):
+    with pytest.raises(ValueError, match=r"fidelity: expected None for this network: .* the whole patch"):
         fast.fidelity = 45
 
 
