@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ape_kernels.autocast import autocast_dtype
 from ape_kernels.backends import BackendUnavailable, get_backend
-from ape_kernels.backends.protocol import Depths, Exits, PatchResults
+from ape_kernels.backends.protocol import Exits
 from ape_kernels.check import check_program
 from ape_kernels.exits import all_exits, has_added_exits
-from ape_kernels.geometry import PATCH_SIZE, Blend, check_blend, check_patch_size, folded_geometry
-from ape_kernels.images import RING, run_image
-from ape_kernels.inputs import checked_depths, checked_pixels
+from ape_kernels.geometry import PATCH_SIZE, Blend, check_blend, check_patch_size
+from ape_kernels.inputs import checked_pixels
 from ape_kernels.packed import DTYPES, Packed, PackedModel, Wish
 from ape_kernels.plan.fit import ExitFit
-from ape_kernels.plan.plan import Plan, check_budget, check_fit, make_plan, plan_within
+from ape_kernels.plan.plan import Plan, check_budget, check_fit
 from ape_kernels.plan.work import Work
 from ape_kernels.policy import Fidelity, Policy, exit_boundary
 from ape_kernels.program import PatchProgram
 from ape_kernels.progress import Progress
-from ape_kernels.report import Report, make_cell_report, make_report
-from ape_kernels.run import Cut, run_images, run_patches
+from ape_kernels.report import Report
+from ape_kernels.run import Cut, run_patches
+from ape_kernels.runner import Runner
 from ape_kernels.sharing import why_not_shared
 from ape_kernels.wrappers import Wrapper, device_of, is_replica, unwrapped
 
@@ -35,14 +34,6 @@ CONTEXTS = ("model", "patch")
 
 # a picture; with its report; in training mode pictures and predictions of all exits
 _Upscaled = Tensor | tuple[Tensor, Report] | tuple[list[Tensor], list[Tensor]]
-
-
-class _Way(NamedTuple):
-    """How an image runs on shared feature maps."""
-
-    depths: Depths
-    colours: Tensor
-    plan: Plan | None
 
 
 class APEForward(Wrapper):
@@ -278,47 +269,27 @@ class APEForward(Wrapper):
                 "prediction); ape_kernels.PatchForward returns those, and return_report=True a report"
             )
         images = x[None] if isinstance(x, Tensor) and x.ndim == 3 else x
-        packed, pixels, dtype = self._entered(images)
-        if progress is not None:
-            progress(0.0)
-        if self.context == "model":
-            way = self._way(pixels, packed, exit_at, plan)
-            sr = run_image(pixels, packed, way.depths, way.colours)
-            report = make_cell_report(packed.program, way.depths, pixels, way.plan) if return_report else None
-        elif exit_at is not None or plan is not None:
-            name = "plan" if exit_at is None else "exit_at"
-            raise ValueError(f"{name}: expected None with the context 'patch', whose patches decide for themselves")
+        if torch.compiler.is_compiling():
+            runner = self._runner(self._programs.latest(self.context == "model"))
+            pixels, dtype = images.detach().float(), images.dtype
         else:
-            results = run_images(pixels, packed, self._cut, self._exits)
-            sr = results.sr
-            report = self._patch_report(results, packed, images.shape[2:]) if return_report else None
-        if progress is not None:
-            progress(1.0)
+            runner = self.runner()
+            weights = runner.packed.weights
+            pixels = checked_pixels(images, "x", runner.packed.program, weights.device)
+            dtype = images.dtype
+            dtype = dtype if dtype == torch.float64 else autocast_dtype(images.device) or dtype
+        sr, report = runner.run(pixels, exit_at, plan, report=return_report, progress=progress)
         sr = sr.to(dtype) if images is x else sr[0].to(dtype)
         return sr if report is None else (sr, report)
 
-    def _entered(self, x: Tensor) -> tuple[Packed, Tensor, torch.dtype]:
-        """What runs images, the pixels in float32, and the dtype of the picture."""
-        if torch.compiler.is_compiling():
-            return self._programs.latest(self.context == "model"), x.detach().float(), x.dtype
-        packed = self.packed_for_images
-        pixels = checked_pixels(x, "x", packed.program, packed.weights.device)
-        return packed, pixels, x.dtype if x.dtype == torch.float64 else autocast_dtype(x.device) or x.dtype
+    def runner(self) -> Runner:
+        """What a call runs images with, as the settings and the model are now."""
+        return self._runner(self.packed_for_images)
 
-    @property
-    def _cut(self) -> Cut:
-        return Cut(self.patch_size, self.overlap, self.blend)
-
-    @property
-    def _exits(self) -> Exits:
-        return Exits(exit_boundary(self._policy.threshold or 0.0))
-
-    def _patch_report(self, results: PatchResults, packed: Packed, sides: Sequence[int]) -> Report:
-        """Of images with these sides, run on patches."""
-        fold = packed.program.fold
-        patch_size, _ = folded_geometry(self.patch_size, self.overlap, fold)
-        area = math.prod(min(patch_size, -(-side // fold)) for side in sides)
-        return make_report(packed.program, results.exit_index, results.capacity, area)
+    def _runner(self, packed: Packed) -> Runner:
+        cut = None if self.context == "model" else Cut(self.patch_size, self.overlap, self.blend)
+        exits = Exits(exit_boundary(self._policy.threshold or 0.0))
+        return Runner(packed, cut, exits, self.cell, self.fit, self.fidelity, self._policy.budget)
 
     def plan(self, image: Tensor) -> Plan:
         """How far each cell of an image is to run, as the fidelity or the budget says, before anything runs.
@@ -327,36 +298,11 @@ class APEForward(Wrapper):
         """
         packed = self._packed("model")
         pixels = checked_pixels(image, "image", packed.program, packed.weights.device)
-        if (made := self._planned(pixels, packed)) is None:
+        if (made := self._runner(packed).plan(pixels)) is None:
             raise ValueError(
                 "plan: expected a fidelity or a budget, and a model that carries a fit (fit_exits); got none"
             )
         return made
-
-    def _planned(self, pixels: Tensor, packed: Packed) -> Plan | None:
-        """The plan that the settings ask for; None for full depth."""
-        fit, fidelity, budget = self.fit, self.fidelity, self._policy.budget
-        if fit is None or (fidelity is None and budget is None):
-            return None
-        if budget is not None:
-            return plan_within(fit, packed.program, pixels, budget, packed.backend)
-        assert fidelity is not None
-        return make_plan(fit, packed.program, pixels, fidelity, packed.backend)
-
-    def _way(self, pixels: Tensor, packed: Packed, exit_at: Tensor | None = None, plan: Plan | None = None) -> _Way:
-        """As these arguments of `forward` say, or else the settings."""
-        stages, fit = len(packed.program.stages), self.fit
-        if exit_at is not None and plan is not None:
-            raise ValueError("plan: expected None with exit_at, got both")
-        if exit_at is not None:
-            exit_at = checked_depths(exit_at, "exit_at", pixels, self.cell, stages)
-        elif plan is not None:
-            exit_at = checked_depths(plan.exit_at, "plan.exit_at", pixels, plan.cell, stages)
-        elif (plan := self._planned(pixels, packed)) is not None:
-            exit_at = plan.exit_at
-        cell = self.cell if plan is None else plan.cell
-        colours = pixels if fit is None or exit_at is None else fit.colours(pixels)
-        return _Way(Depths(exit_at, cell, RING if fit is None else fit.ring), colours, plan)
 
     def forward_patches(self, patches: Tensor, exit_at: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Upscale patches independently of each other.

@@ -6,7 +6,7 @@ each with as many rows around it as its pixels depend on: the picture is the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from ape_kernels.backends.protocol import Depths, Picture
 from ape_kernels.folding import fold_pixels, reflect_to_multiple
 from ape_kernels.inputs import check_cells
 from ape_kernels.packed import Packed, PictureShape
+from ape_kernels.progress import Progress
 from ape_kernels.sharing import receptive_field, why_not_shared
 from ape_kernels.table import PackedProgram
 
@@ -24,23 +25,32 @@ RING = 4  # pixels around the cells that run which go through the first stage wi
 BAND_BYTES = {"cpu": 1 << 30, "cuda": 1 << 33}  # of feature maps that are held at once
 
 
-def run_image(image: Tensor, packed: Packed, depths: Depths, colours: Tensor | None = None) -> Tensor:
+# Takes strips of the picture of one image from the top: the first row, and float32 ``[out_channels, rows, s * W]``.
+Put = Callable[[int, Tensor], None]
+
+
+def run_image(
+    image: Tensor,
+    packed: Packed,
+    depths: Depths,
+    colours: Tensor | None = None,
+    progress: Progress | None = None,
+    put: Put | None = None,
+) -> Tensor:
     """Pictures float32 ``[B, out_channels, s * H, s * W]`` of images float32 ``[B, C, H, W]``.
 
     depths: cell and ring in pixels of the image; the cell a multiple of the program's fold.
     colours: what cells at -1 are interpolated from, as large as the image; None for the image itself.
+    progress: told how far it is. put: takes the picture instead, B being 1; then an empty one is returned.
     Raises ValueError for a program that cannot run so, and for tensors of another dtype, shape or device.
     """
     if packed.sharing is None:
         raise ValueError(f"program: expected steps that read a few pixels around, got {why_not_shared(packed.program)}")
+    program = [*packed.tensors, packed.sharing]
+    if progress is not None or put is not None:
+        return _run(image, program, packed.shape, depths, colours, packed.backend, progress, put)
     return torch.ops.ape_kernels.run_image(
-        image,
-        (*packed.tensors, packed.sharing),
-        packed.shape,
-        depths.exit_at,
-        (depths.cell, depths.ring),
-        colours,
-        packed.backend,
+        image, program, packed.shape, depths.exit_at, (depths.cell, depths.ring), colours, packed.backend
     )
 
 
@@ -58,33 +68,58 @@ def _run_image(
     program: table and weights of `PackedProgram`, then `sharing`. shape: `PictureShape`. exit_at: as in `Depths`, and
     cells are cell and ring from there. colours: as `run_image` takes them.
     """
+    return _run(image, program, PictureShape(*shape), Depths(exit_at, *cells), colours, backend, None, None)
+
+
+def _run(
+    image: Tensor,
+    program: list[Tensor],
+    shape: PictureShape,
+    depths: Depths,
+    colours: Tensor | None,
+    backend: str,
+    progress: Progress | None,
+    put: Put | None,
+) -> Tensor:
     *tensors, sharing = program
-    packed, depths = PackedProgram(*tensors), Depths(exit_at, *cells)
-    upscale, out_channels, fold = PictureShape(*shape)
-    _check(image, packed, sharing, depths, colours, fold)
+    packed, fold, scale = PackedProgram(*tensors), shape.fold, shape.scale
+    check_image(image, packed, sharing, depths, colours, fold)
     batch, _, height, width = image.shape
-    scale, cell = upscale // fold, depths.cell
     colours = image if colours is None else colours
     image, colours = (reflect_to_multiple(each, fold).contiguous() for each in (image, colours))
     folded = fold_pixels(image, fold).contiguous()
-    exit_at = None if exit_at is None else exit_at.contiguous()
-    out = image.new_empty(batch, out_channels, *(side * scale for side in image.shape[2:]))
-    ring = -(-depths.ring // fold)
+    exit_at = None if depths.exit_at is None else depths.exit_at.contiguous()
+    rows, columns = (side * scale for side in image.shape[2:])
+    out = image.new_empty(batch, shape.out_channels, rows if put is None else 0, columns)
+    cell, ring = depths.cell, -(-depths.ring // fold)
     for part in _bands(packed, folded, Depths(exit_at, cell // fold, ring), backend):
-        rows = slice(part.first * fold, part.stop * fold)
-        some = colours if part.whole else colours[:, :, rows].contiguous()
-        made = out if part.whole else out.new_empty(batch, out_channels, some.shape[2] * scale, out.shape[3])
+        first, stop, begin, end = (row * fold for row in (part.first, part.stop, part.begin, part.end))
+        some = colours if part.whole else colours[:, :, first:stop].contiguous()
+        whole = part.whole and put is None
+        made = out if whole else out.new_empty(batch, shape.out_channels, some.shape[2] * scale, columns)
         at = exit_at
         if exit_at is not None and not part.whole:
-            at = exit_at[:, part.first * fold // cell : -(-part.stop * fold // cell)].contiguous()
-        depths = Depths(at, cell // fold, ring)
-        picture = Picture(made, some, scale)
-        ops.run_image(packed, sharing, folded[:, :, part.first : part.stop].contiguous(), depths, picture, backend)
-        if not part.whole:
-            begin, end = part.begin * upscale, part.end * upscale
-            out[:, :, begin:end] = made[:, :, begin - part.first * upscale : end - part.first * upscale]
+            at = exit_at[:, first // cell : -(-stop // cell)].contiguous()
+        within = None if progress is None else _of_band(progress, begin / image.shape[2], end / image.shape[2])
+        picture = Picture(made, some, scale, within)
+        band = folded if part.whole else folded[:, :, part.first : part.stop].contiguous()
+        ops.run_image(packed, sharing, band, Depths(at, cell // fold, ring), picture, backend)
+        if within is not None:
+            within(1.0)
+        wanted = made[:, :, (begin - first) * scale : (end - first) * scale]
+        if put is not None:
+            put(begin * scale, wanted[0, :, : (height - begin) * scale, : width * scale])
+        elif not whole:
+            out[:, :, begin * scale : end * scale] = wanted
+    if put is not None:
+        return out
     cut = out[:, :, : height * scale, : width * scale]
     return cut if cut.shape == out.shape else cut.contiguous()
+
+
+def _of_band(progress: Progress, begin: float, end: float) -> Progress:
+    """Tells of a band that is a part of the whole."""
+    return lambda share: progress(begin + share * (end - begin))
 
 
 def _fake_run_image(image: Tensor, program: list[Tensor], shape: list[int], *_: Any) -> Tensor:
@@ -93,10 +128,10 @@ def _fake_run_image(image: Tensor, program: list[Tensor], shape: list[int], *_: 
     return image.new_empty(image.shape[0], picture.out_channels, height, width)
 
 
-def _check(
+def check_image(
     image: Tensor, packed: PackedProgram, sharing: Tensor, depths: Depths, colours: Tensor | None, fold: int
 ) -> None:
-    """What native code would read or write outside of is refused here."""
+    """Raises ValueError for what native code would read or write outside of."""
     if image.ndim != 4 or image.dtype != torch.float32:
         raise ValueError(f"image: expected float32 [B, C, H, W], got {image.dtype} {list(image.shape)}")
     if packed.weights.device != image.device:

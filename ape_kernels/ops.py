@@ -18,12 +18,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ape_kernels.autocast import without_autocast
 from ape_kernels.backends import choose_for_patches, get_backend
-from ape_kernels.backends.protocol import STATISTICS, Depths, Exits, FitTensors, PatchResults, Picture
+from ape_kernels.backends.protocol import STATISTICS, Depths, Exits, FitTensors, LevelsPicture, PatchResults, Picture
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.table import PackedProgram
 
@@ -123,6 +124,13 @@ def run_image(
     _call(backend, "run_image", packed, sharing, image, depths, picture)
 
 
+def run_levels(
+    packed: PackedProgram, sharing: Tensor, fold: int, depths: Depths, picture: LevelsPicture, backend: str
+) -> None:
+    """One image on shared feature maps, as whole numbers, into `picture`; checked as those of `run_image`."""
+    _call(backend, "run_levels", packed, sharing, fold, depths, picture)
+
+
 def image_bytes(packed: PackedProgram, backend: str) -> int:
     """Memory that `run_image` takes for each pixel of its image; 0 where the backend bounds its memory itself."""
     return get_backend(backend).image_bytes(packed)
@@ -212,6 +220,8 @@ def _call(backend: str, operation: str, *args: Any) -> Any:
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}@{value.device}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, tuple):
         return f"{type(value).__name__}({', '.join(map(_describe, value))})"
     return repr(value)

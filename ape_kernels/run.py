@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from ape_kernels.backends import choose_for_patches
 from ape_kernels.backends.protocol import Exits, PatchResults
 from ape_kernels.folding import fold_pixels
 from ape_kernels.geometry import AxisBlend, Band, Blend, PatchGrid, folded_geometry, patch_count, patch_grid
+from ape_kernels.images import Put
 from ape_kernels.packed import Packed, PictureShape
+from ape_kernels.progress import Progress
 from ape_kernels.table import PackedProgram
 
 CHUNK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 30}  # of upscaled patches that are held at once
@@ -48,11 +50,21 @@ def run_patches(patches: Tensor, packed: Packed, exits: Exits) -> PatchResults:
     return results._replace(sr=results.sr[:, :, :height, :width])
 
 
-def run_images(image: Tensor, packed: Packed, cut: Cut, exits: Exits) -> PatchResults:
+def run_images(
+    image: Tensor,
+    packed: Packed,
+    cut: Cut,
+    exits: Exits,
+    progress: Progress | None = None,
+    put: Put | None = None,
+) -> PatchResults:
     """Whole images, exits and capacities ``[B, R, K]`` on the patch grid.
 
-    image: float32 ``[B, C, H, W]``. exits: `exit_at` is int64 ``[B, R, K]`` here, on the patch grid.
+    image: float32 ``[B, C, H, W]``. exits: `exit_at` is int64 ``[B, R, K]`` here, on the patch grid. progress, put: see
+    `ape_kernels.images.run_image`.
     """
+    if progress is not None or put is not None:
+        return _run(image, packed.tensors, packed.shape, exits, cut, packed.backend, progress, put)
     return PatchResults(
         *torch.ops.ape_kernels.upscale(
             image, packed.tensors, packed.shape, *exits, (cut.patch_size, cut.overlap), cut.blend, packed.backend
@@ -126,38 +138,71 @@ def _upscale(
     Returns sr float32 ``[B, out_channels, s * H, s * W]`` and, on the patch grid, exit_index int64 ``[B, R, K]`` and
     capacity float32 ``[B, R, K]``.
     """
+    patch_size, overlap = cut
+    cuts = Cut(patch_size, overlap, cast(Blend, blend))
+    exits = Exits(boundary, exit_at)
+    return _run(image, PackedProgram(*program), PictureShape(*shape), exits, cuts, backend, None, None)
+
+
+def _run(
+    image: Tensor,
+    packed: PackedProgram,
+    shape: PictureShape,
+    exits: Exits,
+    cut: Cut,
+    backend: str,
+    progress: Progress | None,
+    put: Put | None,
+) -> PatchResults:
     if image.ndim != 4 or image.dtype != torch.float32:
         raise ValueError(f"image: expected float32 [B, C, H, W], got {image.dtype} {list(image.shape)}")
-    depths = None if exit_at is None else exit_at.flatten()
-    packed, picture_shape = PackedProgram(*program), PictureShape(*shape)
-    upscale, out_channels, fold = picture_shape
-    patch_size, overlap = cut
+    upscale, out_channels, fold = shape
+    depths = None if exits.exit_at is None else exits.exit_at.flatten()
 
     def fill(out: PatchResults, patches: Tensor, begin: int) -> None:
         part = None if depths is None else depths[begin : begin + len(patches)]
-        ops.fill_patches(out, patches, packed, Exits(boundary, part), backend)
+        ops.fill_patches(out, patches, packed, Exits(exits.boundary, part), backend)
 
     def run(patches: Tensor) -> PatchResults:
         out = PatchResults.empty(patches, upscale, out_channels)
         fill(out, patches, 0)
         return out
 
-    sr_height, sr_width = (side * picture_shape.scale for side in image.shape[2:])
+    sr_height, sr_width = (side * shape.scale for side in image.shape[2:])
     image = fold_pixels(image, fold)
     batch, _, height, width = image.shape
-    grid = patch_grid(height, width, *folded_geometry(patch_size, overlap, fold), upscale, blend)
+    grid = patch_grid(height, width, *folded_geometry(cut.patch_size, cut.overlap, fold), upscale, cut.blend)
     rows, columns = grid.shape
-    if exit_at is not None and tuple(exit_at.shape) != (batch, rows, columns):
-        raise ValueError(f"exit_at: expected int64 [{batch}, {rows}, {columns}], got {list(exit_at.shape)}")
+    if exits.exit_at is not None and tuple(exits.exit_at.shape) != (batch, rows, columns):
+        got = list(exits.exit_at.shape)
+        raise ValueError(f"exit_at: expected int64 [{batch}, {rows}, {columns}], got {got}")
     if batch == 0:
         results = PatchResults.empty(image.new_empty(0, 1, height, width), upscale, out_channels)
     elif (step := _rows_at_once(image, grid, out_channels)) >= batch * rows:
         results = _at_once(image, grid, run, backend)
+        if put is not None:
+            put(0, results.sr[0, :, :sr_height, :sr_width])
+        if progress is not None:
+            progress(1.0)
     else:
-        results = _in_bands(image, grid, fill, step, out_channels, backend)
+        picture = None
+        if put is None:
+            picture = image.new_empty(batch, out_channels, height * upscale, width * upscale)
+
+        def keep(number: int, band: Band, strip: Tensor) -> None:
+            if picture is not None:
+                picture[number : number + 1, :, band.begin : band.end] = strip
+            elif put is not None:
+                put(band.begin, strip[0, :, : sr_height - band.begin, :sr_width])
+            if progress is not None:
+                progress((number + band.end / (height * upscale)) / batch)
+
+        exit_index, capacity = _in_bands(image, grid, fill, step, out_channels, backend, keep)
+        empty = image.new_empty(batch, out_channels, 0, sr_width)
+        results = PatchResults(empty if picture is None else picture, exit_index, capacity)
     sr, exit_index, capacity = results
     picture = sr[:, :, :sr_height, :sr_width].contiguous()
-    return picture, exit_index.view(batch, rows, columns), capacity.view(batch, rows, columns)
+    return PatchResults(picture, exit_index.view(batch, rows, columns), capacity.view(batch, rows, columns))
 
 
 def _fake_upscale(
@@ -186,13 +231,20 @@ def _at_once(image: Tensor, grid: PatchGrid, run: Callable[[Tensor], PatchResult
 
 
 def _in_bands(
-    image: Tensor, grid: PatchGrid, fill: FillPatches, step: int, out_channels: int, backend: str
-) -> PatchResults:
-    """`step` rows of patches at a time; rows that reach into the next band are kept until then."""
+    image: Tensor,
+    grid: PatchGrid,
+    fill: FillPatches,
+    step: int,
+    out_channels: int,
+    backend: str,
+    keep: Callable[[int, Band, Tensor], None],
+) -> tuple[Tensor, Tensor]:
+    """Exit index and capacity. `step` rows of patches at a time; rows that reach into the next band stay until then.
+
+    keep: takes the number of the image, a band and its part of the picture.
+    """
     cutter = choose_for_patches(backend, image.device, image.dtype)
-    batch, _, height, width = image.shape
-    rows, columns = grid.shape
-    picture = image.new_empty(batch, out_channels, height * grid.scale, width * grid.scale)
+    batch, (rows, columns) = len(image), grid.shape
     exit_index = torch.empty(batch, rows, columns, dtype=torch.int64, device=image.device)
     capacity = image.new_empty(batch, rows, columns)
     bands = list(grid.bands(step))
@@ -200,7 +252,7 @@ def _in_bands(
         _starts_on(image.device, grid.row_starts[band.first : band.stop])
         _merge_tables(grid, image.device, band)
     most = max(band.patch_rows for band in bands) * columns
-    held = picture.new_empty(most, out_channels, *(side * grid.scale for side in grid.patch_shape))
+    held = image.new_empty(most, out_channels, *(side * grid.scale for side in grid.patch_shape))
     for i in range(batch):
         count = 0
         for band in bands:
@@ -210,11 +262,11 @@ def _in_bands(
             out = PatchResults(new, exit_index[i, new_rows].view(-1), capacity[i, new_rows].view(-1))
             fill(out, patches, (i * rows + band.first) * columns)
             count += len(patches)
-            picture[i : i + 1, :, band.begin : band.end] = merge(grid, held[:count], 1, cutter, band)
+            keep(i, band, merge(grid, held[:count], 1, cutter, band))
             kept = held[count - band.keep_rows * columns : count]
             held[: len(kept)] = kept.clone() if 2 * len(kept) > count else kept  # both places may overlap
             count = len(kept)
-    return PatchResults(picture, exit_index, capacity)
+    return exit_index, capacity
 
 
 ops.register("upscale", _upscale, _fake_upscale)

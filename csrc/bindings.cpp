@@ -88,12 +88,13 @@ void cpu_run_stage(uintptr_t table, int64_t table_rows, uintptr_t weights, int64
 
 void cpu_run_image(uintptr_t table, int64_t table_rows, uintptr_t weights, int64_t weight_count, uintptr_t sharing,
                    uintptr_t folded, uintptr_t exit_at, uintptr_t sr, int64_t count, int height, int width, int cell,
-                   int ring, uintptr_t colours, int colour_channels, int scale, int threads) {
+                   int ring, uintptr_t colours, int colour_channels, int scale, const ape::cpu::Levels& levels,
+                   uintptr_t watch, int threads) {
   const ape::cpu::Program program(pointer<const int32_t>(table), table_rows, weight_count);
-  ape::cpu::run_image(program,
-                      {pointer<const float>(weights), pointer<const int32_t>(sharing), pointer<const float>(folded),
-                       pointer<const int64_t>(exit_at), pointer<float>(sr), count, height, width, cell, ring,
-                       pointer<const float>(colours), colour_channels, scale, threads});
+  ape::cpu::run_image(
+      program, {pointer<const float>(weights), pointer<const int32_t>(sharing), pointer<const float>(folded),
+                pointer<const int64_t>(exit_at), pointer<float>(sr), count, height, width, cell, ring,
+                pointer<const float>(colours), colour_channels, scale, levels, pointer<int64_t>(watch), threads});
 }
 
 // Shapes of the pointers: cpu/statistics.h.
@@ -133,7 +134,27 @@ void cpu_predict(uintptr_t statistics, uintptr_t mean, uintptr_t deviation, uint
                      threads});
 }
 
+// cpu/levels.h has the shapes of the pointers.
+ape::cpu::Levels cpu_levels(uintptr_t image, int64_t width, int64_t channels, float to_value, uintptr_t picture,
+                            int64_t row, int64_t pixel, int rows, int columns, int shown, float to_level, int bytes) {
+  return {pointer<const void>(image),
+          width,
+          channels,
+          to_value,
+          pointer<void>(picture),
+          row,
+          pixel,
+          rows,
+          columns,
+          shown,
+          to_level,
+          bytes};
+}
+
 void export_cpu(py::module_& m) {
+  py::class_<ape::cpu::Levels>(m, "CpuLevels")
+      .def(py::init(&cpu_levels), py::kw_only(), "image"_a, "width"_a, "channels"_a, "to_value"_a, "picture"_a, "row"_a,
+           "pixel"_a, "rows"_a, "columns"_a, "shown"_a, "to_level"_a, "bytes"_a);
   def_split<int>(m, "cpu_split", ape::cpu_split, "threads"_a);
   def_merge<int>(m, "cpu_merge", ape::cpu_merge, "threads"_a);
   m.def("cpu_isas", &ape::cpu::isas, "Instruction sets this build and this CPU can run, best first.");
@@ -146,7 +167,7 @@ void export_cpu(py::module_& m) {
         "width"_a, "boundary"_a, "threads"_a, Unlocked());
   m.def("cpu_run_image", &cpu_run_image, py::kw_only(), "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a,
         "sharing"_a, "folded"_a, "exit_at"_a, "sr"_a, "count"_a, "height"_a, "width"_a, "cell"_a, "ring"_a, "colours"_a,
-        "colour_channels"_a, "scale"_a, "threads"_a, Unlocked());
+        "colour_channels"_a, "scale"_a, "levels"_a = ape::cpu::Levels{}, "watch"_a = 0, "threads"_a, Unlocked());
   m.def("cpu_statistics", &cpu_statistics, py::kw_only(), "image"_a, "out"_a, "batch"_a, "channels"_a, "height"_a,
         "width"_a, "cell"_a, "value_range"_a, "threads"_a, Unlocked());
   m.def("cpu_predict", &cpu_predict, py::kw_only(), "statistics"_a, "mean"_a, "deviation"_a, "low"_a, "high"_a,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.program import PatchProgram
+from ape_kernels.progress import Progress
 from ape_kernels.table import PackedProgram
 
 STATISTICS = 11  # numbers that `Backend.statistics` gives of each cell
@@ -76,12 +78,29 @@ class Picture(NamedTuple):
     """Where the result of an image goes, and what cells are interpolated from.
 
     out: float32 ``[B, out_channels, scale * H, scale * W]``. colours: float32 ``[B, C, H, W]``, not folded. Both are
-    contiguous.
+    contiguous. progress: told how far the run is by a backend that takes its time before it returns.
     """
 
     out: Tensor
     colours: Tensor
     scale: int
+    progress: Progress | None = None
+
+
+class LevelsPicture(NamedTuple):
+    """As `Picture`, of one image in whole numbers.
+
+    image: uint8 or uint16 ``[H, W, C]``, contiguous, its sides divisible by the fold. out: of the same dtype, at most
+    ``[scale * H, scale * W, 3 or 1]``; the channels of a pixel side by side. value_range: what the greatest number is
+    for the network. colours: as in `Picture`, or None for those of the image.
+    """
+
+    image: NDArray[Any]
+    out: NDArray[Any]
+    value_range: float
+    colours: Tensor | None
+    scale: int
+    progress: Progress | None
 
 
 class FitTensors(NamedTuple):
@@ -173,4 +192,15 @@ class Backend(Protocol):
 
     def predict(self, statistics: Tensor, fit: FitTensors, parts: int) -> Predictions:
         """What is expected of the candidates for each cell."""
+        ...
+
+
+@runtime_checkable
+class LevelsBackend(Protocol):
+    """A backend that reads and writes whole numbers besides."""
+
+    def run_levels(
+        self, packed: PackedProgram, sharing: Tensor, fold: int, depths: Depths, picture: LevelsPicture
+    ) -> None:
+        """`run_image` of one image in whole numbers. fold: squares of pixels that are pixels of the program."""
         ...

@@ -43,9 +43,12 @@ class Run {
     const int side = tile_ + course_.lead + course_.rest;
     std::vector<Workspace> spaces;
     for (int i = 0; i < workers; i++) spaces.emplace_back(program_, kernels(), args_.weights, side, side, false);
+    std::vector<Floats> floats(workers);
+    if (args_.watch != nullptr) __atomic_store_n(args_.watch + 1, int64_t(order_.size()), __ATOMIC_RELAXED);
     parallel(workers, int64_t(order_.size()), [&](int worker, int64_t i) {
       try {
-        carry(order_[i], spaces[worker]);
+        carry(order_[i], spaces[worker], floats[worker]);
+        report();
       } catch (...) {
         stopped_ = true;
         throw;
@@ -54,6 +57,17 @@ class Run {
   }
 
  private:
+  // Of one worker, where `levels` has the image and the picture.
+  struct Floats {
+    std::vector<float> image, picture;
+  };
+
+  void report() const {
+    if (args_.watch == nullptr) return;
+    __atomic_fetch_add(args_.watch, 1, __ATOMIC_RELAXED);
+    if (__atomic_load_n(args_.watch + 2, __ATOMIC_RELAXED) != 0) throw std::runtime_error("stopped");
+  }
+
   // Fewer pixels where maps are larger than the image, and so the same memory.
   static int tile_size(const Program& program) {
     int most = 1;
@@ -129,29 +143,57 @@ class Run {
   }
 
   // A tile through the whole network, and its part of the picture.
-  void carry(int64_t number, Workspace& space) {
+  void carry(int64_t number, Workspace& space, Floats& floats) {
     const Tile tile = tile_at(number);
     const int64_t image = number / tiles_per_image();
-    if (!idle_[number]) run_steps(number, tile, image, space);
+    if (!idle_[number]) run_steps(number, tile, image, space, floats);
     const Move& last = course_.moves.back();
     const Area area = tile_of(last, tile.top, tile.left, tile_, args_.height, args_.width);
     const std::vector<Area> parts = active_parts(cells(image), 0, 0, area, last.resolution);
-    const Planes<float> picture =
-        planes(args_.sr, program_.reconstruct().picture_channels(), image, program_.upscale());
+    const int s = last.step.in.upscale;
+    const Area shown{area.y * s, area.x * s, area.height * s, area.width * s};
+    const Planes<float> picture = this->picture(image, shown, floats);
     if (!idle_[number])
       for (const Area& part : parts) {
-        if (reads_input(last)) load(image, last, part, space);
+        if (reads_input(last)) load(image, last, part, space, floats);
         space.reconstruct(last.step, part, picture);
       }
-    if (args_.exit_at == nullptr) return;
-    const int s = last.step.in.upscale, fold = program_.upscale() / args_.scale;
-    const Planes<const float> colours = planes(args_.colours, args_.colour_channels, image, fold);
-    for (const Area& part : other_parts(area, parts))
-      interpolate(kernels(), colours, args_.colour_channels, fold * args_.height, fold * args_.width, args_.scale,
-                  {part.y * s, part.x * s, part.height * s, part.width * s}, picture);
+    if (args_.exit_at != nullptr) {
+      const int fold = program_.upscale() / args_.scale, height = fold * args_.height, width = fold * args_.width;
+      for (const Area& part : other_parts(area, parts)) {
+        const Area there{part.y * s, part.x * s, part.height * s, part.width * s};
+        const Planes<const float> colours = this->colours(image, around(there, args_.scale, height, width), floats);
+        interpolate(kernels(), colours, args_.colour_channels, height, width, args_.scale, there, picture);
+      }
+    }
+    if (args_.sr == nullptr) write_levels(picture, shown, args_.levels);
   }
 
-  void run_steps(int64_t number, const Tile& tile, int64_t image, Workspace& space) {
+  // Where the pixels of `area` of a picture go before they are rounded, or for good.
+  Planes<float> picture(int64_t image, const Area& area, Floats& floats) const {
+    const int channels = program_.reconstruct().picture_channels();
+    if (args_.sr != nullptr) return planes(args_.sr, channels, image, program_.upscale());
+    const int64_t plane = int64_t(area.height) * area.width;
+    floats.picture.resize(size_t(plane * channels));
+    return {floats.picture.data() - int64_t(area.y) * area.width - area.x, plane, area.width};
+  }
+
+  // What cells are interpolated from, at least `area` of it.
+  Planes<const float> colours(int64_t image, const Area& area, Floats& floats) const {
+    if (args_.colours == nullptr) return read_levels(args_.levels, 1, area, floats.image);
+    return planes(args_.colours, args_.colour_channels, image, program_.upscale() / args_.scale);
+  }
+
+  // What interpolation of `area` of the picture reads of the image.
+  static Area around(const Area& area, int scale, int height, int width) {
+    if (area.empty()) return {0, 0, 0, 0};
+    const int y0 = std::max(0, area.y / scale - 2), x0 = std::max(0, area.x / scale - 2);
+    const int y1 = std::min(height, (area.bottom() - 1) / scale + 3);
+    const int x1 = std::min(width, (area.right() - 1) / scale + 3);
+    return {y0, x0, y1 - y0, x1 - x0};
+  }
+
+  void run_steps(int64_t number, const Tile& tile, int64_t image, Workspace& space, Floats& floats) {
     const Before before = this->before(tile);
     Maps& maps = space.maps();
     maps.place(tile.top - course_.lead, tile.left - course_.lead, args_.height, args_.width);
@@ -160,7 +202,7 @@ class Run {
       const Move& move = course_.moves[i];
       if (move.slide > 0) maps.slide(move.slide, move.slide, move.live);
       const Area area = tile_of(move, tile.top, tile.left, tile_, args_.height, args_.width);
-      if (!area.empty()) run_move(image, move, area, space);
+      if (!area.empty()) run_move(image, move, area, space, floats);
       if (move.keep == 0) continue;
       for (int64_t other : {before.above, before.left, before.slot})
         if (other >= 0) wait(other, i + 1);
@@ -171,11 +213,11 @@ class Run {
     }
   }
 
-  void run_move(int64_t image, const Move& move, const Area& area, Workspace& space) {
+  void run_move(int64_t image, const Move& move, const Area& area, Workspace& space, Floats& floats) {
     const int ring = move.stage == 0 && move.section != Section::kTail ? args_.ring * move.resolution : 0;
     const std::vector<Area> parts = active_parts(cells(image), move.stage, ring + move.reach, area, move.resolution);
     if (reads_input(move))
-      for (const Area& part : parts) load(image, move, part, space);
+      for (const Area& part : parts) load(image, move, part, space, floats);
     if (!parts.empty()) space.run(move.step, Areas(parts.data(), parts.size()));
     const int32_t dst = move.step.in.dst;
     if (args_.exit_at == nullptr || move.section != Section::kStages || move.carry == dst) return;
@@ -189,12 +231,16 @@ class Run {
 
   bool reads_input(const Move& move) const { return move.reads(0); }
   // What the step reads of the image to compute `part`.
-  void load(int64_t image, const Move& move, const Area& part, Workspace& space) const {
+  void load(int64_t image, const Move& move, const Area& part, Workspace& space, Floats& floats) const {
     const int f = move.factor(), r = move.radius();
     const int y0 = std::max(0, part.y / f - r), x0 = std::max(0, part.x / f - r);
     const int y1 = std::min(args_.height, (part.bottom() - 1) / f + 1 + r);
     const int x1 = std::min(args_.width, (part.right() - 1) / f + 1 + r);
-    space.load(0, planes(args_.folded, program_.buffers[0].channels, image, 1), {y0, x0, y1 - y0, x1 - x0});
+    const Area area{y0, x0, y1 - y0, x1 - x0};
+    if (args_.folded == nullptr)
+      space.load(0, read_levels(args_.levels, program_.upscale() / args_.scale, area, floats.image), area);
+    else
+      space.load(0, planes(args_.folded, program_.buffers[0].channels, image, 1), area);
   }
 
   template <class T>

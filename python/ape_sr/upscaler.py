@@ -17,6 +17,7 @@ from torch import Tensor
 import ape_kernels
 from ape_kernels import APEForward, NotRecognised, PatchGrid
 from ape_kernels.geometry import PATCH_SIZE
+from ape_kernels.levels import Levels
 from ape_kernels.policy import Fidelity
 from ape_kernels.progress import Progress
 from ape_sr.checkpoint import load_network
@@ -225,6 +226,8 @@ class Upscaler:
         """``[H, W, C]``, see `upscale`."""
         if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4):
             raise ValueError(f"image: expected an array [H, W, C] with C from 1 to 4, got {list(image.shape)}")
+        if 0 in image.shape:
+            raise ValueError(f"image: expected H and W at least 1, got {list(image.shape)}")
         if image.dtype.kind == "f":
             return self._upscale_floats(image, progress)
         if image.dtype not in (np.uint8, np.uint16):
@@ -249,11 +252,25 @@ class Upscaler:
     def _fill(self, colours: np.ndarray, out: np.ndarray, progress: Progress | None) -> ape_kernels.Report:
         """Upscale uint8 or uint16 ``[H, W, 1 or 3]`` into `out`."""
         rgb_range = pixel_range(self.network.model)
-        sr, report = self._run(torch.from_numpy(to_planes(colours, rgb_range)).to(self._device), progress)
-        if sr.device.type == "cpu":
-            from_planes(sr[0].numpy(), rgb_range, out)
-        else:
-            from_device(sr[0], rgb_range, out)
+        runner = self.network.runner()
+
+        def pixels() -> Tensor:
+            return torch.from_numpy(to_planes(colours, rgb_range)).to(self._device)
+
+        levels = Levels(np.broadcast_to(colours, (*colours.shape[:2], 3)), out, rgb_range)
+        if (report := runner.run_levels(levels, pixels, progress)) is not None:
+            return report
+
+        def put(first: int, strip: Tensor) -> None:
+            self._check_finite(strip)
+            rows = out[first : first + strip.shape[1]]
+            if strip.device.type == "cpu":
+                from_planes(strip.numpy(), rgb_range, rows)
+            else:
+                from_device(strip, rgb_range, rows)
+
+        _, report = runner.run(pixels(), report=True, progress=progress, put=put)
+        assert report is not None
         return report
 
     def _upscale_floats(self, image: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, Report]:
@@ -285,9 +302,12 @@ class Upscaler:
         """The one call of the network: float32 ``[B, 3, H, W]`` on its device and in its range."""
         with torch.no_grad():
             sr, report = self.network(images, return_report=True, progress=progress)
+        self._check_finite(sr)
+        return sr, report
+
+    def _check_finite(self, sr: Tensor) -> None:
         if self.network.dtype == torch.float16 and not torch.isfinite(sr).all():
             raise UserError("dtype: expected fp32 or bf16 for this network, whose values overflow in fp16")
-        return sr, report
 
     @property
     def _device(self) -> torch.device:

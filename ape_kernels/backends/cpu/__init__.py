@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from enum import IntEnum
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -24,6 +26,7 @@ from ape_kernels.backends.protocol import (
     Depths,
     Exits,
     FitTensors,
+    LevelsPicture,
     PatchResults,
     Picture,
     Predictions,
@@ -32,6 +35,7 @@ from ape_kernels.backends.protocol import (
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.native import core, missing
 from ape_kernels.program import ChannelAttention, Conv, Exit, PatchProgram, Reconstruct, Weighted
+from ape_kernels.progress import run_watched
 from ape_kernels.sharing import why_not_shared
 from ape_kernels.table import Column, Fill, Opcode, PackedProgram, bias_of, matrices_and_biases
 from ape_kernels.table import pack as pack_program
@@ -132,20 +136,62 @@ def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tenso
 
 def run_image(packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Depths, picture: Picture) -> None:
     count, _, height, width = image.shape
-    core().cpu_run_image(
-        **program_arguments(packed),
-        sharing=sharing.data_ptr(),
+    arguments = dict(
+        **_image_arguments(packed, sharing, depths, picture),
         folded=image.data_ptr(),
-        exit_at=address(depths.exit_at),
         sr=picture.out.data_ptr(),
         count=count,
         height=height,
         width=width,
+        colour_channels=picture.colours.shape[1],
+    )
+    run_watched(core().cpu_run_image, arguments, picture.progress)
+
+
+def run_levels(packed: PackedProgram, sharing: Tensor, fold: int, depths: Depths, picture: LevelsPicture) -> None:
+    image, out = picture.image, picture.out
+    height, width, channels = image.shape
+    row, pixel, _ = (step // out.itemsize for step in out.strides)
+    peak, factor = np.iinfo(out.dtype).max, picture.value_range
+    levels = core().CpuLevels(
+        image=image.ctypes.data,
+        width=width,
+        channels=channels,
+        to_value=np.float32(factor / peak),
+        picture=out.ctypes.data,
+        row=row,
+        pixel=pixel,
+        rows=out.shape[0],
+        columns=out.shape[1],
+        shown=out.shape[2],
+        to_level=np.float32(peak / factor),
+        bytes=out.itemsize,
+    )
+    arguments = dict(
+        **_image_arguments(packed, sharing, depths, picture),
+        folded=0,
+        sr=0,
+        count=1,
+        height=height // fold,
+        width=width // fold,
+        colour_channels=channels,
+        levels=levels,
+    )
+    run_watched(core().cpu_run_image, arguments, picture.progress)
+
+
+def _image_arguments(
+    packed: PackedProgram, sharing: Tensor, depths: Depths, picture: Picture | LevelsPicture
+) -> dict[str, Any]:
+    """What images of both kinds take alike."""
+    return dict(
+        **program_arguments(packed),
+        sharing=sharing.data_ptr(),
+        exit_at=address(depths.exit_at),
         cell=depths.cell,
         ring=depths.ring,
-        colours=picture.colours.data_ptr(),
-        colour_channels=picture.colours.shape[1],
         scale=picture.scale,
+        colours=address(picture.colours),
         threads=torch.get_num_threads(),
     )
 
