@@ -32,8 +32,9 @@ from ape_kernels.wrappers import Wrapper, device_of, is_replica, unwrapped
 Context = Literal["model", "patch"]
 CONTEXTS = ("model", "patch")
 
-# a picture; with its report; in training mode pictures and predictions of all exits
 WHOLE = Cut(1 << 30, 0, "linear")  # an image is one patch
+
+# a picture; with its report; in training mode pictures and predictions of all exits
 _Upscaled = Tensor | tuple[Tensor, Report] | tuple[list[Tensor], list[Tensor]]
 
 
