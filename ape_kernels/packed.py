@@ -107,7 +107,7 @@ def _kernel_dtype(weight: Tensor) -> torch.dtype:
 def _pack(
     program: PatchProgram, device: torch.device, dtype: torch.dtype, wish: Wish, others: Iterable[Packed]
 ) -> Packed:
-    """others: of the same program on this device, whose tensors serve again where backend and dtype are the same."""
+    """Pack `program`. others: what was packed of it for this device; its tensors serve if backend and dtype agree."""
     chosen = choose_for_images if wish.images else choose
     backend = chosen(wish.backend, program, device, dtype, wish.patch_size)
     known = [other.tensors for other in others if (other.backend, other.dtype) == (backend, dtype)]
