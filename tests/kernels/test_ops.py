@@ -41,7 +41,8 @@ def test_upscale_of_squares(backend):
 def test_run_image(backend, packed):
     program = (*packed.tensors, packed.sharing)
     exit_at = torch.tensor([[[1, -1]], [[0, 2]]])
-    arguments = (test_patches(2, 9, 12), program, packed.shape, exit_at, (9, 4), torch.rand(5, 5, 5, 3), 1.0, backend)
+    image, colours = test_patches(2, 9, 12), test_patches(2, 9, 12, seed=1)
+    arguments = (image, program, packed.shape, exit_at, (9, 4), colours, backend)
     opcheck(OPS.run_image.default, arguments)
 
 
