@@ -83,7 +83,7 @@ def value_range(program: PatchProgram) -> float:
 
 
 def _why_not_finite(model: nn.Module, dtype: torch.dtype) -> str:
-    """Of a forward that gives NaN or infinity."""
+    """Why a forward gives NaN or infinity."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if not torch.isfinite(tensor).all():
             return f"model.{name}: expected finite weights, got NaN or infinity"

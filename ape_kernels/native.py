@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 _core: ModuleType | None
 _reason: str | None
@@ -27,12 +28,18 @@ def _explain(error: ImportError) -> str:
     return reason
 
 
+def _absent(name: str) -> Any:
+    """What the core lacks, looked for in it: it was built before the last update of the source folder."""
+    raise AttributeError(f"the native core has no {name}: it is older than the Python code; run: pip install -e .")
+
+
 try:
     _core = importlib.import_module("ape_kernels._C")
 except ImportError as error:
     _core, _reason = None, _explain(error)
 else:
     _reason = None
+    _core.__dict__["__getattr__"] = _absent
 
 
 def missing() -> str | None:

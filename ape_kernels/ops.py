@@ -132,7 +132,7 @@ def run_levels(
 
 
 def image_bytes(packed: PackedProgram, backend: str) -> int:
-    """Memory that `run_image` takes for each pixel of its image; 0 where the backend bounds its memory itself."""
+    """Memory that `run_image` takes for each pixel of its image; 0 where the backend limits its memory itself."""
     return get_backend(backend).image_bytes(packed)
 
 

@@ -34,7 +34,7 @@ class Policy:
 
     @classmethod
     def of(cls, threshold: float | None, min_gain_db: float | None, fidelity: Fidelity, budget: float | None) -> Policy:
-        """Of arguments as `APEForward` takes them. Raises ValueError for more than one, and for one out of range."""
+        """The policy that arguments of `APEForward` ask for. ValueError for more than one, or one out of range."""
         numbers = dict(threshold=threshold, min_gain_db=min_gain_db, budget=budget)
         given: dict[str, object] = {name: value for name, value in numbers.items() if value is not None}
         if fidelity != "auto":

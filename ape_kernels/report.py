@@ -89,7 +89,7 @@ def make_report(program: PatchProgram, exit_index: Tensor, capacity: Tensor, pix
 
 
 def make_cell_report(program: PatchProgram, depths: Depths, image: Tensor, plan: Plan | None) -> Report:
-    """Of images ``[B, C, H, W]`` whose cells ran to `depths` (in pixels of the image), as planned in `plan`."""
+    """The report of images ``[B, C, H, W]`` whose cells ran to `depths` (in pixels of the image), planned by `plan`."""
     batch, _, height, width = image.shape
     stages, cell = len(program.stages), depths.cell
     rows, columns = (torch.arange(0, side, cell) for side in (height, width))

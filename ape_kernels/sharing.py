@@ -32,7 +32,7 @@ class Share(IntEnum):
 
 
 def why_not_shared(program: PatchProgram) -> str | None:
-    """None if every step reads a few pixels around alone, else what does not."""
+    """None if every step reads only a few pixels around, else the reason."""
     for step in program.steps():
         if isinstance(step, ChannelAttention):
             return "channel attention averages over the whole patch"
@@ -164,7 +164,7 @@ class _Rows:
         self._mark_reach(unit, {}, stop=states)
 
     def _live_after(self) -> list[set[int]]:
-        """Of each step of the stages, the buffers that are read after it before they are rewritten."""
+        """For each step of the stages, the buffers that are read after it before they are rewritten."""
         live, after = {self.last}, []
         for step in reversed(self.stages):
             after.append(set(live))

@@ -63,7 +63,7 @@ class Picture:
 
     @property
     def program(self) -> PatchProgram:
-        """Of the network."""
+        """The program of the network."""
         return self.packed.program
 
     def plans(self, cell: int) -> dict[str, Tensor | None]:
@@ -80,7 +80,7 @@ class Picture:
         return {FULL: None, **{name: plan[None].to(self.image.device) for name, plan in depths.items()}}
 
     def tflop(self, exit_at: Tensor | None, cell: int) -> float:
-        """Of a plan; nothing for what is interpolated, nor for the ring."""
+        """TFLOP of a plan. What is interpolated and the ring count nothing."""
         deepest = len(self.program.stages) - 1
         height, width = self.image.shape[2:]
         if exit_at is None:

@@ -87,7 +87,7 @@ def main() -> None:
 
 @torch.no_grad()
 def measure(fast: APEForward, fit: ExitFit, image: Tensor, fidelities: list[float]) -> Iterator[Outcome]:
-    """Of one image ``[1, C, H, W]``."""
+    """Measurements of one image ``[1, C, H, W]``."""
     height, width = image.shape[2:]
     work = Work.of(fast.program, fit.tones is not None)
     whole = pack(fast.model, Wish(images=True))

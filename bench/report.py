@@ -21,7 +21,7 @@ def ours(rows: dict[str, dict[str, float]]) -> str | None:
 
 
 def ratios(benchmarks: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
-    """By group and row: median milliseconds, number of samples, `FACTS`, and `times`, the ratio to our fastest row."""
+    """For each group and row: median milliseconds, samples, `FACTS`, and `times`, the ratio to our fastest row."""
     groups: dict[str, dict[str, dict[str, float]]] = {}
     for entry in benchmarks:
         info, median = entry["extra_info"], entry["stats"]["median"]

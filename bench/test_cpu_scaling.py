@@ -29,7 +29,7 @@ def _network(dtype: str) -> APEForward:
 
 
 def _schedules(count: int, last: int) -> dict[str, torch.Tensor]:
-    """By name, the stages after which `count` patches leave: all after the same stage, and a mix in several orders."""
+    """For each name, the stages after which `count` patches leave: all after one stage, or mixed in several orders."""
     uniform = {f"all after stage {i + 1}": torch.full((count,), i) for i in range(last + 1)}
     shallow_first = torch.arange(count) * (last + 1) // count
     shuffled = shallow_first[torch.randperm(count, generator=torch.Generator().manual_seed(2))]

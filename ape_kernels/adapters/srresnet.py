@@ -145,7 +145,7 @@ def _program(
     blocks: Sequence[Sequence[Step]],
     tail: tuple[Step, ...],
 ) -> PatchProgram:
-    """buffers: those after INPUT, which has as many channels as the first of them."""
+    """The program of recognised parts. buffers: those after INPUT, which has as many channels as the first of them."""
     if not blocks:
         raise refuse("body", "residual blocks", "none")
     exit_step, interval, exit_threshold = exits(model, buffers[HEAD - 1].channels, len(blocks), STREAM)

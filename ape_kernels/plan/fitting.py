@@ -110,7 +110,7 @@ def fit_exits(
 
 
 def _checked(images: Iterable[Tensor], channels: int, device: torch.device) -> Iterator[Tensor]:
-    """As float32 ``[C, H, W]`` on the model's device."""
+    """The images as float32 ``[C, H, W]`` on the model's device."""
     for image in images:
         if not isinstance(image, Tensor) or not image.is_floating_point():
             got = image.dtype if isinstance(image, Tensor) else type(image).__name__

@@ -50,7 +50,7 @@ class Measured(NamedTuple):
     tones: Tensor | None
 
     def cells(self, image: Tensor) -> Iterator[Cells]:
-        """Of one image ``[C, H, W]``, piece by piece."""
+        """The cells of one image ``[C, H, W]``, measured piece by piece."""
         for rows in image.split(PIECE, 1):
             for piece in rows.split(PIECE, 2):
                 yield self._cells(piece[None].contiguous())
@@ -68,7 +68,7 @@ class Measured(NamedTuple):
         return Cells(numbers.flatten(0, 1).cpu(), error.cpu(), area.cpu(), whole, kind)
 
     def errors(self, image: Tensor) -> Tensor:
-        """As `Cells.error`, of an image ``[1, C, H, W]``."""
+        """The errors of `Cells`, of an image ``[1, C, H, W]``."""
         deepest_first = torch.arange(self.stages - 1, -1, -1, device=image.device)  # so that workers end together
         pictures = self.run(image.expand(self.stages, -1, -1, -1), deepest_first)
         if image.shape[1] == pictures.shape[1]:
@@ -95,7 +95,7 @@ def cell_means(values: Tensor, cell: int) -> Tensor:
 
 
 def join(parts: list[Cells]) -> Cells:
-    """One after the other, wholes numbered on."""
+    """All cells, one after the other. The wholes are numbered on."""
     begin, wholes = 0, []
     for part in parts:
         wholes.append(part.whole + begin)

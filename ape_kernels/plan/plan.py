@@ -104,7 +104,7 @@ class _Outlook:
         return torch.cat([serves, always], -1).int().argmax(-1)
 
     def flops(self, chosen: Tensor) -> Tensor:
-        """Of each cell, int64 ``[B, R, K]``: whole numbers, so that sums do not depend on their order."""
+        """FLOPs of each cell, int64 ``[B, R, K]``: whole numbers, so that sums do not depend on their order."""
         own = _on(self.work.candidates, chosen.device)[chosen] * (self.heights * self.widths)
         ring = ring_pixels(chosen > 0, self.heights, self.widths, self.fit.ring)
         return own + ring * self.work.ring

@@ -23,7 +23,7 @@ class Work:
 
     @classmethod
     def of(cls, program: PatchProgram, tones: bool = False) -> Work:
-        """Of a program; with or without a table of tones."""
+        """The work of a program, with or without a table of tones."""
         scale, per_pixel = program.scale, program.fold**2
         exits = [program.flops_to_stage(stage) // per_pixel for stage in range(len(program.stages))]
         ring = (program.head_flops + program.body_flops_to_stage(0)) // per_pixel

@@ -78,7 +78,7 @@ def why_wrong(reference: Arrays, results: Arrays, dtype: str, own: Arrays | None
 
 
 def why_images_wrong(reference: Arrays, results: Arrays, dtype: str, own: Arrays | None) -> str:
-    """As `why_wrong`, of what `images.make_reference` and `images.measure` give."""
+    """The same as `why_wrong`, for what `images.make_reference` and `images.measure` give."""
     bounds = FLOAT32 if dtype == "float32" else SIXTEEN_BITS
     if dtype != "float32" and own is not None and np.isfinite(own["full"]).all():
         bounds = _widened(bounds, _pixel_errors(reference["right.full"], own["full"]))
@@ -122,7 +122,7 @@ def _errors(reference: Arrays, results: Arrays, way: str) -> Errors:
 
 
 def _pixel_errors(right: NDArray[Any], got: NDArray[Any]) -> Errors:
-    """Of pictures or of patches' ones, ``[N, O, H, W]``."""
+    """Errors per pixel of pictures ``[N, O, H, W]``, of images or of patches."""
     expected = right.astype(np.float64)
     error = np.abs(got - expected) / (expected.max() - expected.min())
     mean_square = np.sqrt((error**2).mean(axis=(1, 2, 3))).max()

@@ -67,7 +67,7 @@ def save_model(path: Path, model: ExitNetwork) -> None:
         temporary.write_bytes(save(tensors, metadata=metadata))
 
 
-def load_model(path: Path, unsaid: Unsaid | None = None, *, with_fit: bool = True) -> ExitNetwork:
+def load_model(path: Path | str, unsaid: Unsaid | None = None, *, with_fit: bool = True) -> ExitNetwork:
     """Build the network stored in `path`, in evaluation mode, with its `exit_fit` if one is stored there or beside it.
 
     path: a file written by `save_model`, or a state dict that `from_state_dict` knows. This is ``.safetensors``, or a
@@ -78,6 +78,7 @@ def load_model(path: Path, unsaid: Unsaid | None = None, *, with_fit: bool = Tru
 
     Raises UserError when the file is missing, corrupt, holds something else or does not fit.
     """
+    path = Path(path)
     metadata, content = _read(path)
     model = _built(path, metadata, content, unsaid or Unsaid())
     if with_fit:
@@ -85,11 +86,12 @@ def load_model(path: Path, unsaid: Unsaid | None = None, *, with_fit: bool = Tru
     return model
 
 
-def load_network(path: Path, unsaid: Unsaid | None = None) -> nn.Module:
+def load_network(path: Path | str, unsaid: Unsaid | None = None) -> nn.Module:
     """As `load_model`. A network of another family is built by spandrel, where that is installed.
 
     Networks of spandrel read and write pixels from 0 to 1.
     """
+    path = Path(path)
     metadata, content = _read(path)
     model = _network(path, metadata, content, unsaid or Unsaid())
     attach_fit(model, path, metadata or {})

@@ -109,7 +109,7 @@ def _name(index: int) -> str:
 
 
 def _draw_legend(figure: Figure, counts: np.ndarray, colours: np.ndarray, share: float, total: tuple[int, int]) -> None:
-    """From less work to more. counts: of what was interpolated, which is left away if there is none, and every exit."""
+    """Draw a legend from less work to more. counts: interpolated cells (left out if there are none), then all exits."""
     stages = len(counts) - 1
     first = -1 if counts[0] else 0
     boxes, length = stages - first, min(total[0], 1000) - 20

@@ -24,7 +24,10 @@ def prepare() -> None:
 
 
 def begin_work() -> None:
-    """From now on Ctrl-C and SIGTERM raise, so that unfinished files are removed. Nothing without `prepare` before."""
+    """From now on Ctrl-C and SIGTERM raise, so that unfinished files are removed.
+
+    It does nothing if `prepare` was not called.
+    """
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, _terminate)

@@ -104,7 +104,7 @@ class TestWholeNumbers:
 
 
 class TestStrips:
-    """Of pictures that are never whole."""
+    """Strips of pictures that are never whole."""
 
     def joined(self, fast, image):
         strips, heights = [], []

@@ -74,6 +74,11 @@ def test_rows_outside_the_features_are_refused():
         )
 
 
+def test_a_core_older_than_the_python_code_says_so():
+    with pytest.raises(AttributeError, match=r"the native core has no cpu_new: .* run: pip install -e \."):
+        core().cpu_new()
+
+
 def test_the_core_needs_no_torch():
     """One build serves every torch: the module loads in a process that never imports it."""
     code = (

@@ -204,7 +204,7 @@ class TestContract:
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     @pytest.mark.parametrize("name", PROGRAMS)
     def test_rounding_in_half_precision_is_right(self, name, dtype):
-        """By the contract's own bounds: with half of each left, in float16 nine tenths."""
+        """Its errors are within the contract's bounds, and in float16 within a fifth of them."""
         results = measured(oracle, name, dtype)
         errors = contract._errors(reference(name), results, "few")
         assert contract.why_wrong(reference(name), results, dtype, None) == ""

@@ -18,7 +18,7 @@ from ape_sr.weights import find_weights
 def test_weights_come_back_with_their_network(tmp_path):
     model = spread_network(3, 2, 8, 2, res_scale=0.5, exit_threshold=0.8)
     save_model(tmp_path / "a.safetensors", model)
-    loaded = load_model(tmp_path / "a.safetensors")
+    loaded = load_model(str(tmp_path / "a.safetensors"))
     assert loaded.config == model.config
     assert not loaded.training
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())

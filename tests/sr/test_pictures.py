@@ -195,7 +195,7 @@ class TestDepth:
 
 
 def save_deep(path, image, transparency=None):
-    """By libraries that the project does not write with."""
+    """Write a file of 16 bits with libraries that the project does not write with."""
     if path.suffix == ".tif":
         extra = ["unassalpha"] if image.shape[2] in (2, 4) else None
         photometric = "rgb" if image.shape[2] >= 3 else "minisblack"

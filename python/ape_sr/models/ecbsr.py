@@ -87,9 +87,7 @@ class ECBSR(ExitNetwork):
     with_idt: whether blocks add their input.
     rgb_range: the largest value of a pixel.
 
-    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`). In evaluation
-    mode, or without exits, it returns the picture of full depth, ``[N, 3, scale * h, scale * w]``.
-    Raises ValueError for arguments outside these ranges.
+    `forward` is that of `ExitNetwork`. Raises ValueError for arguments outside these ranges.
     """
 
     def __init__(

@@ -67,9 +67,7 @@ class EDSR(ExitNetwork):
     head_exit: a patch may also leave before the first block, which needs a regressor that looks ahead. Exit 0 is then
         the one after the head. The head is linear, so the regressor knows only the mean colour of the patch there.
 
-    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`). In evaluation
-    mode, or without exits, it returns the picture of full depth, ``[N, 3, scale * h, scale * w]``.
-    Raises ValueError for arguments outside these ranges.
+    `forward` is that of `ExitNetwork`. Raises ValueError for arguments outside these ranges.
     """
 
     def __init__(

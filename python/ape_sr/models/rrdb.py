@@ -75,9 +75,7 @@ class RRDBNet(ExitNetwork):
     fold: 1, 2 or 4. Squares of fold x fold pixels are folded into channels first, and the features are then upsampled
         by scale * fold. The sides of images must be multiples of it.
 
-    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`). In evaluation
-    mode, or without exits, it returns the picture of full depth, ``[N, 3, scale * h, scale * w]``.
-    Raises ValueError for arguments outside these ranges.
+    `forward` is that of `ExitNetwork`. Raises ValueError for arguments outside these ranges.
     """
 
     def __init__(

@@ -195,9 +195,7 @@ class SwinIR(ExitNetwork):
         and 8).
     resi_connection: "1conv", or "3conv" of the large real-world network.
 
-    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`). In evaluation
-    mode, or without exits, it returns the picture of full depth, ``[N, 3, scale * h, scale * w]``.
-    Raises ValueError for arguments outside these ranges.
+    `forward` is that of `ExitNetwork`. Raises ValueError for arguments outside these ranges.
     """
 
     rgb_range = 1.0

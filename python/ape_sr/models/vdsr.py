@@ -18,9 +18,7 @@ class VDSR(ExitNetwork):
     exit_threshold: the prediction from which on a patch leaves (1 - threshold).
     rgb_range: the largest value of a pixel: 1.0 here, 255 in the published code.
 
-    In training mode `forward` returns the pictures and predictions of all exits (see `forward_exits`). In evaluation
-    mode, or without exits, it returns the picture of full depth, ``[N, 3, scale * h, scale * w]``.
-    Raises ValueError for arguments outside these ranges.
+    `forward` is that of `ExitNetwork`. Raises ValueError for arguments outside these ranges.
     """
 
     def __init__(
