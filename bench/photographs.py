@@ -4,8 +4,8 @@
 
 Needs the packages openvino and nncf. INT8 is calibrated on the photographs themselves, the best case for it. Each
 engine gets the whole picture, with shapes fixed in advance; a plan's time is in its row. Times are processor time of
-all threads, the best of five in turns: other processes on the machine count little. bf16 is faster on CPUs with AMX alone. Fidelity is the PSNR to the model's
-own picture in float32, over all channels.
+all threads, the best of five in turns: other processes on the machine count little. bf16 is faster on CPUs with AMX
+alone. Fidelity is the PSNR to the model's own picture in float32, over all channels.
 """
 
 from __future__ import annotations
