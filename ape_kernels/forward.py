@@ -15,7 +15,7 @@ from ape_kernels.backends.protocol import Exits
 from ape_kernels.check import check_program
 from ape_kernels.exits import all_exits, has_added_exits
 from ape_kernels.geometry import PATCH_SIZE, Blend, check_blend, check_patch_size
-from ape_kernels.inputs import checked_pixels
+from ape_kernels.inputs import check_stages, checked_pixels, expect
 from ape_kernels.packed import DTYPES, Packed, PackedModel, Wish
 from ape_kernels.plan.fit import ExitFit
 from ape_kernels.plan.plan import Plan, check_budget, check_fit
@@ -349,6 +349,9 @@ class APEForward(Wrapper):
             raise ValueError(
                 f"{name}: expected none for patches, which are no whole image; give exit_at, or a threshold"
             )
+        if exit_at is not None:
+            exit_at = expect(exit_at, "exit_at", torch.int64, (len(pixels),), pixels.device)
+            check_stages(exit_at, "exit_at", 0, len(packed.program.stages))
         results = run_patches(pixels, packed, Exits(exit_boundary(self.threshold), exit_at))
         return results.sr.to(patches.dtype), results.exit_index, results.capacity
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ape_kernels import ops
 from ape_kernels.backends.protocol import Depths, Picture
 from ape_kernels.folding import fold_pixels, reflect_to_multiple
-from ape_kernels.inputs import check_cells
+from ape_kernels.inputs import check_cells, checked_program, expect
 from ape_kernels.packed import Packed, PictureShape
 from ape_kernels.progress import Progress
 from ape_kernels.sharing import receptive_field, why_not_shared
@@ -132,28 +132,18 @@ def check_image(
     image: Tensor, packed: PackedProgram, sharing: Tensor, depths: Depths, colours: Tensor | None, fold: int
 ) -> None:
     """Raises ValueError for what native code would read or write outside of."""
-    if image.ndim != 4 or image.dtype != torch.float32:
-        raise ValueError(f"image: expected float32 [B, C, H, W], got {image.dtype} {list(image.shape)}")
-    if packed.weights.device != image.device:
-        raise ValueError(f"weights: expected on {image.device}, packed for it, got {packed.weights.device}")
-    rows = len(packed.table)
-    if sharing.dtype != torch.int32 or tuple(sharing.shape) != (rows, 2) or not sharing.is_contiguous():
-        raise ValueError(f"sharing: expected int32 [{rows}, 2], got {sharing.dtype} {list(sharing.shape)}")
+    place = image.device
+    expect(image, "image", torch.float32, ("B", "C", "H", "W"), place)
+    checked_program([*packed], place)
+    expect(sharing, "sharing", torch.int32, (len(packed.table), 2), torch.device("cpu"))
     if depths.cell < 1 or depths.cell % fold:
         raise ValueError(f"cell: expected a multiple of {fold}, got {depths.cell}")
     if depths.ring < 0:
         raise ValueError(f"ring: expected at least 0 pixels, got {depths.ring}")
     if depths.exit_at is not None:
         check_cells(depths.exit_at, "exit_at", image, depths.cell)
-    if colours is None:
-        return
-    for name, got, expected in (
-        ("dtype", colours.dtype, image.dtype),
-        ("shape", list(colours.shape), list(image.shape)),
-        ("device", colours.device, image.device),
-    ):
-        if got != expected:
-            raise ValueError(f"colours: expected the {name} of the image, {expected}, got {got}")
+    if colours is not None:
+        expect(colours, "colours", torch.float32, tuple(image.shape), place)
 
 
 class _Band(NamedTuple):

@@ -24,9 +24,21 @@ from torch import Tensor
 
 from ape_kernels.autocast import without_autocast
 from ape_kernels.backends import choose_for_patches, get_backend
-from ape_kernels.backends.protocol import STATISTICS, Depths, Exits, FitTensors, LevelsPicture, PatchResults, Picture
+from ape_kernels.backends.protocol import (
+    LEVELS,
+    STATISTICS,
+    Depths,
+    Exits,
+    FitTensors,
+    LevelsPicture,
+    PatchResults,
+    Picture,
+)
 from ape_kernels.geometry import AxisBlend
+from ape_kernels.inputs import checked_blend, checked_exits, checked_program, checked_starts, expect, expect_range
 from ape_kernels.table import PackedProgram
+
+IMAGE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of split and merge, which compute little
 
 _LIBRARY = torch.library.Library("ape_kernels", "DEF")
 _LOG = logging.getLogger("ape_kernels")
@@ -60,16 +72,16 @@ def run_patches(
     Raises ValueError for tensors of another dtype, shape or device, and for a malformed table.
     """
     out = PatchResults.empty(patches, upscale, out_channels)
-    fill_patches(out, patches, PackedProgram(*program), Exits(boundary, exit_at), backend)
+    fill_patches(out, patches, checked_program(program, patches.device), Exits(boundary, exit_at), backend)
     return out
 
 
 def fill_patches(out: PatchResults, patches: Tensor, packed: PackedProgram, exits: Exits, backend: str) -> None:
     """`run_patches` that writes into existing tensors. They are contiguous and as `PatchResults` describes them."""
-    _check_patches(patches, "patches", packed.weights)
-    if exits.exit_at is not None:
-        exits = exits._replace(exit_at=_checked_ids(exits.exit_at, "exit_at", len(patches), patches.device))
-    _call(backend, "run_patches", packed, patches.contiguous(), exits, out)
+    place = packed.weights.device
+    patches = expect(patches, "patches", torch.float32, ("P", "C", "h", "w"), place)
+    exit_at = checked_exits(exits.exit_at, "exit_at", len(patches), packed, place)
+    _call(backend, "run_patches", packed, patches, Exits(exits.boundary, exit_at), out)
 
 
 def run_stage(
@@ -89,12 +101,13 @@ def run_stage(
 
     Raises ValueError as `run_patches` does, and for an unknown stage.
     """
-    packed = PackedProgram(*program)
-    _check_patches(features, "features", packed.weights)
-    active = _checked_ids(active, "active", None, features.device)
-    exit_at = None if exit_at is None else _checked_ids(exit_at, "exit_at", len(features), features.device)
-    exits = Exits(boundary, exit_at)
-    return _call(backend, "run_stage", packed, stage, features.contiguous(), active, exits)
+    place = features.device
+    packed = checked_program(program, place)
+    features = expect(features, "features", torch.float32, ("P", "C", "h", "w"), place)
+    active = expect(active, "active", torch.int64, ("A",), place)
+    expect_range(active, "active", 0, len(features) - 1)
+    exits = Exits(boundary, checked_exits(exit_at, "exit_at", len(features), packed, place))
+    return _call(backend, "run_stage", packed, stage, features, active, exits)
 
 
 def split(
@@ -104,7 +117,11 @@ def split(
 
     row_start, column_start: int32 ``[R]`` and ``[K]``, the first image row and column of the patches.
     """
-    return _call(backend, "split", image.contiguous(), row_start, column_start, (patch_height, patch_width))
+    image = expect(image, "image", IMAGE_DTYPES, ("B", "C", "H", "W"), None)
+    height, width = image.shape[2:]
+    row_start = checked_starts(row_start, "row_start", patch_height, height, image.device)
+    column_start = checked_starts(column_start, "column_start", patch_width, width, image.device)
+    return _call(backend, "split", image, row_start, column_start, (patch_height, patch_width))
 
 
 def merge(
@@ -114,7 +131,13 @@ def merge(
 
     The weighted sums are float32 in a fixed order. rows, columns: see `AxisBlend`. batch, patch_rows: B and R.
     """
-    return _call(backend, "merge", patches.contiguous(), AxisBlend(*rows), AxisBlend(*columns), batch, patch_rows)
+    patches = expect(patches, "patches", IMAGE_DTYPES, ("P", "C", "h", "w"), None)
+    count = batch * patch_rows
+    if count < 1 or len(patches) % count:
+        raise ValueError(f"patches: expected a multiple of {batch} x {patch_rows}, got {len(patches)}")
+    row_blend = checked_blend(rows, "rows", patch_rows, patches.shape[2], patches.device)
+    column_blend = checked_blend(columns, "columns", len(patches) // count, patches.shape[3], patches.device)
+    return _call(backend, "merge", patches, row_blend, column_blend, batch, patch_rows)
 
 
 def run_image(
@@ -149,12 +172,13 @@ def statistics(image: Tensor, cell: int, value_range: float, backend: str) -> Te
 
     Raises ValueError for a tensor of another dtype or shape.
     """
-    if image.ndim != 4 or image.dtype != torch.float32 or 0 in image.shape[1:]:
-        raise ValueError(f"image: expected float32 [B, C, H, W], got {image.dtype} {list(image.shape)}")
+    image = expect(image, "image", torch.float32, ("B", "C", "H", "W"), None)
+    if 0 in image.shape[1:]:
+        raise ValueError(f"image: expected C, H and W at least 1, got {list(image.shape)}")
     if cell < 1:
         raise ValueError(f"cell: expected at least 1 pixel, got {cell}")
     name = choose_for_patches(backend, image.device, image.dtype)  # here: what is traced cannot choose
-    return _call(name, "statistics", image.contiguous(), cell, value_range)
+    return _call(name, "statistics", image, cell, value_range)
 
 
 def predict(statistics: Tensor, fit: list[Tensor], parts: int, backend: str) -> tuple[Tensor, Tensor]:
@@ -164,15 +188,22 @@ def predict(statistics: Tensor, fit: list[Tensor], parts: int, backend: str) -> 
     parts: cells along each side of those squares over which the kind of a cell is averaged. Every value is computed by
     itself in a fixed order: it depends on neither batch nor threads.
     """
-    if statistics.ndim != 4 or statistics.dtype != torch.float32 or statistics.shape[3] != STATISTICS:
-        got = f"{statistics.dtype} {list(statistics.shape)}"
-        raise ValueError(f"statistics: expected float32 [B, R, K, {STATISTICS}], got {got}")
-    tensors = FitTensors(*(tensor.contiguous() for tensor in fit))
-    for name, tensor in tensors._asdict().items():
-        if tensor.dtype != torch.float32 or tensor.device != statistics.device:
-            raise ValueError(f"{name}: expected float32 on {statistics.device}, got {tensor.dtype} on {tensor.device}")
+    place = statistics.device
+    statistics = expect(statistics, "statistics", torch.float32, ("B", "R", "K", STATISTICS), place)
+    given = FitTensors(*fit)
+    kinds, candidates = len(given.kinds) + 1, len(given.quadratic)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("mean", "deviation", "low", "high"), (STATISTICS,)) | {
+        "precision": (STATISTICS, STATISTICS),
+        "leverage": (),
+        "quadratic": (candidates, STATISTICS + 1, STATISTICS + 1),
+        "kinds": (kinds - 1,),
+        "needed": (kinds, candidates, LEVELS),
+    }
+    tensors = FitTensors(
+        *(expect(tensor, name, torch.float32, shapes[name], place) for name, tensor in given._asdict().items())
+    )
     name = choose_for_patches(backend, statistics.device, statistics.dtype)
-    return _call(name, "predict", statistics.contiguous(), tensors, parts)
+    return _call(name, "predict", statistics, tensors, parts)
 
 
 def _fake_predict(statistics: Tensor, fit: list[Tensor], parts: int, backend: str) -> tuple[Tensor, Tensor]:
@@ -225,22 +256,6 @@ def _describe(value: Any) -> str:
     if isinstance(value, tuple):
         return f"{type(value).__name__}({', '.join(map(_describe, value))})"
     return repr(value)
-
-
-def _check_patches(patches: Tensor, name: str, weights: Tensor) -> None:
-    if patches.ndim != 4 or patches.dtype != torch.float32:
-        raise ValueError(f"{name}: expected float32 [P, C, h, w], got {patches.dtype} {list(patches.shape)}")
-    if weights.device != patches.device:
-        raise ValueError(f"weights: expected on {patches.device}, packed for it, got {weights.device}")
-
-
-def _checked_ids(ids: Tensor, name: str, count: int | None, device: torch.device) -> Tensor:
-    """`ids`, contiguous. A kernel would read outside of strided ids, or of ids on another device."""
-    if ids.dtype != torch.int64 or ids.ndim != 1 or count not in (None, len(ids)) or ids.device != device:
-        size = "A" if count is None else count
-        got = f"{ids.dtype} {list(ids.shape)} on {ids.device}"
-        raise ValueError(f"{name}: expected int64 [{size}] on {device}, got {got}")
-    return ids.contiguous()
 
 
 register("run_patches", run_patches, _fake_run_patches)

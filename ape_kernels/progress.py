@@ -17,30 +17,62 @@ def run_watched(call: Callable[..., None], arguments: dict[str, Any], progress: 
     """Run native code, which does not return to Python before it is done, and tell how far it is.
 
     call: takes `arguments`, and `watch`, the address of three int64: parts done, parts there are, and whether to stop,
-    which it looks at before each part; 0 for nobody. It runs in a thread of its own if somebody listens.
+    which it looks at after each part; 0 for nobody. It runs in a thread of its own if somebody listens.
     """
     if progress is None:
         call(**arguments, watch=0)
         return
-    watch = np.zeros(3, np.int64)
-    errors: list[BaseException] = []
+    _Watched(call, arguments).run(progress)
 
-    def run() -> None:
+
+class _Watched:
+    """A call in a thread that is over, or never begins, when `run` is left: its arguments are addresses.
+
+    An interruption may come at any point of `run`, also where the thread is about to begin.
+    """
+
+    def __init__(self, call: Callable[..., None], arguments: dict[str, Any]) -> None:
+        self._call, self._arguments = call, arguments
+        self._watch = np.zeros(3, np.int64)
+        self._lock = threading.Lock()
+        self._begun = self._dropped = False
+        self._over = threading.Event()
+        self._error: BaseException | None = None
+
+    def run(self, progress: Progress) -> None:
+        """Runs it, and tells how far it is until it is done."""
+        thread = threading.Thread(target=self._work, name="ape-kernels", daemon=True)
         try:
-            call(**arguments, watch=watch.ctypes.data)
-        except BaseException as error:  # raised below, in the thread of the caller
-            errors.append(error)
+            thread.start()
+            while not self._over.wait(INTERVAL):
+                progress(float(self._watch[0]) / max(1.0, float(self._watch[1])))
+        except BaseException:
+            self._settle()
+            raise
+        if self._error is not None:
+            raise self._error
+        progress(1.0)
 
-    thread = threading.Thread(target=run, name="ape-kernels")
-    thread.start()
-    try:
-        while thread.is_alive():
-            progress(float(watch[0]) / max(1.0, float(watch[1])))
-            thread.join(INTERVAL)
-    except BaseException:
-        watch[2] = 1
-        thread.join()
-        raise
-    if errors:
-        raise errors[0]
-    progress(1.0)
+    def _work(self) -> None:
+        with self._lock:
+            if self._dropped:
+                return
+            self._begun = True
+        try:
+            self._call(**self._arguments, watch=self._watch.ctypes.data)
+        except BaseException as error:  # raised in the thread of the caller
+            self._error = error
+        self._over.set()
+
+    def _settle(self) -> None:
+        """Returns when the thread does not use the arguments any more, however often it is interrupted."""
+        while True:
+            try:
+                with self._lock:
+                    self._dropped = True
+                self._watch[2] = 1
+                if self._begun:
+                    self._over.wait()
+                return
+            except BaseException:
+                continue

@@ -20,6 +20,7 @@ from ape_kernels.backends.protocol import Exits, PatchResults
 from ape_kernels.folding import fold_pixels
 from ape_kernels.geometry import AxisBlend, Band, Blend, PatchGrid, folded_geometry, patch_count, patch_grid
 from ape_kernels.images import Put
+from ape_kernels.inputs import checked_program, expect
 from ape_kernels.packed import Packed, PictureShape
 from ape_kernels.progress import Progress
 from ape_kernels.table import PackedProgram
@@ -141,7 +142,7 @@ def _upscale(
     patch_size, overlap = cut
     cuts = Cut(patch_size, overlap, cast(Blend, blend))
     exits = Exits(boundary, exit_at)
-    return _run(image, PackedProgram(*program), PictureShape(*shape), exits, cuts, backend, None, None)
+    return _run(image, checked_program(program, image.device), PictureShape(*shape), exits, cuts, backend, None, None)
 
 
 def _run(
@@ -154,10 +155,8 @@ def _run(
     progress: Progress | None,
     put: Put | None,
 ) -> PatchResults:
-    if image.ndim != 4 or image.dtype != torch.float32:
-        raise ValueError(f"image: expected float32 [B, C, H, W], got {image.dtype} {list(image.shape)}")
+    expect(image, "image", torch.float32, ("B", "C", "H", "W"), packed.weights.device)
     upscale, out_channels, fold = shape
-    depths = None if exits.exit_at is None else exits.exit_at.flatten()
 
     def fill(out: PatchResults, patches: Tensor, begin: int) -> None:
         part = None if depths is None else depths[begin : begin + len(patches)]
@@ -173,9 +172,9 @@ def _run(
     batch, _, height, width = image.shape
     grid = patch_grid(height, width, *folded_geometry(cut.patch_size, cut.overlap, fold), upscale, cut.blend)
     rows, columns = grid.shape
-    if exits.exit_at is not None and tuple(exits.exit_at.shape) != (batch, rows, columns):
-        got = list(exits.exit_at.shape)
-        raise ValueError(f"exit_at: expected int64 [{batch}, {rows}, {columns}], got {got}")
+    depths = None
+    if exits.exit_at is not None:
+        depths = expect(exits.exit_at, "exit_at", torch.int64, (batch, rows, columns), image.device).flatten()
     if batch == 0:
         results = PatchResults.empty(image.new_empty(0, 1, height, width), upscale, out_channels)
     elif (step := _rows_at_once(image, grid, out_channels)) >= batch * rows:

@@ -1,7 +1,7 @@
 """Whole images on shared feature maps, on the CPU: what a pixel costs beside patches, and what plans take and leave.
 
     python bench/images.py                       # pixels of images and patches, parts that are interpolated
-    python bench/images.py -i PHOTOGRAPHS        # plans: share of the work, share of the time, seams
+    python bench/images.py -i PHOTOGRAPHS        # plans: share of the work, share of the time
     python bench/images.py -n WEIGHTS            # another network in the first table
 
 Times are processor time of one thread, the best of some: other processes on the machine count little. How much two
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ape_kernels import APEForward, Plan, Wish, pack
+from ape_kernels import APEForward, Wish, pack
 from ape_kernels.backends.protocol import Depths, Exits
 from ape_kernels.geometry import cells_of
 from ape_kernels.images import RING, run_image
@@ -124,36 +124,17 @@ def parts(height: int, width: int, full: int) -> list[tuple[str, Tensor, int]]:
 
 
 def plans(folder: Path, fidelities: list[float]) -> None:
-    """Share of the work and of the time of each picture's plan, and the gradient that its borders add."""
+    """Share of the work and of the time of each picture's plan."""
     model = load_model(find_weights(Path("edsr-12x32-x4")))
     whole = APEForward(model, fidelity=None)
     lows = {pair.name: to_tensor(pair.read(model.scale)[0], model.rgb_range) for pair in find_pairs(folder)}
     for asked in fidelities:
-        fast, seams = APEForward(model, fidelity=asked), []
+        fast = APEForward(model, fidelity=asked)
         for name, image in lows.items():
-            plan, full = fast.plan(image), whole(image)
-            seams.append(excess_gradient(fast(image), full, plan, model.scale))
+            plan = fast.plan(image)
             took, whole_took = (seconds(partial(run, image), 3) for run in (fast, whole))
             work = f"{float(plan.share):.3f} of the work, {took / whole_took:.3f} of the time"
-            print(f"{asked:g} dB, {name}: {work}, seam {seams[-1]:.3f}")
-        known = torch.tensor(seams)
-        print(f"{asked:g} dB, mean excess gradient: {float(known[known.isfinite()].mean()):.3f} grey levels")
-
-
-def excess_gradient(picture: Tensor, full: Tensor, plan: Plan, scale: int) -> float:
-    """Mean gradient across borders of cells that differ in depth, less full depth's there, in levels of 8 bits."""
-    pictures = [each.clamp(0, 1)[0] * 255 for each in (picture, full)]
-    step, total, count = plan.cell * scale, 0.0, 0
-    for axis in (1, 2):
-        for number in range(1, plan.exit_at.shape[axis]):
-            differ = plan.exit_at[0].select(axis - 1, number) != plan.exit_at[0].select(axis - 1, number - 1)
-            mask = differ.repeat_interleave(step)[: full.shape[4 - axis]]
-            ours, theirs = (
-                (each.select(axis, number * step) - each.select(axis, number * step - 1)).abs().mean(0)[mask]
-                for each in pictures
-            )
-            total, count = total + float((ours - theirs).sum()), count + int(mask.sum())
-    return total / count if count else float("nan")
+            print(f"{asked:g} dB, {name}: {work}")
 
 
 if __name__ == "__main__":

@@ -300,9 +300,31 @@ def test_writes_that_pytorch_does_not_count_are_read_when_asked(notice):
     assert_pictures_close(fast(lr), model(lr))
 
 
-def test_bad_exit_at(model):
-    with pytest.raises(ValueError, match=r"exit_at: expected int64 \[2\] on cpu, got torch.int64 \[3\] on cpu"):
-        APEForward(model).forward_patches(test_patches(2), torch.zeros(3, dtype=torch.int64))
+BAD_EXITS = {
+    "list": ([0, 1], TypeError, "exit_at: expected a torch.Tensor, .*got list"),
+    "number": (1, TypeError, "exit_at: expected a torch.Tensor, .*got int"),
+    "shape": (
+        torch.zeros(3, dtype=torch.int64),
+        ValueError,
+        r"exit_at: expected int64 \[2\] on cpu, got torch.int64 \[3\]",
+    ),
+    "dtype": (torch.zeros(2), ValueError, r"exit_at: expected int64 \[2\] on cpu, got torch.float32"),
+    "too-deep": (torch.tensor([0, 4]), ValueError, "exit_at: expected 0 to 3, got 0 to 4"),
+    "below": (torch.tensor([-1, 3]), ValueError, "exit_at: expected 0 to 3, got -1 to 3"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_EXITS)
+def test_bad_exit_at(model, case):
+    exit_at, error, message = BAD_EXITS[case]
+    with pytest.raises(error, match=message):
+        APEForward(model).forward_patches(test_patches(2), exit_at)
+
+
+def test_exit_at_with_strides(model, backend):
+    fast, patches = APEForward(model, backend=backend), test_patches(6)
+    _, exit_index, _ = fast.forward_patches(patches, torch.tensor([2]).expand(6))
+    assert exit_index.tolist() == [2] * 6
 
 
 class TestChoiceOfBackend:

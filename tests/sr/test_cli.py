@@ -1,10 +1,17 @@
 """The command as a user calls it."""
 
+import contextlib
 import csv
+import fcntl
 import json
+import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import numpy as np
@@ -104,6 +111,28 @@ class TestUpscale:
         assert "dtype: expected fp32 or bf16 for this network, whose values overflow in fp16" in capsys.readouterr().err
         assert not (tmp_path / "x.png").exists()
         assert run("upscale", *arguments) == 0
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_a_terminal_sees_how_far_it_is(self, tmp_path, cat, weights, count):
+        """Also within one picture, with the time that is left."""
+        for i in range(count):
+            write_image(tmp_path / "in" / f"{i}.png", np.tile(cat, (8, 8, 1)))
+        source = tmp_path / "in" / "0.png" if count == 1 else tmp_path / "in"
+        reader, writer = pty.openpty()
+        fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+        command = [sys.executable, "-m", "ape_sr", "upscale", source, "-o", tmp_path / "out", "-n", weights]
+        process = subprocess.Popen(list(map(str, command)), stderr=writer, stdout=subprocess.DEVNULL)
+        os.close(writer)
+        told = b""
+        with contextlib.suppress(OSError):  # at the end, on Linux
+            while part := os.read(reader, 1 << 16):
+                told += part
+        os.close(reader)
+        assert process.wait() == 0
+        shares = [int(share) for share in re.findall(rb"(\d+)%\|", told)]
+        assert shares == sorted(shares) and shares[-1] == 100
+        assert any(0 < share % (100 // count) < 100 // count for share in shares), "within a picture"
+        assert re.search(rb"of %d images, 0\d:\d\d, 0\d:\d\d left" % count, told)
 
     def test_a_corrupt_file_does_not_stop_the_others(self, tmp_path, photos, weights, capsys):
         (photos / "bad.png").write_bytes(b"no picture")

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ape_sr.cli.arguments import Commands, fidelity, fraction, non_negative_float, positive_float, positive_int
 from ape_sr.cli.network import DEFAULT_SCALE, add_network_arguments, open_network, weights_path
@@ -20,11 +20,14 @@ from ape_sr.process import silence
 from ape_sr.weights import shipped_names, shipped_weights
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from ape_sr.folder.jobs import Job
     from ape_sr.folder.work import Work
     from ape_sr.upscaler import Upscaler
 
 MAX_PIXELS = 180_000_000
+BAR = "{percentage:3.0f}%|{bar}| {n:.3g} of {total} images, {elapsed}, {remaining} left"
 
 DESCRIPTION = """
 Upscale images, or folders of images. With weights that carry a fit (ape-sr fit), each part of an image takes as few
@@ -166,8 +169,11 @@ def _run_jobs(work: Work, jobs: list[Job], alone: bool, leads: bool) -> list[str
 
     failures: list[str] = []
     started = perf_counter()
-    with closing(run_stages(jobs, work.stages())) as results:
-        for done in tqdm(results, total=len(jobs), unit="image", disable=None if leads and not alone else True):
+    bar = tqdm(total=len(jobs), bar_format=BAR, smoothing=0, disable=None if leads else True)
+    work.progress = lambda images: _move(bar, images)
+    with bar, closing(run_stages(jobs, work.stages())) as results:
+        for number, done in enumerate(results, start=1):
+            _move(bar, number)
             if done.error is not None:
                 if alone:
                     raise done.error
@@ -186,6 +192,11 @@ def _run_jobs(work: Work, jobs: list[Job], alone: bool, leads: bool) -> list[str
             sys.stderr,
         )
     return failures
+
+
+def _move(bar: tqdm[Any], images: float) -> None:
+    """The bar to so many images, never back."""
+    bar.update(max(0.0, min(images, bar.total) - bar.n))
 
 
 class Networks:

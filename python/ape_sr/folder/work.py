@@ -81,7 +81,8 @@ class Work:
     """The stages of a run.
 
     networks: gives the network for a factor, or the one that there is for None; its other argument names the image.
-    announce: called before the network begins.
+    announce: called before the network begins. progress: how far the network is, in images, told by the thread that
+    computes; may be set.
     """
 
     def __init__(
@@ -91,7 +92,9 @@ class Work:
         announce: Callable[[Job], None] | None = None,
     ) -> None:
         self.options, self.networks, self.announce = options, networks, announce
+        self.progress: Callable[[float], None] = lambda images: None
         self.seconds = Seconds()
+        self._computed = 0
 
     def stages(self) -> Stages[Job, Item, Result]:
         """The stages of a job, for `run_stages`."""
@@ -132,7 +135,9 @@ class Work:
         if self.announce is not None:
             self.announce(job)
         try:
-            return self._compute(job, item)
+            result = self._compute(job, item)
+            self._computed += 1
+            return result
         except MemoryError:
             raise UserError(f"{job.source}: too large for the memory there is") from None
         except RuntimeError as error:
@@ -148,8 +153,12 @@ class Work:
         frames: list[Frame] = []
         reports: list[Report] = []
         exits = None
-        for frame in (item.first, *item.file.frames):
-            pixels, report = upscaler.upscale(frame.pixels, return_report=True)
+        for number, frame in enumerate((item.first, *item.file.frames)):
+
+            def told(share: float, number: int = number) -> None:
+                self.progress(self._computed + (number + share) / max(item.file.count, number + 1))
+
+            pixels, report = upscaler.upscale(frame.pixels, return_report=True, progress=told)
             if self.options.exit_map and exits is None:
                 exits = upscaler.exit_map(pixels, report)
             height, width = frame.pixels.shape[:2]
