@@ -110,9 +110,7 @@ def run_patches(packed: PackedProgram, patches: Tensor, exits: Exits, out: Patch
 
 
 def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tensor, exits: Exits) -> StageResults:
-    rows, _, height, width = features.shape
-    if len(active) and not 0 <= int(active.min()) <= int(active.max()) < rows:
-        raise ValueError(f"active: expected rows from 0 to {rows - 1}, got {int(active.min())} to {int(active.max())}")
+    height, width = features.shape[2:]
     out = features.new_empty(len(active), *features.shape[1:])
     capacity = torch.empty(len(active))
     leaves = torch.empty(len(active), dtype=torch.bool)
