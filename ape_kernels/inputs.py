@@ -25,17 +25,18 @@ def expect(
     Raises TypeError for what is no tensor, ValueError for another dtype, shape or device.
     """
     dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
+    if isinstance(value, Tensor) and value.dtype in dtypes and (place is None or value.device == place):
+        sides = value.shape
+        if len(shape) == len(sides) and all(
+            isinstance(side, str) or side == got for side, got in zip(shape, sides, strict=True)
+        ):
+            return value.contiguous()
     kinds = " or ".join(_name(each) for each in dtypes)
     where = "" if place is None else f" on {place}"
     expected = f"{kinds} [{', '.join(map(str, shape))}]{where}"
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, {expected}, got {type(value).__name__}")
-    same = len(shape) == value.ndim and all(
-        isinstance(side, str) or side == got for side, got in zip(shape, value.shape, strict=True)
-    )
-    if value.dtype not in dtypes or not same or (place is not None and value.device != place):
-        raise ValueError(f"{name}: expected {expected}, got {value.dtype} {list(value.shape)} on {value.device}")
-    return value.contiguous()
+    raise ValueError(f"{name}: expected {expected}, got {value.dtype} {list(value.shape)} on {value.device}")
 
 
 def expect_range(values: Tensor, name: str, low: int, high: int) -> None:
