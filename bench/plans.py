@@ -4,7 +4,8 @@
 
 Every plan is run, and the picture compared with the model's own whole picture: fidelity is the PSNR over all channels,
 clamped, on cells of 48 low-resolution pixels. The oracle knows the distances; its cells each reach what is asked for.
-Work counts head, body, tail, rings and interpolation; the network at full depth is 1.
+Work counts head, body, tail, rings and interpolation; the network at full depth is 1. Time is processor time of one
+thread, plan, network and interpolation, as a share of full depth's on the same image; each is run once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,10 +24,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ape_kernels import APEForward, Wish, pack
-from ape_kernels.backends.protocol import Depths
-from ape_kernels.images import run_image
-from ape_kernels.plan import ExitFit, make_plan
+from ape_kernels import APEForward
 from ape_kernels.plan.fit import MEASURE
 from ape_kernels.plan.measure import Measured, cell_means
 from ape_kernels.plan.work import Work, areas, ring_pixels
@@ -45,7 +44,11 @@ COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclass
 class Outcome:
-    """One picture, one fidelity asked for (dB). saved: shares of all work. picture: dB. cells: dB, 48 pixels each."""
+    """One picture, one fidelity asked for (dB).
+
+    saved, oracle: shares of all work. interpolated: share of the cells. time: share of full depth's. predicted,
+    picture: dB, of the picture. cells: dB, of cells of 48 pixels.
+    """
 
     name: str
     copy: str
@@ -53,6 +56,7 @@ class Outcome:
     saved: float
     oracle: float
     interpolated: float
+    time: float
     predicted: float
     picture: float
     cells: list[float]
@@ -68,15 +72,17 @@ def main() -> None:
     parser.add_argument("--copies", action="store_true", help="also in grey, at half brightness, and as JPEG")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    torch.set_num_threads(1)
     model = load_model(find_weights(args.weights), with_fit=args.fit is None)
-    fit = model.exit_fit if args.fit is None else read_fit(args.fit.read_bytes(), args.fit)
+    if args.fit is not None:
+        model.exit_fit = read_fit(args.fit.read_bytes(), args.fit)
     copies = COPIES if args.copies else {"as it is": COPIES["as it is"]}
     outcomes: list[Outcome] = []
     for pair in tqdm(find_pairs(args.input), unit="picture", disable=None):
         low, _ = pair.read(model.scale)
         for copy, change in copies.items():
             image = to_tensor(change(low), model.rgb_range)
-            for outcome in measure(APEForward(model, threshold=0.0), fit, image, args.fidelity):
+            for outcome in measure(APEForward(model, fidelity=None), image, args.fidelity):
                 outcome.name, outcome.copy = pair.name, copy
                 outcomes.append(outcome)
     print_table(outcomes)
@@ -86,12 +92,14 @@ def main() -> None:
 
 
 @torch.no_grad()
-def measure(fast: APEForward, fit: ExitFit, image: Tensor, fidelities: list[float]) -> Iterator[Outcome]:
-    """Measurements of one image ``[1, C, H, W]``."""
-    height, width = image.shape[2:]
+def measure(fast: APEForward, image: Tensor, fidelities: list[float]) -> Iterator[Outcome]:
+    """Of one image ``[1, C, H, W]``. fast: at full depth; its fidelity is set here."""
+    fit = fast.fit
+    assert fit is not None, "weights that carry a fit"
     work = Work.of(fast.program, fit.tones is not None)
-    whole = pack(fast.model, Wish(images=True))
-    full = fast.forward_patches(image)[0]
+    fast.fidelity = None
+    _ = fast.packed_for_images  # outside of what is timed
+    full_time, full = _seconds(fast, image)
     measured = Measured(
         lambda patches, exits: fast.forward_patches(patches, exit_at=exits)[0],
         fit.stages,
@@ -100,15 +108,15 @@ def measure(fast: APEForward, fit: ExitFit, image: Tensor, fidelities: list[floa
         fit.value_range,
         fit.tones,
     )
-    sides = areas(height, width, fit.cell, image.device)
+    sides = areas(*image.shape[2:], fit.cell, image.device)
     rows, columns = (side.numel() for side in sides)
     errors = measured.errors(image).view(rows, columns, -1)
     reached = -10 * torch.log10(torch.cat([errors, torch.zeros_like(errors[..., :1])], -1))
     for asked in fidelities:
-        plan = make_plan(fit, fast.program, image, asked, fast.packed.backend)
+        fast.fidelity = asked
+        plan = fast.plan(image)
         best = (reached >= asked).int().argmax(-1)[None]
-        depths = Depths(plan.exit_at, plan.cell, fit.ring)
-        picture = run_image(image, whole, depths, fit.colours(image))
+        took, picture = _seconds(fast, image)
         squares = ((picture / fit.value_range).clamp(0, 1) - (full / fit.value_range).clamp(0, 1)).square()
         yield Outcome(
             "",
@@ -117,6 +125,7 @@ def measure(fast: APEForward, fit: ExitFit, image: Tensor, fidelities: list[floa
             1 - float(plan.share),
             1 - spent(work, best, sides, fit.ring),
             float((plan.exit_at < 0).float().mean()),
+            took / full_time,
             float(plan.picture_fidelity),
             _db(squares.mean()),
             [round(_db(value), 2) for value in _cell_means(squares.mean(1)[0], MEASURE * fit.scale)],
@@ -125,7 +134,9 @@ def measure(fast: APEForward, fit: ExitFit, image: Tensor, fidelities: list[floa
 
 def print_table(outcomes: list[Outcome]) -> None:
     """A line for each fidelity and kind of copy."""
-    head = "asked copy             saved oracle ratio interp. picture mean worst >=asked-2 <asked-5 lowest predicted"
+    head = (
+        "asked copy             saved oracle ratio interp.  time picture mean worst >=asked-2 <asked-5 lowest predicted"
+    )
     print(head)
     for asked in sorted({outcome.asked for outcome in outcomes}):
         for copy in dict.fromkeys(outcome.copy for outcome in outcomes):
@@ -135,11 +146,19 @@ def print_table(outcomes: list[Outcome]) -> None:
             print(
                 f"{asked:5.0f} {copy:16s} {saved:5.1%}  {oracle:5.1%} {saved / oracle:5.3f}   "
                 f"{np.mean([outcome.interpolated for outcome in some]):5.1%} "
+                f"{np.mean([outcome.time for outcome in some]):5.1%} "
                 f"{np.mean([outcome.picture for outcome in some]):12.1f} "
                 f"{min(outcome.picture for outcome in some):5.1f} "
                 f"{np.mean(cells >= asked - 2):9.2%} {np.sum(cells < asked - 5):8d} {cells.min():6.1f} "
                 f"{np.mean([outcome.predicted for outcome in some]):9.1f}"
             )
+
+
+def _seconds(fast: APEForward, image: Tensor) -> tuple[float, Tensor]:
+    """Processor time, and the picture."""
+    begin = time.process_time()
+    picture = fast(image)
+    return time.process_time() - begin, picture
 
 
 def spent(work: Work, chosen: Tensor, sides: tuple[Tensor, Tensor], ring: int) -> float:

@@ -235,7 +235,7 @@ def test_a_network_without_exits_is_interpolated_or_run_whole():
         for parameter in model.tail.parameters():
             parameter.mul_(0.1)
     fit = fit_exits(model, photos())
-    assert fit.stages == 1 and fit.quadratic.shape[0] == 1
+    assert fit.stages == 1 and fit.quadratic.shape[0] == 1 and fit.cell == 16
     plan = make_plan(fit, APEForward(model).program, other_photo(), 20.0)
     assert set(plan.exit_at.unique().tolist()) <= {-1, 0}
     assert (plan_within(fit, APEForward(model).program, other_photo(), 0.5).share <= 0.5).all()

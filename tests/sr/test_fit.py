@@ -118,9 +118,9 @@ def test_weights_that_changed_are_saved_without_the_fit(fitted, tmp_path):
 class TestCommand:
     def test_fit_alone(self, pictures, tmp_path, weights):
         out = tmp_path / "tiny.fit.safetensors"
-        assert run("fit", "-n", weights, "-i", pictures, "-o", out, "--cell", 16) == 0
+        assert run("fit", "-n", weights, "-i", pictures, "-o", out) == 0
         with safe_open(out, framework="pt") as file:
-            assert int(file.get_tensor("stages")) == 4 and int(file.get_tensor("cell")) == 16
+            assert int(file.get_tensor("stages")) == 4
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -13,7 +13,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from ape_kernels import fit_exits, to_program
-from ape_kernels.plan.fitting import CELL
 from ape_sr.checkpoint import load_model, save_model
 from ape_sr.cli.arguments import Commands, existing_folder, positive_float, positive_int
 from ape_sr.data.degrade import bicubic_downscale, modcrop
@@ -27,12 +26,11 @@ from ape_sr.weights import find_weights
 
 REDUCED = (320, 512)  # pixels of a picture that was reduced by the scale, at most; fewer for slow networks
 CROP = (96, 96)  # of a picture as it is
-CELLS = (16, 24, 48)
 LEAST = 24  # pixels that a side must have
 QUALITY = (50, 95)  # of JPEG copies
 FLOPS = 3.3e12  # of full depth on all pictures; `fit_exits` does some eight times that
 PIXELS = (800_000, 6_000_000)  # of all pictures, at least and at most
-FILES = 24  # that these pixels are to come from, at least: many small pictures tell more than a few large ones
+FILES = 12  # that these pixels are to come from, at least: many small pictures tell more than a few large ones
 JPEGS = 3  # of so many reduced pictures one serves once more as JPEG
 
 
@@ -60,14 +58,6 @@ def add_parser(commands: Commands) -> None:
         "-n", "--weights", type=Path, required=True, help="weights: a file, or a name `ape-sr info` lists"
     )
     parser.add_argument(
-        "--cell",
-        type=int,
-        choices=CELLS,
-        default=CELL,
-        help="pixels along the sides of the cells that are decided on (%(default)s); networks without exits may save "
-        "more with 16",
-    )
-    parser.add_argument(
         "--exit-every", type=positive_int, help="residual blocks between exits, for a .pth file with exits"
     )
     parser.add_argument("--res-scale", type=positive_float, help="factor of the residual blocks, for a .pth file")
@@ -83,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     pictures = choose_pictures([path for folder in args.input for path in list_images(folder)], model)
     images = [to_tensor(picture, model.rgb_range) for picture in pictures]
     try:
-        fit = fit_exits(model, tqdm(images, unit="image", disable=None), cell=args.cell)
+        fit = fit_exits(model, tqdm(images, unit="image", disable=None))
     except ValueError as error:
         raise UserError(str(error)) from None
     if args.output.name.endswith(SUFFIX):
