@@ -57,6 +57,8 @@ def choose(wish: str, program: PatchProgram, device: torch.device, dtype: torch.
     name and for an unknown value of APE_AUTO.
     """
     wish = os.environ.get("APE_BACKEND", "auto") if wish == "auto" else wish
+    if wish == "auto" and (first := _first(program, device, dtype, PATCHES)) is not None:
+        return first
     able, reasons = modules_able(program, device, dtype)
     if wish == "auto":
         return _fastest(able, reasons, program, device, dtype, patch_size)
@@ -75,12 +77,22 @@ def choose_for_images(
     patch_size: sides of the cells.
     """
     wish = os.environ.get("APE_BACKEND", "auto") if wish == "auto" else wish
+    if wish == "auto" and (first := _first(program, device, dtype, IMAGES)) is not None:
+        return first
     able, reasons = modules_able(program, device, dtype, IMAGES)
     if wish != "auto":
         choose(wish, program, device, dtype, patch_size)  # raises for one that cannot run at all
     if wish in able:
         return wish
     return _fastest(able, reasons, program, device, dtype, patch_size, IMAGES)
+
+
+def _first(program: PatchProgram, device: torch.device, dtype: torch.dtype, operation: str) -> str | None:
+    """The first backend that can run, where that is the choice; those after it are not imported (Triton: 0.1 s)."""
+    auto.mode()  # raises for one that is none
+    if device.type == VERIFIED:
+        return None
+    return next((name for name in ORDER if _reason(name, program, device, dtype, operation) is None), None)
 
 
 def _fastest(

@@ -1,6 +1,9 @@
 """The correctness contract (every backend against the literal forward)."""
 
 import math
+import os
+import subprocess
+import sys
 import threading
 from functools import cache
 
@@ -241,3 +244,14 @@ def test_half_precision_stays_within_a_hundredth_db(dtype):
     psnr = lambda sr: -10 * math.log10((sr - truth).square().mean())  # noqa: E731
     assert not torch.equal(half, exact)
     assert psnr(half) > psnr(exact) - 0.01
+
+
+def test_a_cpu_does_not_wait_for_triton():
+    """Importing its kernels takes 0.1 s."""
+    script = (
+        "import sys; from ape_kernels import APEForward; from ape_sr.models import EDSR; "
+        "fast = APEForward(EDSR(2, 1, 4, None).eval()); assert fast.packed_for_images.backend == fast.packed.backend; "
+        "assert 'ape_kernels.backends.triton' not in sys.modules"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "APE_BACKEND"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
