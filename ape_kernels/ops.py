@@ -33,6 +33,8 @@ from ape_kernels.backends.protocol import (
     LevelsPicture,
     PatchResults,
     Picture,
+    TiledBackend,
+    Tiling,
 )
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.inputs import checked_blend, checked_exits, checked_program, checked_starts, expect, expect_range
@@ -157,6 +159,12 @@ def run_levels(
 def image_bytes(packed: PackedProgram, backend: str) -> int:
     """Memory that `run_image` takes for each pixel of its image; 0 where the backend limits its memory itself."""
     return get_backend(backend).image_bytes(packed)
+
+
+def tiling(packed: PackedProgram, backend: str) -> Tiling | None:
+    """As `TiledBackend.tiling`; None where the last bits of a picture may depend on all of the image."""
+    found = get_backend(backend)
+    return found.tiling(packed) if isinstance(found, TiledBackend) else None
 
 
 def statistics(image: Tensor, cell: int, value_range: float, backend: str) -> Tensor:

@@ -12,6 +12,7 @@ on the active cells alone, and elsewhere the state before it stands.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -59,12 +60,16 @@ def sharing_of(table: Tensor) -> Tensor:
     return shares
 
 
-def receptive_field(table: Tensor) -> int:
-    """Low-resolution pixels around a pixel that its part of the picture depends on, at most."""
-    program = _Rows.of(table)
+def receptive_field(table: Tensor, beyond: Mapping[int, int] | None = None) -> int:
+    """Low-resolution pixels around a pixel that its part of the picture depends on, at most.
+
+    beyond: for convolutions of some kernel sizes, so many pixels more, for what the last bits depend on.
+    """
+    program, beyond = _Rows.of(table), beyond or {}
     around = {INPUT: 0.0}  # of a pixel of each buffer; NO_BUFFER: the picture
     for step in program.steps():
-        read = max(around[source] for source in step.sources) + step.radius / program.resolution[step.sources[0]]
+        radius = step.radius + (beyond.get(2 * step.radius + 1, 0) if step.factor == 1 or step.dst == NO_BUFFER else 0)
+        read = max(around[source] for source in step.sources) + radius / program.resolution[step.sources[0]]
         around[step.dst] = max(read, around.get(step.add, 0.0) if step.add != NO_BUFFER else 0.0)
     return math.ceil(around[NO_BUFFER])
 

@@ -97,6 +97,10 @@ void cpu_run_image(uintptr_t table, int64_t table_rows, uintptr_t weights, int64
                 pointer<const float>(colours), colour_channels, scale, levels, pointer<int64_t>(watch), threads});
 }
 
+int cpu_image_tile(uintptr_t table, int64_t table_rows, uintptr_t, int64_t weight_count) {
+  return ape::cpu::image_tile({pointer<const int32_t>(table), table_rows, weight_count});
+}
+
 // Shapes of the pointers: cpu/statistics.h.
 void cpu_statistics(uintptr_t image, uintptr_t out, int64_t batch, int64_t channels, int64_t height, int64_t width,
                     int64_t cell, float value_range, int threads) {
@@ -168,6 +172,7 @@ void export_cpu(py::module_& m) {
   m.def("cpu_run_image", &cpu_run_image, py::kw_only(), "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a,
         "sharing"_a, "folded"_a, "exit_at"_a, "sr"_a, "count"_a, "height"_a, "width"_a, "cell"_a, "ring"_a, "colours"_a,
         "colour_channels"_a, "scale"_a, "levels"_a = ape::cpu::Levels{}, "watch"_a = 0, "threads"_a, Unlocked());
+  m.def("cpu_image_tile", &cpu_image_tile, py::kw_only(), "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a);
   m.def("cpu_statistics", &cpu_statistics, py::kw_only(), "image"_a, "out"_a, "batch"_a, "channels"_a, "height"_a,
         "width"_a, "cell"_a, "value_range"_a, "threads"_a, Unlocked());
   m.def("cpu_predict", &cpu_predict, py::kw_only(), "statistics"_a, "mean"_a, "deviation"_a, "low"_a, "high"_a,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -193,6 +194,26 @@ class Backend(Protocol):
 
     def predict(self, statistics: Tensor, fit: FitTensors, parts: int) -> Predictions:
         """What is expected of the candidates for each cell."""
+        ...
+
+
+class Tiling(NamedTuple):
+    """How a backend runs images in tiles.
+
+    side: pixels. beyond: for kernel sizes, pixels beyond a convolution's own reach that the last bits of a result
+    depend on, as those of Winograd's tiles do.
+    """
+
+    side: int
+    beyond: Mapping[int, int]
+
+
+@runtime_checkable
+class TiledBackend(Protocol):
+    """A backend that runs images in tiles, each in the same way wherever it lies."""
+
+    def tiling(self, packed: PackedProgram) -> Tiling:
+        """Of an image that is cut at a multiple of the tiles, every bit far enough inside is the whole image's."""
         ...
 
 

@@ -26,7 +26,7 @@ class Run {
       : program_(program),
         args_(args),
         course_(program, args.sharing),
-        tile_(tile_size(program)),
+        tile_(image_tile(program)),
         // the tile that has moved furthest must still reach the image's end
         tile_rows_(tiles(args.height)),
         tile_columns_(tiles(args.width)),
@@ -68,13 +68,6 @@ class Run {
     if (__atomic_load_n(args_.watch + 2, __ATOMIC_RELAXED) != 0) throw std::runtime_error("stopped");
   }
 
-  // Fewer pixels where maps are larger than the image, and so the same memory.
-  static int tile_size(const Program& program) {
-    int most = 1;
-    for (const BufferSpec& buffer : program.buffers)
-      if (buffer.grouped) most = std::max(most, buffer.resolution);
-    return most == 1 ? kTile : kTile * 2 / 3;
-  }
   int tiles(int size) const {
     const Move& last = course_.moves.back();
     return (size + (last.shift + last.resolution - 1) / last.resolution + tile_ - 1) / tile_;
@@ -262,6 +255,14 @@ class Run {
 };
 
 }  // namespace
+
+// Fewer pixels where maps are larger than the image, and so the same memory.
+int image_tile(const Program& program) {
+  int most = 1;
+  for (const BufferSpec& buffer : program.buffers)
+    if (buffer.grouped) most = std::max(most, buffer.resolution);
+  return most == 1 ? kTile : kTile * 2 / 3;
+}
 
 void run_image(const Program& program, const ImageArgs& args) {
   if (args.count == 0) return;

@@ -26,6 +26,9 @@ struct ImageArgs {
   int threads;
 };
 
+// Low-resolution pixels a side of the tiles in which images run.
+int image_tile(const Program& program);
+
 // Throws std::invalid_argument for a program or `sharing` that cannot run so, std::bad_alloc, std::runtime_error when
 // it was to stop.
 void run_image(const Program& program, const ImageArgs& args);

@@ -33,11 +33,12 @@ CubicTaps::CubicTaps(int size, int factor, int begin, int end)
     : index(int64_t(end - begin) * 4), weight(int64_t(end - begin) * 4) {
   constexpr double a = -0.75;
   for (int i = begin; i < end; i++) {
-    const double centre = (i + 0.5) / factor - 0.5;
+    // within its source pixel, so that weights do not depend, not even in their last bit, on how far that is
+    const double centre = (i % factor + 0.5) / factor - 0.5;
     const int first = int(std::floor(centre)) - 1;
     for (int t = 0; t < 4; t++) {
       const double d = std::abs(centre - (first + t));
-      index[(i - begin) * 4 + t] = std::clamp(first + t, 0, size - 1);
+      index[(i - begin) * 4 + t] = std::clamp(i / factor + first + t, 0, size - 1);
       weight[(i - begin) * 4 + t] =
           float(d <= 1 ? ((a + 2) * d - (a + 3)) * d * d + 1 : ((a * d - 5 * a) * d + 8 * a) * d - 4 * a);
     }

@@ -31,6 +31,7 @@ from ape_kernels.backends.protocol import (
     Picture,
     Predictions,
     StageResults,
+    Tiling,
 )
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.native import core, missing
@@ -198,6 +199,11 @@ def _image_arguments(
 
 def image_bytes(packed: PackedProgram) -> int:
     return 0  # tiles stream through the image
+
+
+def tiling(packed: PackedProgram) -> Tiling:
+    # F(4x4, 3x3) and F(2x2, 5x5) compute 4 and 2 results in a row from the same 6 values
+    return Tiling(core().cpu_image_tile(**program_arguments(packed)), {3: 3, 5: 1})
 
 
 def split(image: Tensor, row_start: Tensor, column_start: Tensor, patch_shape: tuple[int, int]) -> Tensor:
