@@ -286,6 +286,11 @@ def test_one_image_without_a_batch():
     assert sr.shape == (3, 18, 16) and report.exit_index.shape == (1, 1, 1)
 
 
+def test_a_plan_of_one_image(fitted_model):
+    fast, image = APEForward(fitted_model, fidelity=45), test_patches(1, 60, 50)[0]
+    assert torch.equal(fast.plan(image).exit_at, fast.plan(image[None]).exit_at)
+
+
 def test_the_argument_is_called_as_in_the_networks():
     model, lr = small(), test_patches(1, 9, 8)
     assert_pictures_close(APEForward(model)(x=lr), model(x=lr))
