@@ -325,6 +325,7 @@ class APEForward(Wrapper):
         image: as `forward` takes it. Raises ValueError where neither applies, and for a model without a fit.
         """
         packed = self._packed("model")
+        image = image[None] if isinstance(image, Tensor) and image.ndim == 3 else image
         pixels = checked_pixels(image, "image", packed.program, packed.weights.device)
         if (made := self._runner(packed).plan(pixels)) is None:
             raise ValueError(

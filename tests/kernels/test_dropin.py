@@ -166,6 +166,14 @@ class TestTheAuthorsTestCode:
         assert_pictures_close(sr, theirs[0])
         assert (APEForward(network).forward_patches(patches)[1] == 3).all()
 
+    @pytest.mark.parametrize("bias, expected", [(50.0, 0.0), (0.0, -1.0)])
+    def test_so_do_those_at_the_last_exit(self, bias, expected):
+        network, patches = AuthorsECBSR(test_only=True, blocks=1).to(DEVICE).eval(), test_patches(4)
+        network.regressor[2].bias.data.fill_(bias)
+        network.exit_threshold = 1
+        exit_index = PatchForward(network)(patches)[1]
+        assert (exit_index == expected).all() and torch.equal(exit_index, network(patches)[1])
+
     def test_the_last_exit_of_rrdb_counts_as_the_one_before(self):
         network, patches = AuthorsRRDB(test_only=True, blocks=5).eval(), test_patches(12)
         network.exit_threshold = 0.9
@@ -246,8 +254,9 @@ class TestAutocast:
         assert_pictures_close(sr.float(), before, 3e-2)
         assert torch.equal(fast(lr), before)
 
-    def test_a_dtype_that_was_asked_for_stays(self):
-        fast, lr = APEForward(small(), dtype=torch.float32), test_patches(1, 9, 8)
+    @pytest.mark.parametrize("context", ["model", "patch"])
+    def test_a_dtype_that_was_asked_for_stays(self, backend, context):
+        fast, lr = APEForward(small(), dtype=torch.float32, backend=backend, context=context), test_patches(1, 9, 8)
         before = fast(lr)
         with torch.autocast(DEVICE.type, torch.bfloat16):
             assert torch.equal(fast(lr), before.bfloat16())
@@ -284,6 +293,11 @@ def test_one_image_without_a_batch():
     assert_pictures_close(fast(lr), model(lr))
     sr, report = fast(lr, return_report=True)
     assert sr.shape == (3, 18, 16) and report.exit_index.shape == (1, 1, 1)
+
+
+def test_a_plan_of_one_image(fitted_model):
+    fast, image = APEForward(fitted_model, fidelity=45), test_patches(1, 60, 50)[0]
+    assert torch.equal(fast.plan(image).exit_at, fast.plan(image[None]).exit_at)
 
 
 def test_the_argument_is_called_as_in_the_networks():
