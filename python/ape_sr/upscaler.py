@@ -49,7 +49,7 @@ class Report(ape_kernels.Report):
 
     def __str__(self) -> str:
         parts = [f"{self.seconds:.2f} s", f"{self.share:.1%} of the computation"]
-        if self.plan is not None and self.share < 1:
+        if self.plan is not None:
             parts.append(f"{float(self.plan.picture_fidelity.mean()):.1f} dB expected to full depth")
         if self.interpolated:
             parts.append(f"{self.interpolated / self.exit_index.numel():.0%} interpolated")

@@ -352,7 +352,8 @@ BAD_CALLS = {
     "groups-of-edsr": (["train", "-i", "{photos}", "-o", "x", "--groups", "2"], "groups: expected with another network, as edsr has none, got 2"),
     "negative-gain": (["upscale", "-i", "{photo}", "-o", "x.png", "--min-gain-db", "-1"], "expected"),
     "both-policies": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "0", "--min-gain-db", "0"], "not allowed with"),
-    "unknown-backend": (["upscale", "-i", "{photo}", "-o", "x.png", "--backend", "tpu"], "invalid choice: 'tpu'"),
+    "unknown-backend": (["upscale", "-i", "{photo}", "-o", "x.png", "--backend", "tpu"], "backend: expected auto, cpu, cuda, torch, triton, got 'tpu'"),
+    "unknown-dtype": (["upscale", "-i", "{photo}", "-o", "x.png", "--dtype", "fp8"], "dtype: expected one of fp32, fp16, bf16, got 'fp8'"),
     "backend-that-cannot": (["upscale", "-i", "{photo}", "-o", "x.png", "--backend", "cuda"], "backend: cuda cannot run"),
     "fp16-on-a-cpu": (["upscale", "-i", "{photo}", "-o", "x.png", "--dtype", "fp16"], "dtype: expected fp32 or bf16 on a CPU, got fp16"),
     "backend-without-dtype": (["upscale", "-i", "{photo}", "-o", "x.png", "--backend", "cpu", "--dtype", "fp16"], "cpu cannot run: computes in torch.float32"),
@@ -415,3 +416,10 @@ def test_nan_weights_are_refused(tmp_path, photos, weights, capsys):
     save_model(tmp_path / "nan.safetensors", model)
     assert run("upscale", "-i", photos / "a.png", "-o", tmp_path / "x.png", "-n", tmp_path / "nan.safetensors") == 2
     assert "tensor head.0.weight holds NaN or infinity" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["upscale", "--help"]], ids=" ".join)
+def test_help_does_not_wait_for_pytorch(arguments):
+    script = "import sys; from ape_sr.__main__ import main; sys.argv[1:] = {}\ntry: main()\nexcept SystemExit: pass\n"
+    script += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script.format(arguments)], check=True, stdout=subprocess.DEVNULL)

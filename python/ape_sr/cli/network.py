@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ape_kernels import BackendUnavailable
-from ape_kernels.backends import ORDER
-from ape_kernels.policy import Fidelity
 from ape_sr.cli.arguments import positive_float, positive_int
 from ape_sr.errors import UserError
-from ape_sr.upscaler import DTYPES, Upscaler, load
 from ape_sr.weights import SUFFIXES, find_weights, shipped_names, shipped_weights
+
+if TYPE_CHECKING:  # PyTorch comes with them, for which no help should wait
+    from ape_kernels.policy import Fidelity
+    from ape_sr.upscaler import Upscaler
 
 DEFAULT_SCALE = 4
 
@@ -43,11 +44,11 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         help="factor of the residual blocks, for an EDSR of another project (0.1 with 256 features, else 1)",
     )
     parser.add_argument(
-        "--backend", choices=("auto", *ORDER), default="auto", help="backend that computes (%(default)s)"
+        "--backend",
+        default="auto",
+        help="backend that computes, by a name that `ape-sr info` lists (%(default)s)",
     )
-    parser.add_argument(
-        "--dtype", choices=tuple(DTYPES), default="fp32", help="dtype of the matrix products (%(default)s)"
-    )
+    parser.add_argument("--dtype", default="fp32", help="of the matrix products: fp32, bf16 or fp16 (%(default)s)")
 
 
 def weights_path(args: argparse.Namespace) -> Path:
@@ -68,6 +69,9 @@ def open_network(
     Raises UserError for weights that cannot be read or have another scale, for a setting that the network cannot have,
     and for a backend that cannot run.
     """
+    from ape_kernels import BackendUnavailable
+    from ape_sr.upscaler import load
+
     path = weights_path(args)
     try:
         upscaler = load(
