@@ -44,7 +44,12 @@ def add_parser(commands: Commands) -> None:
     )
     parser.set_defaults(run=run)
     parser.add_argument(
-        "-i", "--input", type=existing_folder, nargs="+", required=True, help="folders of some dozens of pictures like those to be upscaled"
+        "-i",
+        "--input",
+        type=existing_folder,
+        nargs="+",
+        required=True,
+        help="folders of some dozens of pictures like those to be upscaled",
     )
     parser.add_argument(
         "-o",
