@@ -2,9 +2,10 @@
 
     python bench/results.py -i DEV
 
-DEV holds `Set5` and `Urban10`. Each has folders `x4` and `x2` of pairs <name>_HR and <name>_LR. The weights are those
-that come with the package. The paper's regressors were fitted to the same backbones
-(bench/paper_regressor_x<scale>.json).
+DEV holds `Photo2K`, a folder of photographs, and `Set5` and `Urban10`, each with folders `x4` and `x2` of pairs
+<name>_HR and <name>_LR. The weights are those that come with the package. The paper's regressors
+(bench/paper_regressor_x<scale>.json) and the edge tables (bench/edge_table_x<scale>.json) were fitted to the same
+backbones.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import platform
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 
 import torch
 from PIL import Image
@@ -27,9 +30,26 @@ from ape_sr.weights import shipped_weights
 ROOT = Path(__file__).parent.parent
 PICTURES = Path("docs/results")
 SETS = ("Set5", "Urban10")
+PHOTOGRAPHS = "Photo2K"
 SCALES = (4, 2)
+PLAIN = (  # of networks without exits
+    "animevideov3_drawings",
+    "animevideov3_large",
+    "animevideov3_photographs",
+    "animevideov3_mixed",
+    "anime_6B_drawings",
+    "anime_6B_photographs",
+)
+ASKED = "40 45 48 50"  # dB, of the plans
+SAME_FIDELITY, SAME_LOSS = 48, 0.02  # dB, at which rules are compared
 THRESHOLDS = "0 0.06 0.08 0.1 0.12 0.14 0.17 0.2 0.3 1"
 PRECISION_THRESHOLDS = "0 0.1 0.2"  # some of THRESHOLDS, for bf16
+PLANNED = {
+    "plan": "plan",
+    "oracle": "oracle: knows the distance of each candidate of each cell",
+    "edge table": "edge table, as in ARM",
+    "regressor": "the paper's regressor, on patches",
+}
 RULES = {
     "oracle": "oracle: knows every patch's PSNR at every exit",
     "look-ahead": "threshold, look-ahead target (shipped)",
@@ -80,6 +100,17 @@ def commands(dev: str) -> dict[str, str]:
                 f"ape-sr evaluate -s {scale} -i {pictures} --dtype bf16 --threshold {PRECISION_THRESHOLDS} "
                 f"--csv {folder}/{name}_bf16.csv"
             )
+        for name, pictures in ((PHOTOGRAPHS, f"{dev}/{PHOTOGRAPHS}"), ("Urban10", sets["Urban10"])):
+            copies = "--copies " if (name, scale) == (PHOTOGRAPHS, 4) else ""
+            made[f"x{scale}_{name}_plans"] = (
+                f"python bench/plans.py -n {weights(scale)} -i {pictures} --fidelity {ASKED} {copies}"
+                f"--json {folder}/{name}_plans.json"
+            )
+        crop = "--crop 1024 640 " if scale == 2 else ""  # four times as many pixels to run as at x4
+        made[f"x{scale}_rules"] = (
+            f"python bench/rules.py {crop}-i {dev}/{PHOTOGRAPHS} {' '.join(sets.values())} -n {weights(scale)} "
+            f"--paper bench/paper_regressor_x{scale}.json --edges bench/edge_table_x{scale}.json -o {folder}"
+        )
         made[f"x{scale}_curves"] = (
             f"python bench/curves.py -i {' '.join(sets.values())} -n {weights(scale)} "
             f"--paper bench/paper_regressor_x{scale}.json -o {folder}"
@@ -129,6 +160,73 @@ def measured(scale: int, name: str) -> dict[str, dict[str, str]]:
     """The rows that `ape-sr evaluate` wrote, by method."""
     rows = csv.DictReader((ROOT / PICTURES / f"x{scale}" / f"{name}.csv").read_text().splitlines())
     return {row["method"]: row for row in rows}
+
+
+def planned(path: Path) -> str:
+    """The table of bench/plans.py."""
+    outcomes = json.loads((ROOT / PICTURES / path).read_text())
+    rows = []
+    for copy in dict.fromkeys(outcome["copy"] for outcome in outcomes):
+        for asked in sorted({outcome["asked"] for outcome in outcomes}):
+            some = [outcome for outcome in outcomes if (outcome["copy"], outcome["asked"]) == (copy, asked)]
+            saved, oracle, left, took = (
+                mean([each[key] for each in some]) for key in ("saved", "oracle", "interpolated", "time")
+            )
+            cells = [value for each in some for value in each["cells"]]
+            rows.append(
+                [
+                    f"{asked:g} dB, {copy}",
+                    percent(saved),
+                    percent(oracle),
+                    percent(left),
+                    percent(took),
+                    f"{mean([each['picture'] for each in some]):.1f}",
+                    f"{min(each['picture'] for each in some):.1f}",
+                    percent(sum(value >= asked - 2 for value in cells) / len(cells)),
+                    f"{sum(value < asked - 5 for value in cells)} of {len(cells)}",
+                ]
+            )
+    header = [
+        "asked",
+        "saved",
+        "oracle",
+        "interpolated",
+        "time",
+        "pictures, dB",
+        "worst",
+        "parts within 2 dB",
+        "5 dB or more below",
+    ]
+    return table(header, rows)
+
+
+def compared_rules(scale: int) -> str:
+    """What rules of bench/rules.py need for the same fidelity, and for the same loss against the ground truth."""
+    found = json.loads((ROOT / PICTURES / f"x{scale}" / "rules.json").read_text())
+    rows = []
+    for rule, text in PLANNED.items():
+        cells = [text]
+        for known in found.values():
+            curve = known["curves"][rule]
+            for axis in ("work", "time"):
+                cells.append(least(curve, axis, "fidelity", SAME_FIDELITY))
+            cells.append(least(curve, "work", "psnr_y", known["full_psnr_y"] - SAME_LOSS))
+        rows.append(cells)
+    header = ["needed"]
+    for name in found:
+        header += [f"{name}: work for {SAME_FIDELITY} dB", "time", f"work for a loss of {SAME_LOSS} dB"]
+    return table(header, rows)
+
+
+def least(curve: dict[str, list[float]], axis: str, quality: str, wanted: float) -> str:
+    """Where on `axis` a curve first has the wanted quality, interpolated linearly between its points."""
+    points = sorted(zip(curve[axis], curve[quality], strict=True))
+    if points[0][1] >= wanted:
+        return f"at most {percent(points[0][0])}"
+    for (x, low), (beyond, high) in pairwise(points):
+        if low < wanted <= high:
+            return percent(x + (beyond - x) * (wanted - low) / (high - low))
+    return "not reached"
 
 
 def precisions() -> str:
@@ -187,7 +285,7 @@ def seams() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-i", "--input", type=Path, required=True, help="folder with Set5 and Urban10")
+    parser.add_argument("-i", "--input", type=Path, required=True, help="folder with Photo2K, Set5 and Urban10")
     parser.add_argument("--text-only", action="store_true", help="write the page anew from what was measured before")
     args = parser.parse_args()
     to_run = commands(str(args.input))
@@ -205,6 +303,13 @@ def main() -> None:
         **{f"command_{key}": shell(command) for key, command in commands("DEV").items()},
         **{f"table_x{scale}_{name}": evaluated(scale, name) for scale in SCALES for name in SETS},
         **{f"table_x{scale}_curves": compared(scale) for scale in SCALES},
+        **{f"table_x{scale}_rules": compared_rules(scale) for scale in SCALES},
+        **{
+            f"table_x{scale}_{name}_plans": planned(Path(f"x{scale}") / f"{name}_plans.json")
+            for scale in SCALES
+            for name in (PHOTOGRAPHS, "Urban10")
+        },
+        **{f"table_plain_{name}": planned(Path("plain") / f"{name}.json") for name in PLAIN},
         "table_precisions": precisions(),
         "table_seams": seams(),
     }
