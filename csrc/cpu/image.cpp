@@ -266,6 +266,10 @@ int image_tile(const Program& program) {
 
 void run_image(const Program& program, const ImageArgs& args) {
   if (args.count == 0) return;
+  if (args.sr != nullptr) {
+    const int64_t pixels = int64_t(args.height) * args.width * program.upscale() * program.upscale();
+    prefer_huge_pages(args.sr, size_t(args.count * program.reconstruct().picture_channels() * pixels) * sizeof(float));
+  }
   Run(program, args).run();
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -10,6 +11,17 @@
 #endif
 
 namespace ape::cpu {
+
+// Whole huge pages of memory that is about to be written for the first time, if the system grants them: a page fault
+// zeroes 2 MB instead of 4 KB.
+inline void prefer_huge_pages(void* memory, size_t bytes) {
+#ifdef __linux__
+  constexpr uintptr_t kHugePage = uintptr_t(2) << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kHugePage * kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 struct Free {
   void operator()(void* p) const { std::free(p); }
@@ -27,9 +39,7 @@ Memory<T> allocate(size_t count) {
   if (huge) bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   void* memory = std::aligned_alloc(huge ? kHugePage : kLine, bytes);
   if (memory == nullptr) throw std::bad_alloc();
-#ifdef __linux__
-  if (huge) madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
+  if (huge) prefer_huge_pages(memory, bytes);
   return Memory<T>(static_cast<T*>(memory));
 }
 
