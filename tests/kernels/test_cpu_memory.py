@@ -48,7 +48,7 @@ def test_depths_of_a_picture_reach_its_patches_band_by_band(backend, monkeypatch
         results = images.run_images(image, packed, cut, Exits(0.0, exit_at))
         assert torch.equal(results.exit_index, exit_at)
         torch.testing.assert_close(results.sr, expected, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match=r"exit_at: expected int64 \[2, 5, 4\], got \[2, 4, 5\]"):
+    with pytest.raises(ValueError, match=r"exit_at: expected int64 \[2, 5, 4\] on cpu, got torch.int64 \[2, 4, 5\]"):
         images.run_images(image, packed, cut, Exits(0.0, exit_at.transpose(1, 2)))
 
 
