@@ -71,9 +71,11 @@ def run_command(folder: Path, weights: str) -> str:
     found = re.search(r"images in ([\d.]+) s; .*network ([\d.]+) s, writing ([\d.]+) s", said)
     assert found is not None, said
     images, *parts = map(float, found.groups())
+    rate = len(list_images(folder)) / images
     return (
         f"{seconds:.1f} s, {processor:.1f} s of the processor, at most {usage.ru_maxrss / 1e6:.2f} GB of memory; "
-        f"without its start {images:.1f} s, {images / max(parts):.2f} times the longer of network and writing"
+        f"without its start {images:.1f} s ({rate:.3g} pictures a second), {images / max(parts):.2f} times the "
+        "longer of network and writing"
     )
 
 
