@@ -7,7 +7,6 @@ import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -209,12 +208,10 @@ def _decode_times(shown: Sequence[int], step: int) -> list[int]:
 def _timed(
     packets: Iterable[Packet], shown: Sequence[int], decoded: Sequence[int], shape: Shape, stream: Stream
 ) -> Generator[Packet]:
-    """The packets with their times, and as long as until the next frame."""
-    ordered = sorted(shown)
-    following = dict(pairwise(ordered))
+    """The packets with their times. The duration counts for the last alone."""
     for packet, pts, dts in zip(packets, shown, decoded, strict=True):
         packet.time_base, packet.pts, packet.dts = shape.time_base, pts, dts
-        packet.duration = following.get(pts, pts + shape.step) - pts
+        packet.duration = shape.step
         packet.stream = stream
         yield packet
 
