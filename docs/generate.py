@@ -38,7 +38,7 @@ RIVALS = {  # names of rows in the results, and the names that the tables show
 }
 CPU = "ape_kernels cpu"
 FIRST = ("load", "APEForward")  # on the page of the Python interface
-PAGES = ("README.md", "docs/performance.md", "docs/api.md")
+PAGES = ("README.md", "docs/performance.md", "docs/video.md", "docs/api.md")
 MARK = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -161,6 +161,11 @@ def cpu_exits() -> str:
 def command() -> str:
     """Where the time of `ape-sr upscale` goes, as bench/command.py printed it."""
     return "\n".join((XEON / f"command-{name}.md").read_text() for name in ("photos", "small"))
+
+
+def video() -> str:
+    """Time of the frames of videos, as bench/video.py printed it."""
+    return "\n".join((XEON / f"video-{name}.md").read_text() for name in ("edsr", "animevideov3"))
 
 
 def gpu_rows() -> Iterator[tuple[tuple[str, int, str], tuple[dict[str, float], float | None]]]:
@@ -304,6 +309,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         cpu_networks,
         cpu_exits,
         command,
+        video,
         gpu,
         api,
     )

@@ -147,6 +147,16 @@ class Upscaler:
         """Name of the backend that computes; never "auto"."""
         return self.network.packed_for_images.backend
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def check_finite(self, sr: Tensor) -> None:
+        """UserError for a picture of the network in which values have overflowed in fp16."""
+        if self.network.dtype == torch.float16 and not torch.isfinite(sr).all():
+            raise UserError("dtype: expected fp32 or bf16 for this network, whose values overflow in fp16")
+
     @overload
     def upscale(
         self, image: Picture, *, return_report: Literal[False] = False, progress: Progress | None = None
@@ -255,14 +265,14 @@ class Upscaler:
         runner = self.network.runner()
 
         def pixels() -> Tensor:
-            return torch.from_numpy(to_planes(colours, rgb_range)).to(self._device)
+            return torch.from_numpy(to_planes(colours, rgb_range)).to(self.device)
 
         levels = Levels(np.broadcast_to(colours, (*colours.shape[:2], 3)), out, rgb_range)
         if (report := runner.run_levels(levels, pixels, progress)) is not None:
             return report
 
         def put(first: int, strip: Tensor) -> None:
-            self._check_finite(strip)
+            self.check_finite(strip)
             rows = out[first : first + strip.shape[1]]
             if strip.device.type == "cpu":
                 from_planes(strip.numpy(), rgb_range, rows)
@@ -291,7 +301,7 @@ class Upscaler:
         started = time.perf_counter()
         peak = 255 if images.dtype == torch.uint8 else 1
         rgb_range = pixel_range(self.network.model)
-        sr, report = self._run(images.to(self._device).float() * (rgb_range / peak), progress)
+        sr, report = self._run(images.to(self.device).float() * (rgb_range / peak), progress)
         levels = (sr * (peak / rgb_range)).clamp(0, peak)
         if images.dtype == torch.uint8:
             levels = levels.round()
@@ -302,16 +312,8 @@ class Upscaler:
         """The one call of the network: float32 ``[B, 3, H, W]`` on its device and in its range."""
         with torch.no_grad():
             sr, report = self.network(images, return_report=True, progress=progress)
-        self._check_finite(sr)
+        self.check_finite(sr)
         return sr, report
-
-    def _check_finite(self, sr: Tensor) -> None:
-        if self.network.dtype == torch.float16 and not torch.isfinite(sr).all():
-            raise UserError("dtype: expected fp32 or bf16 for this network, whose values overflow in fp16")
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.network.parameters()).device
 
     def _timed(self, reports: Sequence[ape_kernels.Report], seconds: float) -> Report:
         return Report(**_joined(reports), seconds=seconds, backend=self.backend)

@@ -423,7 +423,9 @@ def test_nan_weights_are_refused(tmp_path, photos, weights, capsys):
     assert "tensor head.0.weight holds NaN or infinity" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["upscale", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["upscale", "--help"], ["video", "--help"]], ids=" ".join
+)
 def test_help_does_not_wait_for_pytorch(arguments):
     script = "import sys; from ape_sr.__main__ import main; sys.argv[1:] = {}\ntry: main()\nexcept SystemExit: pass\n"
     script += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"

@@ -16,6 +16,8 @@ from ape_sr.process import begin_work
 
 COMMANDS = {  # subcommand and module -> its line in the help
     "upscale": "upscale images, or folders of images",
+    "video": "upscale a video",
+    "demo": "open a page to try pictures on",
     "evaluate": "measure quality against computation",
     "fit": "learn where the network is not needed",
     "calibrate": "choose the threshold by what it may cost",

@@ -63,6 +63,7 @@ def open_network(
     min_gain_db: float | None = None,
     fidelity: Fidelity = "auto",
     budget: float | None = None,
+    device: str | None = None,
 ) -> Upscaler:
     """What `ape_sr.load` makes of the arguments.
 
@@ -82,6 +83,7 @@ def open_network(
             budget=budget,
             dtype=args.dtype,
             backend=args.backend,
+            device=device,
             exit_interval=args.exit_every,
             res_scale=args.res_scale,
             scale=args.scale,
@@ -91,3 +93,19 @@ def open_network(
     if args.scale not in (None, upscaler.scale):
         raise UserError(f"scale: expected {upscaler.scale}, the scale of {path}, got {args.scale}")
     return upscaler
+
+
+def network_settings(upscaler: Upscaler) -> dict[str, object]:
+    """All of the network's settings that a picture depends on, but for the weights; for notes."""
+    from ape_sr.fits import digest_of
+
+    network = upscaler.network
+    return {
+        "context": network.context,
+        "fidelity": network.fidelity,
+        "fit": None if network.fit is None else digest_of(network.fit),
+        "threshold": network.threshold,
+        "budget": network.budget,
+        "backend": upscaler.backend,
+        "dtype": str(network.dtype),
+    }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ape_sr.cli.arguments import Commands, fidelity, fraction, non_negative_float, positive_float, positive_int
-from ape_sr.cli.network import DEFAULT_SCALE, add_network_arguments, open_network, weights_path
+from ape_sr.cli.network import DEFAULT_SCALE, add_network_arguments, network_settings, open_network, weights_path
 from ape_sr.errors import UserError
 from ape_sr.folder.sizes import Size, scale_that_suffices
 from ape_sr.pictures.formats import BY_NAME, FOLDER_FORMATS, SUFFIXES
@@ -226,24 +226,15 @@ class Networks:
 
     def settings(self) -> dict[str, object]:
         """All that a result depends on but the image itself and its format."""
-        from ape_sr.fits import digest_of
-
         args = self._args
         several = args.weights is None and (self.size.width or self.size.height)
         files = (
             map(shipped_weights, self._scales) if several else [weights_path(self._network_args(self.default.scale))]
         )
-        network = self.default.network
         return {
             "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
             "size": self.size.label(self.default.scale),
-            "context": network.context,
-            "fidelity": network.fidelity,
-            "fit": None if network.fit is None else digest_of(network.fit),
-            "threshold": network.threshold,
-            "budget": network.budget,
-            "backend": self.default.backend,
-            "dtype": str(network.dtype),
+            **network_settings(self.default),
         }
 
     def _suffices(self, factor: float, name: str) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from ape_sr.errors import UserError
+from ape_sr.errors import UserError, memory_for
 from ape_sr.folder.jobs import Job
 from ape_sr.folder.sizes import Size
 from ape_sr.pictures.formats import check_fits, check_frames, format_of
@@ -134,16 +134,10 @@ class Work:
         """Every frame upscaled."""
         if self.announce is not None:
             self.announce(job)
-        try:
+        with memory_for(job.source):
             result = self._compute(job, item)
-            self._computed += 1
-            return result
-        except MemoryError:
-            raise UserError(f"{job.source}: too large for the memory there is") from None
-        except RuntimeError as error:
-            if "alloc" not in str(error) and "out of memory" not in str(error):
-                raise
-            raise UserError(f"{job.source}: too large for the memory there is") from None
+        self._computed += 1
+        return result
 
     def _compute(self, job: Job, item: Item) -> Result:
         from ape_sr.upscaler import add_reports

@@ -39,7 +39,7 @@ def find_weights(weights: str | Path) -> Path:
         return path
     known = f"weights that come with the package: {', '.join(shipped_names())}"
     if folder := os.environ.get("APE_MODELS"):
-        there = [file for file in sorted(Path(folder).glob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
+        there = _in_folder(folder)
         found = [file for file in there if str(path) in (file.name, file.stem)]
         if len(found) > 1:
             raise UserError(f"weights: expected the name of one file, got {' and '.join(map(str, found))}")
@@ -49,6 +49,16 @@ def find_weights(weights: str | Path) -> Path:
         more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
         known += f"; in APE_MODELS, {folder}: {names}{more}"
     raise UserError(f"weights: no such file: {path} ({known})")
+
+
+def offered_names() -> list[str]:
+    """Names that `find_weights` knows: those that come with the package, then the files of APE_MODELS."""
+    folder = os.environ.get("APE_MODELS")
+    return [*shipped_names(), *(file.name for file in _in_folder(folder))] if folder else shipped_names()
+
+
+def _in_folder(folder: str) -> list[Path]:
+    return [file for file in sorted(Path(folder).glob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
 
 
 def _file(name: str) -> Path:

@@ -1,0 +1,1 @@
+"""Videos: reading, upscaling and writing them, segment by segment. Needs the extra `video`."""

@@ -1,0 +1,407 @@
+"""`ape-sr video`: the pictures, what else the file holds, interruptions, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ape_sr
+from ape_sr.checkpoint import save_model
+from ape_sr.cli import main
+from ape_sr.models.rcan import RCAN
+
+av = pytest.importorskip("av", reason="av is not installed; it is in the extra `video`")
+
+from picture_files import WEIGHTS  # noqa: E402
+from video_files import SUBTITLES, moving_object, read_video, write_video  # noqa: E402
+
+from ape_sr.video import segments, work  # noqa: E402
+from ape_sr.video.reading import frames, read_shape  # noqa: E402
+
+UPSCALE_VIDEO = work.upscale_video
+LOSSLESS = ("--codec", "ffv1")
+
+
+def run(source: Path, output: Path, weights: Path, *options: object) -> int:
+    return main(["video", "-i", str(source), "-o", str(output), "-n", str(weights), *map(str, options)])
+
+
+def alone(source: Path, weights: Path, **options: object) -> list[np.ndarray]:
+    """Every frame upscaled by itself."""
+    upscaler = ape_sr.load(weights, **options)
+    return [upscaler.upscale(shot.pixels) for shot in frames(source, read_shape(source))]
+
+
+def assert_same(got: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    assert len(got) == len(expected)
+    for number, (one, other) in enumerate(zip(got, expected, strict=True)):
+        assert np.array_equal(one, other), f"frame {number}"
+
+
+def left_beside(output: Path) -> list[str]:
+    return sorted(path.name for path in output.parent.iterdir() if path.name.startswith("."))
+
+
+@pytest.fixture
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Frames per segment, few."""
+    for module in (segments, work):
+        monkeypatch.setattr(module, "LENGTH", 4)
+    return 4
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Ten frames of an object that moves, without loss."""
+    path = tmp_path / "clip.mkv"
+    write_video(path, moving_object(10))
+    return path
+
+
+@pytest.fixture(scope="module")
+def patch_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a network that reads whole patches, and so cannot share their feature maps."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "rcan.safetensors"
+    save_model(path, RCAN(2, 1, 1, 16, 4).eval())
+    return path
+
+
+class TestPictures:
+    @pytest.mark.parametrize("fidelity", ["full", 40])
+    def test_every_frame_is_what_it_is_alone(self, tmp_path, fitted_weights, fidelity, capsys):
+        """Coded by x264, where still ground repeats exactly if no frame is coded between others; a part is reused."""
+        source, output = tmp_path / "in.mp4", tmp_path / "out.mkv"
+        set_up = options({"x264-params": "bframes=0"})
+        write_video(source, moving_object(6, 96, 960), codec="libx264", pixel_format="yuv420p", set_up=set_up)
+        assert run(source, output, fitted_weights, *LOSSLESS, "--fidelity", fidelity) == 0
+        expected = alone(source, fitted_weights, fidelity=None if fidelity == "full" else fidelity)
+        assert_same(read_video(output).frames, expected)
+        line = capsys.readouterr().out.splitlines()[0]
+        assert line.startswith("in.mp4: 960x96 -> 1920x192, 6 frames in ")
+        reused = float(line.split("% of the cells reused")[0].split()[-1])
+        assert 10 < reused < 95
+
+    def test_networks_on_patches(self, clip, tmp_path, patch_weights, capsys):
+        """No cells, and so nothing to reuse, but all else."""
+        assert run(clip, tmp_path / "out.mkv", patch_weights, *LOSSLESS) == 0
+        assert_same(read_video(tmp_path / "out.mkv").frames, alone(clip, patch_weights))
+        assert "cells" not in capsys.readouterr().out
+
+    def test_noise_below_the_tolerance_is_reused(self, tmp_path, fitted_weights, capsys):
+        rng = np.random.default_rng(1)
+        still = rng.integers(3, 250, (96, 480, 3), np.uint8)
+        source = tmp_path / "in.mkv"
+        write_video(source, [still + rng.integers(0, 3, still.shape, np.uint8) for _ in range(4)])
+        shares = []
+        for tolerance in (0, 2):
+            assert run(source, tmp_path / "o.mkv", fitted_weights, *LOSSLESS, "--reuse-tolerance", tolerance) == 0
+            line = capsys.readouterr().out.splitlines()[0]
+            shares.append(float(line.split("% of the cells reused")[0].split()[-1]))
+        assert shares == [0, 75], "the first of four frames is computed"
+        first, *others = read_video(tmp_path / "o.mkv").frames
+        assert all(np.array_equal(first, other) for other in others)
+
+    def test_more_than_8_bits_stay(self, tmp_path, weights):
+        source, output = tmp_path / "in.mkv", tmp_path / "out.mkv"
+        deep = [frame.astype(np.uint16) * 257 for frame in moving_object(2)]
+        write_video(source, deep, pixel_format="gbrp16le")
+        assert run(source, output, weights, *LOSSLESS) == 0
+        upscaler = ape_sr.load(weights)
+        with av.open(str(output)) as container:
+            got = [frame.to_ndarray(format="rgb48le") for frame in container.decode(video=0)]
+        assert_same(got, [upscaler.upscale(frame) for frame in deep])
+        assert run(source, output, weights) == 0
+        with av.open(str(output)) as container:
+            assert container.streams.video[0].pix_fmt == "yuv420p10le"
+
+    @pytest.mark.parametrize("codec", ["h264", "h265"])
+    def test_colours_are_kept(self, tmp_path, codec):
+        """Also where a player would take another matrix for the larger picture: the file says which."""
+        source, output = tmp_path / "in.mp4", tmp_path / "out.mp4"
+        colours = ((250, 10, 20), (20, 200, 30), (30, 40, 240))
+        flat = [np.full((400, 64, 3), colour, np.uint8) for colour in colours]
+        write_video(source, flat, codec="libx264", pixel_format="yuv420p")
+        assert run(source, output, Path(WEIGHTS), "--codec", codec) == 0
+        for frame, shown, colour in zip(read_video(output).frames, read_video(source).frames, colours, strict=True):
+            assert np.abs(frame[400, 64].astype(int) - shown[200, 32]).max() <= 6, colour
+        with av.open(str(output)) as container:
+            context = container.streams.video[0].codec_context
+            assert (context.colorspace, context.color_range) == (6, 1)
+
+    def test_turned_frames_are_upright(self, tmp_path, weights):
+        source, output = tmp_path / "in.mp4", tmp_path / "out.mkv"
+        upright = moving_object(2)
+        turned = [np.rot90(frame, -1) for frame in upright]
+        write_video(
+            source,
+            turned,
+            codec="libx264rgb",
+            pixel_format="rgb24",
+            set_up=lambda stream: stream.set_display_rotation(90),
+        )
+        assert run(source, output, weights, *LOSSLESS) == 0
+        held = read_video(output)
+        assert held.frames[0].shape == (192, 256, 3)
+        assert_same(held.frames, alone(source, weights))
+        assert np.abs(held.frames[0].astype(int) - ape_sr.load(weights).upscale(upright[0])).mean() < 8
+
+    def test_odd_sizes_and_pixels_that_are_not_square(self, tmp_path, weights):
+        source, output = tmp_path / "in.mkv", tmp_path / "out.mp4"
+        write_video(
+            source,
+            [frame[:95, :127] for frame in moving_object(3)],
+            codec="libx264",
+            pixel_format="yuv444p",
+            set_up=lambda stream: setattr(stream.codec_context, "sample_aspect_ratio", 2),
+        )
+        assert run(source, output, weights) == 0
+        with av.open(str(output)) as container:
+            (stream,) = container.streams.video
+            assert (stream.width, stream.height, stream.sample_aspect_ratio) == (254, 190, 2)
+
+
+def options(of_codec: dict[str, str]):
+    """Sets options of the codec."""
+    return lambda stream: stream.options.update(of_codec)
+
+
+class TestTheRest:
+    @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+    @pytest.mark.parametrize("codec", ["h264", "h265"])
+    def test_times_of_frames_are_kept(self, tmp_path, weights, suffix, codec, short_segments):
+        """A variable rate, over several segments that have frames between frames; Matroska has milliseconds."""
+        source, output = tmp_path / "in.mp4", tmp_path / f"out{suffix}"
+        write_video(
+            source, moving_object(11), lambda n: 300 + 512 * n + 37 * n * n, codec="libx264", pixel_format="yuv420p"
+        )
+        assert run(source, output, weights, "--codec", codec) == 0
+        given, got = read_video(source), read_video(output)
+        assert len(got.times) == 11
+        worst = max(abs(a - b) for a, b in zip(given.times, got.times, strict=True))
+        assert worst == 0 if suffix == ".mp4" else worst <= 0.0005
+        with av.open(str(output)) as container:
+            packets = [packet for packet in container.demux(video=0) if packet.size]
+        if suffix == ".mkv":  # which has no times of decoding
+            return
+        order = [(packet.dts, packet.pts) for packet in packets]
+        assert all(a < b for (a, _), (b, _) in pairwise(order))
+        assert all(dts <= pts for dts, pts in order)
+
+    def test_times_that_do_not_rise(self, tmp_path, weights):
+        """Matroska rounds these to the same milliseconds; no frame is lost."""
+        source, output = tmp_path / "in.mkv", tmp_path / "out.mp4"
+        write_video(source, moving_object(8), lambda number: 6 * number)
+        given = read_video(source).times
+        assert len(set(given)) < 8
+        assert run(source, output, weights) == 0
+        got = read_video(output).times
+        assert len(set(got)) == 8 and max(abs(a - b) for a, b in zip(given, got, strict=True)) <= 0.01
+
+    def test_sound_subtitles_and_words_are_copied(self, tmp_path, weights):
+        text, source, output = tmp_path / "text.srt", tmp_path / "in.mkv", tmp_path / "out.mkv"
+        text.write_text(SUBTITLES)
+        write_video(source, moving_object(20), sound=True, subtitles=text, set_up=name)
+        assert run(source, output, weights) == 0
+        given, got = read_video(source), read_video(output)
+        assert given.sounds and got.sounds == given.sounds
+        assert len(given.texts) == 2 and got.texts == given.texts
+        with av.open(str(output)) as container:
+            assert container.metadata["title"] == "A title"
+            assert [stream.type for stream in container.streams] == ["video", "audio", "subtitle"]
+
+
+def name(stream) -> None:
+    stream.container.metadata["title"] = "A title"
+
+
+class TestInterruption:
+    def test_it_goes_on(self, clip, tmp_path, weights, monkeypatch, short_segments, capsys):
+        """At the segment that was not finished, to the same file, byte by byte."""
+        whole, output = tmp_path / "whole.mp4", tmp_path / "out.mp4"
+        assert run(clip, whole, weights) == 0
+        computed = stop_after(monkeypatch, 6)
+        assert run(clip, output, weights) == 130
+        assert not output.exists()
+        assert left_beside(output) == [".out.mp4.segments"]
+        assert sorted(os.listdir(tmp_path / ".out.mp4.segments")) == ["000000", "note.json"]
+        stop_after(monkeypatch, None)
+        capsys.readouterr()
+        assert run(clip, output, weights) == 0
+        printed = capsys.readouterr()
+        assert "going on after 4 frames" in printed.err and ", 6 frames in " in printed.out
+        assert output.read_bytes() == whole.read_bytes()
+        assert left_beside(output) == [] and computed
+
+    def test_another_setting_starts_over(self, clip, tmp_path, weights, monkeypatch, short_segments, capsys):
+        stop_after(monkeypatch, 6)
+        assert run(clip, tmp_path / "out.mkv", weights) == 130
+        stop_after(monkeypatch, None)
+        capsys.readouterr()
+        assert run(clip, tmp_path / "out.mkv", weights, "--crf", 30) == 0
+        assert ", 10 frames in " in capsys.readouterr().out
+
+    def test_an_interruption_does_not_show_with_a_tolerance(
+        self, tmp_path, fitted_weights, monkeypatch, short_segments
+    ):
+        rng = np.random.default_rng(2)
+        source = tmp_path / "in.mkv"
+        ground = rng.integers(0, 240, (96, 240, 3), np.uint8)
+        write_video(source, [ground + np.uint8(number) for number in range(10)])
+        lossless = (*LOSSLESS, "--reuse-tolerance", 5)
+        assert run(source, tmp_path / "whole.mkv", fitted_weights, *lossless) == 0
+        stop_after(monkeypatch, 6)
+        assert run(source, tmp_path / "out.mkv", fitted_weights, *lossless) == 130
+        stop_after(monkeypatch, None)
+        assert run(source, tmp_path / "out.mkv", fitted_weights, *lossless) == 0
+        assert_same(read_video(tmp_path / "out.mkv").frames, read_video(tmp_path / "whole.mkv").frames)
+
+    def test_nothing_stays_before_the_first_segment(self, clip, tmp_path, weights, monkeypatch):
+        stop_after(monkeypatch, 3)
+        assert run(clip, tmp_path / "out.mkv", weights) == 130
+        assert not (tmp_path / "out.mkv").exists() and left_beside(tmp_path / "out.mkv") == []
+
+    @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+    def test_a_signal(self, tmp_path, weights, end):
+        """As Ctrl-C does it, and as nobody can catch it: a file or none, and the same command goes on."""
+        source, output = tmp_path / "in.mkv", tmp_path / "out.mkv"
+        write_video(source, moving_object(400, 48, 64))
+        command = [sys.executable, "-m", "ape_sr", "video", "-i", source, "-o", output, "-n", weights]
+        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / ".out.mkv.segments" / "000000").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(end)
+        _, errors = process.communicate(timeout=60)
+        if process.returncode == 0:
+            pytest.skip("it was done before the signal came")
+        assert process.returncode == (130 if end == signal.SIGINT else -end)
+        assert "Traceback" not in errors and not output.exists()
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        assert done.returncode == 0 and "going on after" in done.stderr
+        assert len(read_video(output).frames) == 400 and left_beside(output) == []
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, count: int | None) -> list[int]:
+    """Ctrl-C comes when so many frames are computed; None: never."""
+    seen: list[int] = []
+
+    def upscale(source, output, encoding, enlarger, held, progress):
+        def told(done: int) -> None:
+            seen.append(done)
+            progress(done)
+            if count is not None and done == count:
+                time.sleep(0.3)  # what is written behind is written
+                raise KeyboardInterrupt
+
+        return UPSCALE_VIDEO(source, output, encoding, enlarger, held, told)
+
+    monkeypatch.setattr(work, "upscale_video", upscale)
+    return seen
+
+
+class TestRefusals:
+    """One line, status 2, and no file."""
+
+    def refused(self, capsys, source: Path, output: Path, weights: Path, *options: object) -> str:
+        assert run(source, output, weights, *options) == 2
+        lines = capsys.readouterr().err.splitlines()
+        errors = [line for line in lines if line.startswith("ape-sr: error: ")]
+        assert len(errors) == 1 and lines[-1] == errors[0]
+        assert not output.is_file() and left_beside(output) == []
+        return errors[0].removeprefix("ape-sr: error: ")
+
+    def test_arguments(self, clip, tmp_path, weights, patch_weights, capsys):
+        out = tmp_path / "out.mkv"
+        assert "expected a name ending in .mkv, .mp4, .mov, got out.avi" in self.refused(
+            capsys, clip, tmp_path / "out.avi", weights
+        )
+        assert "crf: expected a whole number from 0 to 51, got 60" in self.refused(
+            capsys, clip, out, weights, "--crf", 60
+        )
+        assert "crf: expected with --codec h264 or h265" in self.refused(
+            capsys, clip, out, weights, "--crf", 6, *LOSSLESS
+        )
+        assert "reuse-tolerance: expected at most 255 levels, got 300" in self.refused(
+            capsys, clip, out, weights, "--reuse-tolerance", 300
+        )
+        assert "reuse-tolerance: expected 0 for a network that runs on patches" in self.refused(
+            capsys, clip, out, patch_weights, "--reuse-tolerance", 3
+        )
+        assert "device: " in self.refused(capsys, clip, out, weights, "--device", "cuda:99")
+        assert "scale: expected 2" in self.refused(capsys, clip, out, weights, "-s", 4)
+        (tmp_path / "folder").mkdir()
+        assert "output: expected a file, got the folder" in self.refused(capsys, clip, tmp_path / "folder", weights)
+
+    def test_the_input_is_never_overwritten(self, clip, weights, capsys):
+        before = clip.read_bytes()
+        assert run(clip, clip, weights) == 2
+        assert "is the input and would be overwritten" in capsys.readouterr().err
+        assert clip.read_bytes() == before
+
+    def test_sources(self, tmp_path, clip, weights, capsys):
+        out = tmp_path / "out.mkv"
+        assert "none.mp4: cannot be read as a video: No such file" in self.refused(
+            capsys, tmp_path / "none.mp4", out, weights
+        )
+        (tmp_path / "text.mp4").write_text("no video")
+        assert "text.mp4: cannot be read as a video: Invalid data" in self.refused(
+            capsys, tmp_path / "text.mp4", out, weights
+        )
+        text = tmp_path / "text.srt"
+        text.write_text(SUBTITLES)
+        assert "text.srt: expected a video, got a file without one" in self.refused(capsys, text, out, weights)
+        write_video(tmp_path / "texts.mkv", moving_object(3), subtitles=text)
+        line = self.refused(capsys, tmp_path / "texts.mkv", tmp_path / "out.mp4", weights)
+        assert "output: .mp4 cannot hold the subtitle stream 1 of texts.mkv" in line and "try .mkv" in line
+
+    def test_damage_on_the_way(self, tmp_path, weights, capsys, short_segments):
+        """What was finished before stays for the next try."""
+        source, output = tmp_path / "in.mp4", tmp_path / "out.mkv"
+        write_video(source, moving_object(10))
+        data = np.frombuffer(source.read_bytes(), np.uint8).copy()
+        data[len(data) * 6 // 10 : len(data) * 65 // 100] ^= 255
+        source.write_bytes(data.tobytes())
+        assert run(source, output, weights) == 2
+        assert "in.mp4: damaged after 0.20 s: Invalid data" in capsys.readouterr().err
+        assert not output.exists() and (tmp_path / ".out.mkv.segments" / "000000").is_file()
+
+    def test_a_source_that_was_cut_off(self, clip, tmp_path, weights, capsys):
+        """Its frames are there, and it is said that there should be more."""
+        source = tmp_path / "cut.mkv"
+        source.write_bytes(clip.read_bytes()[: clip.stat().st_size * 6 // 10])
+        assert run(source, tmp_path / "out.mkv", weights) == 0
+        assert "cut.mkv: ends after 5 frames, where about 10 were expected" in capsys.readouterr().err
+
+    def test_interlaced(self, tmp_path, weights, capsys):
+        source = tmp_path / "in.mkv"
+        write_video(
+            source,
+            moving_object(3),
+            codec="libx264",
+            pixel_format="yuv420p",
+            set_up=options({"x264-params": "interlaced=1"}),
+        )
+        assert "expected whole frames, got interlaced ones" in self.refused(
+            capsys, source, tmp_path / "out.mkv", weights
+        )
+
+    def test_two_processes_on_one_output(self, clip, tmp_path, weights, capsys):
+        with segments.Segments(tmp_path / "out.mkv", "another"):
+            assert run(clip, tmp_path / "out.mkv", weights) == 2
+        assert "is being written by another process" in capsys.readouterr().err
+
+    def test_without_av(self, clip, tmp_path, weights, monkeypatch, capsys):
+        monkeypatch.setitem(sys.modules, "av", None)
+        assert self.refused(capsys, clip, tmp_path / "out.mkv", weights) == (
+            'video: needs av; run: pip install "ape-kernels[video]"'
+        )
