@@ -110,7 +110,7 @@ class Windowed:
             try:
                 if left:
                     self._asked = self._parts.asked(self._levels())
-                stages = Stages(
+                stages = Stages[int, Seen, Made](
                     lambda number: self._read(windows[number]),
                     lambda number, _: math.prod(windows[number][2:]) * self._bytes_per_pixel,
                     lambda number, seen: self._compute(windows[number], seen),

@@ -58,10 +58,11 @@ class Source:
         with TiffFile(path) as file:
             self.page = cast(TiffPage, file.pages[0])
             _ = self.page.tags, self.page.dataoffsets, self.page.databytecounts  # read while the file is open
-            self._order = file.byteorder
+            order = file.byteorder
         page = self.page
         self.width, self.height, self.channels = page.imagewidth, page.imagelength, page.samplesperpixel
         self.dtype = np.dtype(cast(Any, page.dtype)).newbyteorder("=")
+        self._stored = self.dtype.newbyteorder(order)
         self._planes = self.channels if page.planarconfig == 2 else 1
         tiled = page.is_tiled
         self._tall = page.tilelength if tiled else min(page.rowsperstrip or self.height, self.height)
@@ -129,7 +130,7 @@ class Source:
         channels = self.channels // self._planes
         size = self._wide * channels * self.dtype.itemsize
         data = self._bytes(self.page.dataoffsets[number] + begin * size, (end - begin) * size)
-        return np.frombuffer(data, self.dtype.newbyteorder(self._order)).reshape(end - begin, self._wide, channels)
+        return np.frombuffer(data, self._stored).reshape(end - begin, self._wide, channels)
 
     def _bytes(self, offset: int, count: int) -> bytes:
         parts: list[bytes] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from tifffile import TiffPage
 
@@ -39,7 +39,7 @@ def carried_tags(page: TiffPage, scale: int) -> list[Tag]:
 
 
 def _numbers(page: TiffPage, code: int) -> list[float]:
-    value = cast(Any, page.tags.valueof(code, ()))
+    value = page.tags.valueof(code, ())
     return list(value) if isinstance(value, tuple) else [value] if isinstance(value, (int, float)) else []
 
 
