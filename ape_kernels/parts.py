@@ -48,7 +48,7 @@ class Parts:
         """What has to be seen for the plan of a part that lies at multiples of the cells."""
         if not self._runner.plans:
             return part
-        top, left = (max(0, first - self._square) for first in (part.top, part.left))
+        top, left = (max(0, (first // self._square - 1) * self._square) for first in (part.top, part.left))
         bottom = min(self._height, (-(-part.bottom // self._square) + 1) * self._square)
         right = min(self._width, (-(-part.right // self._square) + 1) * self._square)
         return Window(top, left, bottom - top, right - left)

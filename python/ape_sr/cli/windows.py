@@ -68,7 +68,7 @@ def run_by_windows(
     from tqdm import tqdm
 
     from ape_sr.folder.work import note_of
-    from ape_sr.giant.run import Windowed
+    from ape_sr.giant.run import Windowed, counted
     from ape_sr.pictures.read import read_note
 
     note = note_of(job, settings)
@@ -79,7 +79,7 @@ def run_by_windows(
 
     def begun(count: int, before: int) -> None:
         found = f", {before} of them done before" if before else ""
-        say(f"{job.name}: upscaling x{upscaler.scale} by {count} windows{found} ...", sys.stderr)
+        say(f"{job.name}: upscaling x{upscaler.scale} by {counted(count)}{found} ...", sys.stderr)
 
     windowed = Windowed(job, upscaler, note, begun, lambda pixels: _move(bar, pixels / 1e6))
     bar.reset(windowed.pixels / 1e6)
@@ -89,7 +89,7 @@ def run_by_windows(
     except BaseException:
         if windowed.kept:
             say(
-                f"{job.name}: {windowed.kept} of {windowed.count} windows are kept; "
+                f"{job.name}: {windowed.kept} of {counted(windowed.count)} are kept; "
                 "give the same command again and it goes on",
                 sys.stderr,
             )

@@ -191,7 +191,7 @@ class Windowed:
         source, scale = self._source, self._upscaler.scale
         words = [
             f"{self._job.name}: {source.width}x{source.height} -> {source.width * scale}x{source.height * scale}",
-            f"{len(sums)} windows",
+            counted(len(sums)),
             f"{seconds:.2f} s",
             f"{work / area:.1%} of the computation",
         ]
@@ -210,6 +210,11 @@ def sides_of(step: int, margin: int, scale: int, pixel_bytes: int) -> tuple[int,
     unit *= max(1, round(TILE / (unit * scale)))
     fitting = math.isqrt(RUN_BYTES // (scale**2 * pixel_bytes)) - 2 * margin
     return unit * max(1, round(LEAST / unit), fitting // unit), unit * scale
+
+
+def counted(windows: int) -> str:
+    """So many windows, in words."""
+    return f"{windows} window{'' if windows == 1 else 's'}"
 
 
 def _within(pixels: np.ndarray, part: Window, whole: Window) -> np.ndarray:

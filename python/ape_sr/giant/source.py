@@ -55,14 +55,12 @@ class Source:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with TiffFile(path) as file:
-            self.page = cast(TiffPage, file.pages[0])
-            _ = self.page.tags, self.page.dataoffsets, self.page.databytecounts  # read while the file is open
-            order = file.byteorder
+        self._file = TiffFile(path)
+        self.page = cast(TiffPage, self._file.pages[0])
         page = self.page
         self.width, self.height, self.channels = page.imagewidth, page.imagelength, page.samplesperpixel
         self.dtype = np.dtype(cast(Any, page.dtype)).newbyteorder("=")
-        self._stored = self.dtype.newbyteorder(order)
+        self._stored = self.dtype.newbyteorder(self._file.byteorder)
         self._planes = self.channels if page.planarconfig == 2 else 1
         tiled = page.is_tiled
         self._tall = page.tilelength if tiled else min(page.rowsperstrip or self.height, self.height)
@@ -71,14 +69,11 @@ class Source:
         self._rows_alone = _segment_bytes(page) > SEGMENT_BYTES
         self._decoded: OrderedDict[int, np.ndarray] = OrderedDict()
         self._lock = Lock()
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        self._descriptor = self._file.filehandle.fileno()  # read at places, whatever else reads the file
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        self._file.close()
 
     def read(self, window: Window) -> np.ndarray:
         """Pixels uint8 or uint16 ``[H, W, channels]`` of a window. UserError for a file that is damaged there."""
