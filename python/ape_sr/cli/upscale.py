@@ -155,7 +155,8 @@ def _run(args: argparse.Namespace, given: list[Path]) -> None:
         max_pixels=args.max_pixels,
         resume=not alone,
     )
-    if goes_by_windows(args, jobs[0] if alone and jobs else None, networks.size, networks.default):
+    one = jobs[0] if alone and jobs else None
+    if (jobs or not alone) and goes_by_windows(args, one, networks.size, networks.default):
         run_by_windows(jobs[0], networks.default, options.settings, _say)
         return
     announce = (lambda job: _say(f"{job.source.name}: upscaling {label} ...", sys.stderr)) if alone else None

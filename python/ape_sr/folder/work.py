@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -134,16 +135,10 @@ class Work:
         """Every frame upscaled."""
         if self.announce is not None:
             self.announce(job)
-        try:
+        with enough_memory(job):
             result = self._compute(job, item)
-            self._computed += 1
-            return result
-        except MemoryError:
-            raise UserError(f"{job.source}: too large for the memory there is") from None
-        except RuntimeError as error:
-            if "alloc" not in str(error) and "out of memory" not in str(error):
-                raise
-            raise UserError(f"{job.source}: too large for the memory there is") from None
+        self._computed += 1
+        return result
 
     def _compute(self, job: Job, item: Item) -> Result:
         from ape_sr.upscaler import add_reports
@@ -197,6 +192,17 @@ class Work:
             words.append(f"first of {count + result.left_out} frames")
         words.append(str(replace(result.report, seconds=result.report.seconds + seconds)))
         return ", ".join([*words, *lost])
+
+
+@contextmanager
+def enough_memory(job: Job) -> Generator[None, None, None]:
+    """UserError where there is not."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "alloc" not in str(error) and "out of memory" not in str(error):
+            raise
+        raise UserError(f"{job.source}: too large for the memory there is") from None
 
 
 def note_of(job: Job, settings: dict[str, object]) -> str:

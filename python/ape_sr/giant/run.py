@@ -21,6 +21,7 @@ from ape_kernels.plan import Plan
 from ape_kernels.windows import Window
 from ape_sr.errors import UserError
 from ape_sr.folder.jobs import Job
+from ape_sr.folder.work import enough_memory
 from ape_sr.giant.source import Source
 from ape_sr.giant.tags import carried_tags
 from ape_sr.giant.target import Layout, Target
@@ -107,7 +108,7 @@ class Windowed:
             self._computed = sum(int(entry.sums[0]) for entry in target.done.values())
             self._begun(self.count, self.kept)
             self._moved(self._computed)
-            try:
+            with enough_memory(self._job):
                 if left:
                     self._asked = self._parts.asked(self._levels())
                 stages = Stages[int, Seen, Made](
@@ -122,8 +123,6 @@ class Windowed:
                         if done.error is not None:
                             raise done.error
                 target.finish()
-            except MemoryError:
-                raise UserError(f"{self._job.source}: too large for the memory there is") from None
             return self._line([entry.sums for entry in target.done.values()])
 
     @property
