@@ -101,17 +101,18 @@ class Runner:
         given: Levels,
         pixels: Callable[[], Tensor],
         progress: Progress | None = None,
+        plan: Plan | None = None,
     ) -> Report | None:
         """The picture of an image as whole numbers, with no picture or image of floats in between.
 
-        pixels: gives the image as float32 ``[1, C, H, W]``, if a plan must be made from it.
+        pixels: gives the image as float32 ``[1, C, H, W]``, if a plan must be made from it. plan: as `run` takes it.
         Returns None, and has done nothing, where the backend cannot do that or the image runs on patches.
         """
         if self.cut is not None or not levels.can(self.packed):
             return None
         height, width, channels = given.image.shape
         like = torch.empty(1).expand(1, channels, height, width)  # its shape, without its memory
-        way = self._way(pixels, like, None, None)
+        way = self._way(pixels, like, None, plan)
         levels.run_levels(given, self.packed, way.depths, way.colours, progress)
         return make_cell_report(self.packed.program, way.depths, like, way.plan)
 

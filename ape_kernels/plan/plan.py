@@ -77,6 +77,30 @@ def plan_within(fit: ExitFit, program: PatchProgram, image: Tensor, budget: floa
     return outlook.plan(outlook.best_within(check_budget(budget, outlook.work)))
 
 
+def plan_for(fit: ExitFit, program: PatchProgram, image: Tensor, asked: float, backend: str = "torch") -> Plan:
+    """As `make_plan`, also for what a budget allows: any number of dB, the infinite ones among them."""
+    return _Outlook.of(fit, program, image, backend).plan(torch.full((len(image),), asked, device=image.device))
+
+
+def levels_of(fit: ExitFit, image: Tensor, backend: str = "torch") -> Tensor:
+    """What `asked_within` takes, float32 ``[B, R, K, C]``: `level` of `Predictions`. image: as for `make_plan`."""
+    fit = fit.to(image.device)
+    statistics = torch.ops.ape_kernels.statistics(image, fit.cell, fit.value_range, backend)
+    return fit.predict(statistics, backend).level
+
+
+def asked_within(fit: ExitFit, program: PatchProgram, levels: Tensor, sides: tuple[int, int], budget: float) -> float:
+    """What `plan_within` asks for, in dB, of one image whose levels are known.
+
+    levels: float32 ``[R, K, C]``. sides: height and width of the image. budget: as for `plan_within`.
+    """
+    check_fit(fit, program)
+    heights, widths = areas(*sides, fit.cell, levels.device)
+    work = Work.of(program, fit.tones is not None)
+    outlook = _Outlook(fit, work, Predictions(levels[None], levels[None]), heights, widths)
+    return float(outlook.best_within(check_budget(budget, work)))
+
+
 @dataclass(frozen=True)
 class _Outlook:
     """What is expected of each candidate, and what it costs."""

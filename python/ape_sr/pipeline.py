@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 4  # images read before their turn
-HELD_BYTES = 1 << 28  # of results that wait to be written or are being written
+HELD_BYTES = 1 << 28  # see `run_stages`
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,12 @@ class Stages(Generic[Job, Item, Result]):
     write: Callable[[Job, Result, ThreadPoolExecutor], str]
 
 
-def run_stages(jobs: Iterable[Job], stages: Stages[Job, Item, Result]) -> Generator[Done[Job], None, None]:
+def run_stages(
+    jobs: Iterable[Job], stages: Stages[Job, Item, Result], held: int = HELD_BYTES
+) -> Generator[Done[Job], None, None]:
     """Run all jobs; gives them in order, each when it is over.
 
+    held: bytes of results that wait to be written or are being written, while the next is computed.
     Closed early, by an interruption, it stops what is being written and waits for it.
     """
     count = max(2, os.cpu_count() or 1)
@@ -67,7 +70,7 @@ def run_stages(jobs: Iterable[Job], stages: Stages[Job, Item, Result]) -> Genera
                     behind.append(_Behind(job, line=item))
                 else:
                     weight = stages.weigh(job, item)
-                    while behind and sum(other.weight for other in behind) + weight > HELD_BYTES:
+                    while behind and sum(other.weight for other in behind) + weight > held:
                         yield behind.popleft().wait()
                     result = stages.compute(job, item)
                     del item

@@ -18,6 +18,7 @@ import ape_kernels
 from ape_kernels import APEForward, NotRecognised, PatchGrid
 from ape_kernels.geometry import PATCH_SIZE
 from ape_kernels.levels import Levels
+from ape_kernels.plan import Plan
 from ape_kernels.policy import Fidelity
 from ape_kernels.progress import Progress
 from ape_sr.checkpoint import load_network
@@ -250,17 +251,23 @@ class Upscaler:
             colours = cover_hidden(colours, alpha)
         has_detail = alpha is not None and alpha.min() != alpha.max()
         of_colours, of_alpha = _halves(progress) if has_detail else (progress, None)
-        reports = [self._fill(colours, picture[..., : colours.shape[2]], of_colours)]
+        reports = [self.fill(colours, picture[..., : colours.shape[2]], of_colours)]
         if alpha is not None:
             if not has_detail:
                 picture[..., -1] = alpha.flat[0]
             else:
-                reports.append(self._fill(alpha[..., None], picture[..., -1:], of_alpha))
+                reports.append(self.fill(alpha[..., None], picture[..., -1:], of_alpha))
                 bound(picture[..., -1], alpha, self.scale)
         return picture, self._timed(reports, time.perf_counter() - started)
 
-    def _fill(self, colours: np.ndarray, out: np.ndarray, progress: Progress | None) -> ape_kernels.Report:
-        """Upscale uint8 or uint16 ``[H, W, 1 or 3]`` into `out`."""
+    def fill(
+        self, colours: np.ndarray, out: np.ndarray, progress: Progress | None = None, plan: Plan | None = None
+    ) -> ape_kernels.Report:
+        """Upscale an array into another.
+
+        colours: uint8 or uint16 ``[H, W, 1 or 3]``. out: of the same dtype, ``[scale * H, scale * W, 1 or 3]``.
+        progress: as for `upscale`. plan: instead of the one that the settings ask for.
+        """
         rgb_range = pixel_range(self.network.model)
         runner = self.network.runner()
 
@@ -268,7 +275,7 @@ class Upscaler:
             return torch.from_numpy(to_planes(colours, rgb_range)).to(self.device)
 
         levels = Levels(np.broadcast_to(colours, (*colours.shape[:2], 3)), out, rgb_range)
-        if (report := runner.run_levels(levels, pixels, progress)) is not None:
+        if (report := runner.run_levels(levels, pixels, progress, plan)) is not None:
             return report
 
         def put(first: int, strip: Tensor) -> None:
@@ -279,7 +286,7 @@ class Upscaler:
             else:
                 from_device(strip, rgb_range, rows)
 
-        _, report = runner.run(pixels(), report=True, progress=progress, put=put)
+        _, report = runner.run(pixels(), plan=plan, report=True, progress=progress, put=put)
         assert report is not None
         return report
 

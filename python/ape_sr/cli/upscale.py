@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ape_sr.cli.arguments import Commands, fidelity, fraction, non_negative_float, positive_float, positive_int
 from ape_sr.cli.network import DEFAULT_SCALE, add_network_arguments, network_settings, open_network, weights_path
+from ape_sr.cli.windows import LARGE, goes_by_windows, run_by_windows
 from ape_sr.errors import UserError
 from ape_sr.folder.sizes import Size, scale_that_suffices
 from ape_sr.pictures.formats import BY_NAME, FOLDER_FORMATS, SUFFIXES
@@ -78,6 +79,12 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--first-frame", action="store_true", help="of animations and pages take the first alone")
     parser.add_argument(
         "--max-pixels", type=positive_int, default=MAX_PIXELS, help="refuse images of more pixels (%(default)s)"
+    )
+    parser.add_argument(
+        "--windows",
+        action="store_true",
+        help="read one TIFF file by windows and write a TIFF file in tiles, of any size; where it can it does so by "
+        f"itself above {LARGE} pixels",
     )
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument(
@@ -148,6 +155,10 @@ def _run(args: argparse.Namespace, given: list[Path]) -> None:
         max_pixels=args.max_pixels,
         resume=not alone,
     )
+    one = jobs[0] if alone and jobs else None
+    if (jobs or not alone) and goes_by_windows(args, one, networks.size, networks.default):
+        run_by_windows(jobs[0], networks.default, options.settings, _say)
+        return
     announce = (lambda job: _say(f"{job.source.name}: upscaling {label} ...", sys.stderr)) if alone else None
     work = Work(options, networks, announce)
     for fault in inputs.faults:

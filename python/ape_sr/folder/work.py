@@ -105,7 +105,7 @@ class Work:
         if job.fault is not None:
             raise UserError(job.fault)
         started = time.perf_counter()
-        note = self._note(job)
+        note = note_of(job, self.options.settings)
         if (
             self.options.resume
             and read_note(job.picture) == note
@@ -192,11 +192,12 @@ class Work:
         words.append(str(replace(result.report, seconds=result.report.seconds + seconds)))
         return ", ".join([*words, *lost])
 
-    def _note(self, job: Job) -> str:
-        """All that the result depends on. UserError if the source is gone."""
-        try:
-            source = job.source.stat()
-        except OSError as error:
-            raise UserError(f"{job.source}: cannot be read: {error.strerror or error}") from None
-        identity = {"source": job.name, "bytes": source.st_size, "modified": source.st_mtime_ns}
-        return json.dumps(self.options.settings | identity)
+
+def note_of(job: Job, settings: dict[str, object]) -> str:
+    """All that a result depends on. UserError if the source is gone."""
+    try:
+        source = job.source.stat()
+    except OSError as error:
+        raise UserError(f"{job.source}: cannot be read: {error.strerror or error}") from None
+    identity = {"source": job.name, "bytes": source.st_size, "modified": source.st_mtime_ns}
+    return json.dumps(settings | identity)

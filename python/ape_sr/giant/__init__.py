@@ -1,0 +1,7 @@
+"""TIFF files of any size: read by windows, written tile by tile.
+
+source.py   reading windows of a file; what cannot be read so is said in words
+tags.py     what a result carries of its source, the place on a map among it
+target.py   the part file and its journal, from which an interrupted run goes on
+run.py      the run: window after window
+"""
