@@ -330,6 +330,8 @@ class APEForward(Wrapper):
         if (made := self._runner(packed).plan(pixels)) is None:
             raise ValueError(
                 "plan: expected a fidelity or a budget, and a model that carries a fit (fit_exits); got none"
+                if self._not_shared is None
+                else f"plan: expected a network that can be planned: {self._not_shared}"
             )
         return made
 

@@ -15,6 +15,7 @@ from ape_kernels.plan.fit import MEASURE, ExitFit, fingerprint_of
 from ape_kernels.plan.measure import Cells, Measured, join, mean_by
 from ape_kernels.plan.ring import SAMPLES, measure_ring, sample_of
 from ape_kernels.plan.tones import measure_tones
+from ape_kernels.sharing import why_not_shared
 
 # Low-resolution pixels. On photographs held back, EDSR 12x32 x4 at 45 dB saves 69 % of all work with cells of 48, 73 %
 # with 24, 74 % with 16, rings counted. Halos, which are not counted, grow as cells shrink.
@@ -28,6 +29,7 @@ RIDGE = 1e-6
 KINDS = 6
 SERVED, SLACK = 0.98, 1.0  # of the cells of MEASURE pixels, so many get what was asked for less so many dB
 SHIFTS = torch.arange(-2.0, 6.0, 0.1)  # margins that are tried, in errors of a candidate
+SLIGHT = 1e-3  # share of the range
 NOISE = 10 / 255  # highest standard deviation of noise, as a share of the range
 
 
@@ -37,7 +39,8 @@ def fit_exits(
 ) -> ExitFit:
     """Learn how far the exits of `model`, and interpolation, are from its own full depth, and attach it to the model.
 
-    model: a network that an adapter recognises, with exits or without. images: low-resolution pictures as the model
+    model: a network that an adapter recognises, with exits or without, and that shares feature maps (not RCAN or
+    transformers, which read the whole patch). images: low-resolution pictures as the model
     takes them, float ``[C, H, W]`` or ``[1, C, H, W]``, on any device; no ground truth is needed. Pictures that
     resemble each other should follow each other: each third of them is held back in turn. Each is used as it is and
     once more in grey, with noise of up to 10 levels, at half brightness, or smoothed, in turn. Some fifty pictures of
@@ -53,6 +56,8 @@ def fit_exits(
     if cell is not None and (not isinstance(cell, int) or cell < 8 or MEASURE % cell):
         raise ValueError(f"cell: expected a divisor of {MEASURE} of at least 8, got {cell!r}")
     fast = APEForward(model, threshold=0.0)
+    if (why := why_not_shared(fast.program)) is not None:
+        raise ValueError(f"model: expected a network that can be planned, got {type(model).__name__}: {why}")
     program, device = fast.program, next(model.parameters()).device
     if cell is None:
         cell = CELL if len(program.stages) > 1 else CELL_WITHOUT_EXITS
@@ -89,6 +94,8 @@ def fit_exits(
     for i in range(THIRDS):
         away = third == i
         held_back[away] = standard.predict(cells.statistics[away], standard.solve(cells, truth, ~away))
+    low, high = cells.statistics.amin(0), cells.statistics.amax(0)
+    low[-1], high[-1] = -SLIGHT, 1 + SLIGHT  # black and white bars are on many pictures, and rounding moves their mean
     kinds = torch.quantile(cells.kind, torch.arange(1, KINDS) / KINDS)
     fit = ExitFit(
         fingerprint=fingerprint_of(model),
@@ -98,8 +105,8 @@ def fit_exits(
         value_range=white,
         mean=standard.mean,
         deviation=standard.deviation,
-        low=cells.statistics.amin(0),
-        high=cells.statistics.amax(0),
+        low=low,
+        high=high,
         precision=standard.precision,
         leverage=standard.leverages(cells.statistics).max(),
         quadratic=standard.solve(cells, truth, third >= 0).float(),
@@ -107,9 +114,7 @@ def fit_exits(
         needed=_needed(cells, truth, held_back, torch.bucketize(cells.kind, kinds)),
         tones=None if tones is None else tones.cpu(),
     )
-    packed = fast.packed_for_images
-    if packed.sharing is not None:
-        fit = replace(fit, ring=measure_ring(fit, packed, samples))
+    fit = replace(fit, ring=measure_ring(fit, fast.packed_for_images, samples))
     model.exit_fit = fit  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue] - a plain attribute
     return fit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -51,10 +52,11 @@ class Report(ape_kernels.Report):
     def __str__(self) -> str:
         parts = [f"{self.seconds:.2f} s", f"{self.share:.1%} of the computation"]
         if self.plan is not None:
-            parts.append(f"{float(self.plan.picture_fidelity.mean()):.1f} dB expected to full depth")
+            expected = float(self.plan.picture_fidelity.mean())
+            parts.append("full depth" if expected == math.inf else f"{expected:.1f} dB expected to full depth")
         if self.interpolated:
             parts.append(f"{self.interpolated / self.exit_index.numel():.0%} interpolated")
-        if self.interpolated < self.exit_index.numel():
+        if self.interpolated < self.exit_index.numel() and len(self.patches_per_exit) > 1:
             parts.append(f"mean exit {self.mean_exit:.2f} of 0..{len(self.patches_per_exit) - 1}")
         return ", ".join([*parts, f"backend {self.backend}"])
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from skimage import data
-from support import spread_network
+from support import DEVICE, spread_network
 from torch.library import opcheck
 
 from ape_kernels import APEForward, ExitFit, NotRecognised, fit_exits, ops
@@ -20,6 +20,9 @@ from ape_kernels.plan import make_plan, plan_within
 from ape_kernels.plan.fit import fingerprint_of
 from ape_kernels.plan.plan import LEAST, MOST
 from ape_kernels.plan.work import Work
+from ape_sr.checkpoint import load_model
+from ape_sr.models import RCAN
+from ape_sr.weights import shipped_weights
 
 SCALE = 2
 
@@ -273,3 +276,21 @@ class TestRefusals:
     def test_of_a_network(self):
         with pytest.raises(NotRecognised):
             fit_exits(torch.nn.Linear(3, 3), photos())
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("level", [0, 1, 255])
+def test_flat_pictures_are_interpolated_to_their_edges(scale, level):
+    """Black and white too: bars are on many pictures, and cells that the edge cuts off are as flat."""
+    fast = APEForward(load_model(shipped_weights(scale)).to(DEVICE), fidelity=45.0)
+    for height, width in ((96, 96), (500, 481)):
+        plan = fast.plan(torch.full((1, 3, height, width), level / 255, device=DEVICE))
+        assert (plan.exit_at == -1).all()
+
+
+def test_networks_that_cannot_be_planned_are_not_fitted():
+    model = RCAN(2, 2, 1, 8, 4, None).eval()
+    with pytest.raises(ValueError, match="model: expected a network that can be planned, got RCAN: channel attention"):
+        fit_exits(model, [torch.rand(3, 64, 64)] * 3)
+    with pytest.raises(ValueError, match="plan: expected a network that can be planned: channel attention"):
+        APEForward(model).plan(torch.rand(1, 3, 64, 64))
