@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         args = parser.parse_args(argv)
+        import_module("ape_sr.upscaler")  # with PyTorch: amid it Ctrl-C would be a traceback after begin_work
         begin_work()
         args.run(args)
     except UserError as error:
