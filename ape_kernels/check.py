@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -20,25 +21,27 @@ PROBE_SIZE = (7, 6)  # every border class and an interior, and no side like anot
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
-def check_program(model: nn.Module, program: PatchProgram) -> bool:
+def check_program(model: nn.Module, program: PatchProgram, dtype: torch.dtype | None = None) -> bool:
     """Run `model` and `program` on one small random patch, at full depth, and compare the two pictures.
 
     Structure alone does not show what a module's forward does with its layers. The network is called in evaluation
     mode under no_grad and is left as it was found.
 
+    dtype: of the program's matrix multiplications; in float16 values may overflow that the model's own dtype holds.
+
     Raises NotRecognised when the pictures differ by more than rounding in the dtype of the model's parameters, and when
-    the model returns something else than a picture.
+    the model returns something else than a picture. ValueError for a program that overflows float16.
     """
     with torch.no_grad(), without_autocast():
-        return _check(model, program)
+        gives_three = _check(model, program)
+        if dtype == torch.float16:
+            _check_float16(model, program)
+        return gives_three
 
 
 def _check(model: nn.Module, program: PatchProgram) -> bool:
     parameter = next(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    size = [side * program.fold + -side * program.fold % program.multiple_of for side in PROBE_SIZE]
-    patch = value_range(program) * torch.rand(1, program.in_channels, *size, generator=generator)
-    patch = patch.to(parameter.device)
+    patch = _probe(program, parameter.device)
     with _evaluating(model):
         try:
             output = model(patch.to(parameter.dtype, copy=True))  # some scale their input in place
@@ -63,8 +66,27 @@ def _check(model: nn.Module, program: PatchProgram) -> bool:
         errors.append(float(error))
     raise NotRecognised(
         f"model: its forward does something else than its layers say: {errors[0]:.1e} of the range apart on a "
-        f"random {size[1]}x{size[0]} patch"
+        f"random {patch.shape[3]}x{patch.shape[2]} patch"
     )
+
+
+def _check_float16(model: nn.Module, program: PatchProgram) -> None:
+    patch = _probe(program, next(model.parameters()).device)
+    tensors = get_backend("torch").pack(program, patch.device, torch.float16)
+    packed = Packed(program, "torch", torch.float16, tensors, PictureShape.of(program))
+    if not torch.isfinite(run_patches(patch, packed, Exits(math.inf)).sr).all():
+        raise ValueError(
+            "dtype: expected one that holds the network's values; in torch.float16 they overflow to NaN or infinity on "
+            "a random patch"
+        )
+
+
+def _probe(program: PatchProgram, device: torch.device) -> Tensor:
+    """A small random patch, in the range that the network reads."""
+    generator = torch.Generator().manual_seed(0)
+    size = [side * program.fold + -side * program.fold % program.multiple_of for side in PROBE_SIZE]
+    patch = value_range(program) * torch.rand(1, program.in_channels, *size, generator=generator)
+    return patch.to(device)
 
 
 def value_range(program: PatchProgram) -> float:

@@ -112,7 +112,7 @@ class APEForward(Wrapper):
             raise ValueError(f"context: expected one of {', '.join(CONTEXTS)}, got {context!r}")
         if not isinstance(cell, int) or cell < 1 or cell % program.fold:
             raise ValueError(f"cell: expected a multiple of {program.fold} pixels, at least 1, got {cell!r}")
-        self._gives_three = check_program(model, program)
+        self._gives_three = check_program(model, program, dtype)
         self.model = model
         self.cell = cell
         self.patch_size, self.overlap = patch_size, overlap

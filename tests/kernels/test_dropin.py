@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from ape_kernels import APEForward, PatchForward, Wish, pack, to_program
+from ape_sr.models import EDSR
 
 
 def small(**options) -> nn.Module:
@@ -333,3 +334,15 @@ class TestMovingAverages:
         fast = APEForward(model)
         assert fast.program is fast.program
         assert fast.program is not to_program(model)
+
+
+def test_values_that_overflow_float16_are_said():
+    """A float32 network may hold values that float16 does not: NaN would be a black picture."""
+    model = EDSR(2, 4, 16, 2).eval().to(DEVICE)
+    APEForward(model, 0.0, dtype=torch.float16, backend="torch")
+    with torch.no_grad():
+        for parameter in model.body.parameters():
+            parameter.mul_(300)
+    with pytest.raises(ValueError, match=r"dtype: expected one that holds the network's values; in torch.float16 they"):
+        APEForward(model, 0.0, dtype=torch.float16, backend="torch")
+    APEForward(model, 0.0)
