@@ -334,11 +334,12 @@ def test_run_stage_takes_rows_in_any_order(host, family):
     model = network(family)
     stage = 0
     packed = {name: APEForward(model, backend=name).packed for name in ("cuda", "torch")}
-    channels = to_program(model).buffers[to_program(model).stages[stage].src].channels
+    program = to_program(model)
+    channels, last = program.buffers[program.stages[stage].src].channels, len(program.stages) - 1
     features, active, exit_at = (
         random(6, channels, 10, 8) * 20,
         on_device(4, 1, 5),
-        on_device(9, 9, 0, 0, 9, 0),
+        on_device(last, last, 0, 0, last, 0),
     )
     results = [
         OPS.run_stage(features, active, packed[name].tensors, stage, math.inf, exit_at, name)
@@ -350,10 +351,10 @@ def test_run_stage_takes_rows_in_any_order(host, family):
 
 
 def test_rows_outside_the_features_come_back_as_nan(host):
-    """They cannot be refused without waiting for the device."""
+    """They cannot be refused without waiting for the device; on a CPU the operation refuses them."""
     packed = APEForward(spread_network(), backend="cuda").packed
-    arguments = (packed.tensors, 0, math.inf, None, "cuda")
-    features, ids, capacity, _ = OPS.run_stage(torch.rand(2, 16, 4, 4, device=DEVICE), on_device(1, 2, -1), *arguments)
+    given = torch.rand(2, 16, 4, 4, device=DEVICE), on_device(1, 2, -1)
+    features, ids, capacity, _ = get_backend("cuda").run_stage(packed.tensors, 0, *given, Exits(math.inf))
     assert ids.tolist() == [-1, 2, 1], "all stay, in reverse order"
     assert features[2].isfinite().all()
     assert features[:2].isnan().all()

@@ -81,7 +81,7 @@ class TestUpscale:
             assert run("upscale", "-i", *picture, *option) == 0
             line = capsys.readouterr().out.splitlines()[0]
             shares.append(float(line.split("%")[0].split()[-1]))
-            assert "dB expected to full depth" in line
+            assert "dB expected to full depth" in line or (shares[-1] == 100 and "computation, full depth" in line)
         assert shares == sorted(shares) and shares[0] < shares[1] < shares[2] < 100
 
     def test_a_later_exit_costs_more(self, tmp_path, photos, weights, capsys):
@@ -108,7 +108,7 @@ class TestUpscale:
         save_model(tmp_path / "loud.safetensors", model)
         arguments = ("-i", photos / "b.bmp", "-o", tmp_path / "x.png", "-n", tmp_path / "loud.safetensors")
         assert run("upscale", *arguments, "--dtype", "fp16", "--backend", "torch") == 2
-        assert "dtype: expected fp32 or bf16 for this network, whose values overflow in fp16" in capsys.readouterr().err
+        assert "dtype: expected one that holds the network's values; in torch.float16 they overflow" in capsys.readouterr().err
         assert not (tmp_path / "x.png").exists()
         assert run("upscale", *arguments) == 0
 
