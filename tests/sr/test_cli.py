@@ -108,7 +108,10 @@ class TestUpscale:
         save_model(tmp_path / "loud.safetensors", model)
         arguments = ("-i", photos / "b.bmp", "-o", tmp_path / "x.png", "-n", tmp_path / "loud.safetensors")
         assert run("upscale", *arguments, "--dtype", "fp16", "--backend", "torch") == 2
-        assert "dtype: expected one that holds the network's values; in torch.float16 they overflow" in capsys.readouterr().err
+        assert (
+            "dtype: expected one that holds the network's values; in torch.float16 they overflow"
+            in capsys.readouterr().err
+        )
         assert not (tmp_path / "x.png").exists()
         assert run("upscale", *arguments) == 0
 
