@@ -14,6 +14,7 @@ from ape_kernels.forward import APEForward
 from ape_kernels.images import RING
 from ape_kernels.inputs import checked_pixels
 from ape_kernels.packed import Packed
+from ape_kernels.plan.fit import ExitFit
 from ape_kernels.plan.plan import Plan
 from ape_kernels.windows import Window, Windows
 
@@ -32,6 +33,7 @@ class _Shown(NamedTuple):
     """What the last call has shown, and what it was made with."""
 
     packed: Packed
+    fit: ExitFit | None
     image: Tensor  # each pixel as it was when its cell was renewed last
     exit_at: Tensor | None
     picture: Tensor
@@ -85,7 +87,7 @@ class FrameReuse:
             assert shown.exit_at is not None
             renew |= _grown(plan.exit_at != shown.exit_at, -(-windows.margin // cell))
         if not renew.any():
-            return self._done(_Shown(packed, shown.image, shown.exit_at, shown.picture), renew, plan)
+            return self._done(shown, renew, plan)
         parts = [(part, windows.around(part, pixels.shape[2:])) for part in _rectangles(renew[0], cell, pixels)]
         area = sum(window.height * window.width for _, window in parts)
         if not windows.exact or area > MOST * pixels.shape[2] * pixels.shape[3]:
@@ -99,11 +101,11 @@ class FrameReuse:
             ]
             rows, columns = slice(part.top, part.bottom), slice(part.left, part.right)
             seen[:, :, rows, columns] = pixels[:, :, rows, columns]
-        return self._done(_Shown(packed, seen, None if plan is None else plan.exit_at, picture), renew, plan)
+        return self._done(_Shown(packed, fit, seen, None if plan is None else plan.exit_at, picture), renew, plan)
 
     def _alike(self, shown: _Shown, packed: Packed, pixels: Tensor, plan: Plan | None) -> bool:
         """Whether anything shown can be kept."""
-        if shown.packed is not packed or shown.image.shape != pixels.shape:
+        if shown.packed is not packed or shown.fit is not self.fast.fit or shown.image.shape != pixels.shape:
             return False
         if plan is None or shown.exit_at is None:
             return plan is None and shown.exit_at is None
@@ -126,7 +128,7 @@ class FrameReuse:
     def _whole(self, pixels: Tensor, packed: Packed, plan: Plan | None, cell: int) -> Tensor:
         picture = self.fast.runner().run(pixels, plan=plan, report=False)[0]
         everything = torch.ones(1, *(-(-side // cell) for side in pixels.shape[2:]), dtype=torch.bool)
-        shown = _Shown(packed, pixels.clone(), None if plan is None else plan.exit_at, picture)
+        shown = _Shown(packed, self.fast.fit, pixels.clone(), None if plan is None else plan.exit_at, picture)
         return self._done(shown, everything, plan)
 
     def _done(self, shown: _Shown, renewed: Tensor, plan: Plan | None) -> Tensor:

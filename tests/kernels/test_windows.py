@@ -1,5 +1,8 @@
 """Windows of images are the whole image's own pixels, bit for bit, and frames that follow each other are reused."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from families import randomise
@@ -106,6 +109,12 @@ def test_what_was_shown_is_forgotten_when_it_does_not_count_any_more(fitted_mode
     assert torch.equal(reuse(smaller), fast(smaller)) and reuse.last.renewed == reuse.last.cells
     fast.fidelity = None
     assert torch.equal(reuse(smaller), fast(smaller)) and reuse.last.renewed == reuse.last.cells
+    model = copy.deepcopy(fitted_model)
+    reuse = FrameReuse(APEForward(model, fidelity=30.0))
+    reuse(smaller)
+    brighter = torch.full((3, 3, 3, 3), 0.1, device=DEVICE)
+    model.exit_fit = replace(model.exit_fit, tones=brighter)
+    assert torch.equal(reuse(smaller), reuse.fast(smaller)), "the same plan, in the tones of another fit"
     reuse.reset()
     assert reuse.last is None
     reuse(smaller)
