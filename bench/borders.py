@@ -4,7 +4,8 @@ asked for?
     python bench/borders.py -i FOLDER [-n edsr-12x32-x4] [--fidelity 40 45 50] [--ring 4]
 
 Two plans for each picture and fidelity: the oracle's, which knows how far each candidate is from full depth on each
-cell alone, and the planner's, which knows the image. Both are run, and their pictures compared with the model's own:
+cell alone, and the planner's, which knows the image. Both are run, and their pictures compared with the model's own.
+So is one that is pasted together by the oracle's plan, each cell from a picture in which all cells have its depth:
 
     seam    mean gradient across borders of cells that differ in depth, less the model's own there, in levels of 8 bits
     2nd     second percentile of fidelity less what was asked for, in dB, over cells of 48 low-resolution pixels, those
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from plans import candidates
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
@@ -31,7 +33,7 @@ from ape_kernels.images import run_image
 from ape_kernels.packed import Packed
 from ape_kernels.plan import ExitFit, make_plan
 from ape_kernels.plan.fit import MEASURE
-from ape_kernels.plan.measure import Measured, cell_means
+from ape_kernels.plan.measure import cell_means
 from ape_sr.checkpoint import load_model
 from ape_sr.data.images import to_tensor
 from ape_sr.evaluate import find_pairs
@@ -64,13 +66,17 @@ def main() -> None:
         image = to_tensor(pair.read(model.scale)[0], model.rgb_range)
         full = run_image(image, packed, Depths(None, fit.cell, fit.ring))
         reached = candidates(fast, fit, image)
+        each_depth = pictures_of(image, packed, fit)
         for asked in args.fidelity:
             plans = {
                 "oracle": (reached >= asked).int().argmax(-1)[None] - 1,
                 "planner": make_plan(fit, packed.program, image, asked, packed.backend).exit_at,
             }
             for name, exit_at in plans.items():
-                found.setdefault((asked, name), []).append(left_by(exit_at, image, full, fit, packed))
+                picture = run_image(image, packed, Depths(exit_at, fit.cell, fit.ring), fit.colours(image))
+                found.setdefault((asked, name), []).append(left_by(exit_at, picture, full, fit))
+            picture = pasted(plans["oracle"], each_depth, fit)
+            found.setdefault((asked, "pasted"), []).append(left_by(plans["oracle"], picture, full, fit))
     print("asked plan     seam    2nd   full")
     for (asked, name), some in found.items():
         seam = sum(each.seam for each in some) / max(1, sum(each.count for each in some))
@@ -79,24 +85,24 @@ def main() -> None:
         print(f"{asked:5g} {name:8s} {seam:5.3f} {second:+6.2f} {np.percentile(deep, 2) if len(deep) else np.nan:6.1f}")
 
 
-def candidates(fast: APEForward, fit: ExitFit, image: Tensor) -> Tensor:
-    """Fidelity in dB of each candidate on each cell alone, ``[R, K, C + 1]``; infinite at full depth."""
-    measured = Measured(
-        lambda patches, exits: fast.forward_patches(patches, exit_at=exits)[0],
-        fit.stages,
-        fit.scale,
-        fit.cell,
-        fit.value_range,
-        fit.tones,
-    )
-    rows, columns = (-(-side // fit.cell) for side in image.shape[2:])
-    errors = measured.errors(image).view(rows, columns, -1)
-    return -10 * torch.log10(torch.cat([errors, torch.zeros_like(errors[..., :1])], -1))
+def pictures_of(image: Tensor, packed: Packed, fit: ExitFit) -> list[Tensor]:
+    """Of an image ``[1, C, H, W]``: interpolated, then with all cells leaving after each stage."""
+    cells = (-(-side // fit.cell) for side in image.shape[2:])
+    everywhere = torch.zeros(1, *cells, dtype=torch.int64)
+    depths = [Depths(everywhere + depth, fit.cell, fit.ring) for depth in range(-1, fit.stages)]
+    return [run_image(image, packed, each, fit.colours(image)) for each in depths]
 
 
-def left_by(exit_at: Tensor, image: Tensor, full: Tensor, fit: ExitFit, packed: Packed) -> Borders:
-    """Of a plan int64 ``[1, R, K]`` for an image ``[1, C, H, W]`` whose picture at full depth is `full`."""
-    picture = run_image(image, packed, Depths(exit_at, fit.cell, fit.ring), fit.colours(image))
+def pasted(exit_at: Tensor, pictures: list[Tensor], fit: ExitFit) -> Tensor:
+    """Each cell out of the picture whose cells all have its depth."""
+    side = fit.cell * fit.scale
+    depth = exit_at.repeat_interleave(side, 1).repeat_interleave(side, 2)
+    depth = depth[:, None, : pictures[0].shape[2], : pictures[0].shape[3]].expand_as(pictures[0])
+    return torch.stack(pictures).gather(0, depth[None] + 1)[0]
+
+
+def left_by(exit_at: Tensor, picture: Tensor, full: Tensor, fit: ExitFit) -> Borders:
+    """Of a plan int64 ``[1, R, K]`` by which `picture` was made; `full` is the one at full depth."""
     ours, own = ((each / fit.value_range).clamp(0, 1)[0] for each in (picture, full))
     squares = cell_means((ours - own).square().mean(0), MEASURE * fit.scale)
     decibels = -10 * torch.log10(squares.clamp_min(1e-10))

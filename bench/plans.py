@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ape_kernels import APEForward
-from ape_kernels.plan.fit import MEASURE
+from ape_kernels.plan.fit import MEASURE, ExitFit
 from ape_kernels.plan.measure import Measured, cell_means
 from ape_kernels.plan.work import Work, areas, ring_pixels
 from ape_sr.checkpoint import load_model
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--fit", type=Path, help="instead of the fit stored with the weights")
     parser.add_argument("--fidelity", type=float, nargs="+", default=[40.0, 45.0, 48.0])
     parser.add_argument("--copies", action="store_true", help="also in grey, at half brightness, and as JPEG")
+    parser.add_argument("--unreduced", action="store_true", help="run the pictures in their own size")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -79,7 +80,7 @@ def main() -> None:
     copies = COPIES if args.copies else {"as it is": COPIES["as it is"]}
     outcomes: list[Outcome] = []
     for pair in tqdm(find_pairs(args.input), unit="picture", disable=None):
-        low, _ = pair.read(model.scale)
+        low = pair.read(model.scale)[args.unreduced]
         for copy, change in copies.items():
             image = to_tensor(change(low), model.rgb_range)
             for outcome in measure(APEForward(model, fidelity=None), image, args.fidelity):
@@ -100,18 +101,8 @@ def measure(fast: APEForward, image: Tensor, fidelities: list[float]) -> Iterato
     fast.fidelity = None
     _ = fast.packed_for_images  # outside of what is timed
     full_time, full = _seconds(fast, image)
-    measured = Measured(
-        lambda patches, exits: fast.forward_patches(patches, exit_at=exits)[0],
-        fit.stages,
-        fit.scale,
-        fit.cell,
-        fit.value_range,
-        fit.tones,
-    )
     sides = areas(*image.shape[2:], fit.cell, image.device)
-    rows, columns = (side.numel() for side in sides)
-    errors = measured.errors(image).view(rows, columns, -1)
-    reached = -10 * torch.log10(torch.cat([errors, torch.zeros_like(errors[..., :1])], -1))
+    reached = candidates(fast, fit, image)
     for asked in fidelities:
         fast.fidelity = asked
         plan = fast.plan(image)
@@ -130,6 +121,21 @@ def measure(fast: APEForward, image: Tensor, fidelities: list[float]) -> Iterato
             _db(squares.mean()),
             [round(_db(value), 2) for value in _cell_means(squares.mean(1)[0], MEASURE * fit.scale)],
         )
+
+
+def candidates(fast: APEForward, fit: ExitFit, image: Tensor) -> Tensor:
+    """Fidelity in dB of each candidate on each cell alone, ``[R, K, C + 1]``; infinite at full depth."""
+    measured = Measured(
+        lambda patches, exits: fast.forward_patches(patches, exit_at=exits)[0],
+        fit.stages,
+        fit.scale,
+        fit.cell,
+        fit.value_range,
+        fit.tones,
+    )
+    rows, columns = (-(-side // fit.cell) for side in image.shape[2:])
+    errors = measured.errors(image).view(rows, columns, -1)
+    return -10 * torch.log10(torch.cat([errors, torch.zeros_like(errors[..., :1])], -1))
 
 
 def print_table(outcomes: list[Outcome]) -> None:
