@@ -100,18 +100,23 @@ class TestUpscale:
         full, half = (read_image(tmp_path / f"{name}.png").astype(int) for name in ("fp32", dtype))
         assert np.abs(half - full).mean() < 1
 
-    def test_values_that_overflow_in_fp16_are_said(self, tmp_path, photos, capsys):
-        """And no black picture is written."""
+    @pytest.mark.parametrize("picture", ["any", "white"])
+    def test_values_that_overflow_in_fp16_are_said(self, tmp_path, capsys, picture):
+        """And no black picture is written: whether every picture overflows, or only bright ones do."""
         model = spread_network(2, 2, 8, None)
-        model.head[0].weight.mul_(1e6)
+        if picture == "any":
+            model.head[0].weight.mul_(1e6)
+        else:
+            for parameter in model.body.parameters():
+                parameter.zero_()
+            model.head[0].weight.fill_(65504 / 10)  # noise less the mean sums up to a few, white to 15 and more
         model.tail[1].weight.mul_(1e-6)
         save_model(tmp_path / "loud.safetensors", model)
-        arguments = ("-i", photos / "b.bmp", "-o", tmp_path / "x.png", "-n", tmp_path / "loud.safetensors")
+        write_image(tmp_path / "in.png", np.full((20, 20, 3), 255, np.uint8))
+        arguments = ("-i", tmp_path / "in.png", "-o", tmp_path / "x.png", "-n", tmp_path / "loud.safetensors")
         assert run("upscale", *arguments, "--dtype", "fp16", "--backend", "torch") == 2
-        assert (
-            "dtype: expected one that holds the network's values; in torch.float16 they overflow"
-            in capsys.readouterr().err
-        )
+        said = "holds the network's values; in torch.float16" if picture == "any" else "fp32 or bf16 for this network"
+        assert said in capsys.readouterr().err
         assert not (tmp_path / "x.png").exists()
         assert run("upscale", *arguments) == 0
 
