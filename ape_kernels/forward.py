@@ -134,12 +134,15 @@ class APEForward(Wrapper):
 
         May be set between calls, which ends a fidelity or budget; None for the model's own and images as the fit says.
         """
-        given = self._policy.threshold
-        return _own_threshold(self.program) if given is None else given
+        return self._threshold(self.program)
 
     @threshold.setter
     def threshold(self, value: float | None) -> None:
         self._set_policy(Policy.of(value, None, "auto", None))
+
+    def _threshold(self, program: PatchProgram) -> float:
+        given = self._policy.threshold
+        return _own_threshold(program) if given is None else given
 
     @property
     def fidelity(self) -> float | None:
@@ -355,7 +358,7 @@ class APEForward(Wrapper):
         if exit_at is not None:
             exit_at = expect(exit_at, "exit_at", torch.int64, (len(pixels),), pixels.device)
             check_stages(exit_at, "exit_at", 0, len(packed.program.stages))
-        results = run_patches(pixels, packed, Exits(exit_boundary(self.threshold), exit_at))
+        results = run_patches(pixels, packed, Exits(exit_boundary(self._threshold(packed.program)), exit_at))
         return results.sr.to(patches.dtype), results.exit_index, results.capacity
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -29,10 +29,12 @@ def expect(
     dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
     if isinstance(value, Tensor) and value.dtype in dtypes and (place is None or value.device == place):
         sides = value.shape
-        if len(shape) == len(sides) and all(
-            isinstance(side, str) or side == got for side, got in zip(shape, sides, strict=True)
-        ):
-            return value.contiguous()
+        if len(shape) == len(sides):
+            for side, got in zip(shape, sides, strict=True):
+                if side != got and not isinstance(side, str):
+                    break
+            else:
+                return value.contiguous()
     kinds = " or ".join(_name(each) for each in dtypes)
     where = "" if place is None else f" on {place}"
     expected = f"{kinds} [{', '.join(map(str, shape))}]{where}"

@@ -43,11 +43,13 @@ class Cut:
 def run_patches(patches: Tensor, packed: Packed, exits: Exits) -> PatchResults:
     """Patches on their own. patches: float32 ``[P, C, h, w]``; of the pictures, what a fold reflected is cut off."""
     upscale, out_channels, fold = shape = packed.shape
-    height, width = (side * shape.scale for side in patches.shape[2:])
     folded = fold_pixels(patches, fold)
     results = PatchResults(
         *torch.ops.ape_kernels.run_patches(folded, packed.tensors, *exits, upscale, out_channels, packed.backend)
     )
+    if fold == 1:
+        return results
+    height, width = (side * shape.scale for side in patches.shape[2:])
     return results._replace(sr=results.sr[:, :, :height, :width])
 
 

@@ -30,15 +30,27 @@ def unwrapped(model: Any) -> Any:
 
 def is_replica(model: nn.Module) -> bool:
     """Whether `nn.DataParallel` made it: then its weights are plain attributes, and it has no parameters."""
-    return next(model.parameters(), None) is None
+    return _any_parameter(model) is None
 
 
 def device_of(model: nn.Module) -> torch.device:
     """The device of the weights of a network or a replica."""
-    if (parameter := next(model.parameters(), None)) is not None:
+    if (parameter := _any_parameter(model)) is not None:
         return parameter.device
     weights = (vars(module).get("weight") for module in model.modules())
     return next(weight.device for weight in weights if isinstance(weight, Tensor))
+
+
+def _any_parameter(model: nn.Module) -> Tensor | None:
+    """One of the parameters. ``next(model.parameters())`` takes five times as long."""
+    left: list[nn.Module | None] = [model]
+    while left:
+        if (module := left.pop()) is not None:
+            for parameter in module._parameters.values():  # pyright: ignore[reportPrivateUsage]
+                if parameter is not None:
+                    return parameter
+            left += module._modules.values()  # pyright: ignore[reportPrivateUsage]
+    return None
 
 
 class Wrapper(nn.Module):
