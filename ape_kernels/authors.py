@@ -10,7 +10,7 @@ from torch import Tensor
 from ape_kernels.backends.protocol import Exits
 from ape_kernels.forward import APEForward
 from ape_kernels.inputs import checked_pixels
-from ape_kernels.run import run_patches
+from ape_kernels.run.patches import run_patches
 from ape_kernels.wrappers import Wrapper, device_of
 
 

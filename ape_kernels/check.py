@@ -15,7 +15,7 @@ from ape_kernels.backends import get_backend
 from ape_kernels.backends.protocol import Exits
 from ape_kernels.packed import Packed, PictureShape
 from ape_kernels.program import Conv, PatchProgram
-from ape_kernels.run import run_patches
+from ape_kernels.run.patches import run_patches
 
 PROBE_SIZE = (7, 6)  # every border class and an interior, and no side like another
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}

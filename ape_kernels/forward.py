@@ -24,8 +24,8 @@ from ape_kernels.policy import Fidelity, Policy, exit_boundary
 from ape_kernels.program import PatchProgram
 from ape_kernels.progress import Progress
 from ape_kernels.report import Report
-from ape_kernels.run import Cut, run_patches
-from ape_kernels.runner import Runner
+from ape_kernels.run.patches import Cut, run_patches
+from ape_kernels.run.runner import Runner
 from ape_kernels.sharing import why_not_shared
 from ape_kernels.wrappers import Wrapper, device_of, is_replica, unwrapped
 

@@ -3,7 +3,7 @@
 The torch, triton and cuda backends share the device type CUDA, and PyTorch's dispatcher alone cannot tell them apart.
 Therefore each operation exists once and takes the backend by name. A schema knows tensors, numbers and lists of them:
 what belongs together is one list in the order of its type's fields. `program` is a `PackedProgram` made by that
-backend's `pack`. `ape_kernels.run` and `ape_kernels.images` have the operations on whole images, which call these.
+backend's `pack`. `ape_kernels.run` has the operations on whole images, which call these.
 
     P  patches            [C, h, w]  channels, height, width of a patch
     s  upscale factor     R, K       patch rows and columns of an image

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
 from ape_kernels.forward import APEForward
-from ape_kernels.images import RING
 from ape_kernels.inputs import checked_pixels
 from ape_kernels.packed import Packed
 from ape_kernels.plan.fit import ExitFit
 from ape_kernels.plan.plan import Plan
-from ape_kernels.windows import Window, Windows
+from ape_kernels.run.images import RING
+from ape_kernels.run.windows import Window, Windows
 
 MOST = 0.8  # of an image's area: where windows take more, it is run whole
 

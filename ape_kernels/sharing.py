@@ -1,7 +1,7 @@
 """How the steps of a program run on feature maps that all patches of an image share.
 
-Images run block by block over shared maps, each cell of the image to a depth of its own (`ape_kernels.images`). A cell
-that has left keeps its features, and its neighbours read them. So each step needs two numbers: how far around the
+Images run block by block over shared maps, each cell of the image to a depth of its own (`ape_kernels.run.images`). A
+cell that has left keeps its features, and its neighbours read them. So each step needs two numbers: how far around the
 cells that are still active it has to be computed (`reach`), and what stands elsewhere (`carry`).
 
 The steps of a stage fall into units, for example the two convolutions of a residual block. Inside a unit, results reach

@@ -29,11 +29,11 @@ from tqdm import tqdm
 
 from ape_kernels import APEForward, Wish, pack
 from ape_kernels.backends.protocol import Depths
-from ape_kernels.images import run_image
 from ape_kernels.packed import Packed
 from ape_kernels.plan import ExitFit, make_plan
 from ape_kernels.plan.fit import MEASURE
 from ape_kernels.plan.measure import cell_means
+from ape_kernels.run.images import run_image
 from ape_sr.checkpoint import load_model
 from ape_sr.data.images import to_tensor
 from ape_sr.evaluate import find_pairs

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from ape_kernels import APEForward, PatchGrid
 from ape_kernels.policy import exit_boundary
-from ape_kernels.run import merge, split
+from ape_kernels.run.patches import merge, split
 from ape_sr.checkpoint import load_model
 from ape_sr.data.images import to_image, to_tensor
 from ape_sr.evaluate import find_pairs

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ape_kernels.backends import get_backend
 from ape_kernels.backends.protocol import Depths
 from ape_kernels.geometry import cells_of
-from ape_kernels.images import run_image
 from ape_kernels.packed import Packed, Wish, pack
 from ape_kernels.program import PatchProgram
+from ape_kernels.run.images import run_image
 
 if TYPE_CHECKING:
     from gpu_steps import Bench

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from ape_kernels import APEForward, Wish, pack
 from ape_kernels.backends.protocol import Depths, Exits
 from ape_kernels.geometry import cells_of
-from ape_kernels.images import RING, run_image
 from ape_kernels.packed import Packed
 from ape_kernels.plan.tones import toned
-from ape_kernels.run import run_patches
+from ape_kernels.run.images import RING, run_image
+from ape_kernels.run.patches import run_patches
 from ape_sr.checkpoint import load_model, load_network
 from ape_sr.data.images import to_tensor
 from ape_sr.evaluate import find_pairs

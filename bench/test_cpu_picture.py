@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ape_kernels import APEForward
 from ape_kernels.geometry import patch_grid
-from ape_kernels.run import merge, split
+from ape_kernels.run.patches import merge, split
 
 NETWORK = "EDSR 16x64 x4"
 WIDTH, HEIGHT, SCALE = 510, 339, 4

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ape_kernels.backends.protocol import Depths
-from ape_kernels.images import run_image
 from ape_kernels.packed import Packed
 from ape_kernels.plan.fit import MEASURE, ExitFit
 from ape_kernels.plan.plan import make_plan
+from ape_kernels.run.images import run_image
 
 RINGS = 4, 8, 16  # pixels; those of more than half a cell are not tried
 ABOVE = 8.0  # dB: how far above what is asked for the cells at full depth are to be

@@ -18,10 +18,10 @@ from torch import Tensor
 import ape_kernels
 from ape_kernels import APEForward, NotRecognised, PatchGrid
 from ape_kernels.geometry import PATCH_SIZE
-from ape_kernels.levels import Levels
 from ape_kernels.plan import Plan
 from ape_kernels.policy import Fidelity
 from ape_kernels.progress import Progress
+from ape_kernels.run.levels import Levels
 from ape_sr.checkpoint import load_network
 from ape_sr.distributed import default_device, named_device
 from ape_sr.errors import UserError

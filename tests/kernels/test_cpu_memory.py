@@ -9,8 +9,8 @@ import torch
 from support import spread_network, test_patches
 
 from ape_kernels import APEForward, PatchGrid, Wish, pack
-from ape_kernels import run as images
 from ape_kernels.backends.protocol import Exits
+from ape_kernels.run import patches as images
 
 GEOMETRIES = [(8, 2, "linear"), (8, 7, "linear"), (8, 0, "average"), (12, 5, "average")]
 

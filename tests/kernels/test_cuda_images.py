@@ -18,9 +18,9 @@ from ape_kernels import to_program
 from ape_kernels.backends import get_backend
 from ape_kernels.backends.cuda import image as images
 from ape_kernels.backends.protocol import Depths
-from ape_kernels.images import run_image
 from ape_kernels.packed import Wish, pack
 from ape_kernels.program import Buffer
+from ape_kernels.run.images import run_image
 from ape_kernels.table import Column
 from ape_sr.models import ECBSR, EDSR, RCAN, VDSR, RRDBNet
 

@@ -17,8 +17,8 @@ from test_cuda import install
 
 from ape_kernels import APEForward
 from ape_kernels.backends.protocol import Depths
-from ape_kernels.images import run_image
 from ape_kernels.packed import Wish, pack
+from ape_kernels.run.images import run_image
 from ape_sr.models import RCAN
 
 SECONDS = 20  # a mistake may also hang

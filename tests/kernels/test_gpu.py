@@ -8,9 +8,9 @@ from support import DEVICE, assert_pictures_close, bitwise, spread_network, test
 from ape_kernels import APEForward, PatchGrid, to_program
 from ape_kernels.backends import get_backend
 from ape_kernels.backends.protocol import Depths
-from ape_kernels.images import run_image
 from ape_kernels.packed import Wish, pack
-from ape_kernels.run import merge, split
+from ape_kernels.run.images import run_image
+from ape_kernels.run.patches import merge, split
 from ape_sr.models import EDSR
 
 if DEVICE.type != "cuda":

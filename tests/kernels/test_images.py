@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from support import DEVICE, assert_pictures_close, spread_network, test_patches
 from torch.nn.functional import interpolate, max_pool2d
 
-from ape_kernels import images, ops
+from ape_kernels import ops
 from ape_kernels.backends.protocol import Depths
 from ape_kernels.geometry import cells_of
-from ape_kernels.images import run_image
 from ape_kernels.packed import Wish, pack
+from ape_kernels.run import images
+from ape_kernels.run.images import run_image
 from ape_sr.models import ECBSR, VDSR, RRDBNet
 
 RING = 4

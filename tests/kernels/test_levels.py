@@ -12,12 +12,13 @@ from support import DEVICE, spread_network, test_patches
 from test_images import NETWORKS
 from test_rrdb import BasicSR
 
-from ape_kernels import APEForward, images, run
+from ape_kernels import APEForward
 from ape_kernels.backends.protocol import Depths
 from ape_kernels.geometry import cells_of
-from ape_kernels.images import run_image
-from ape_kernels.levels import Levels, run_levels
 from ape_kernels.packed import Wish, pack
+from ape_kernels.run import images, patches
+from ape_kernels.run.images import run_image
+from ape_kernels.run.levels import Levels, run_levels
 
 FOLDED = {"rrdb x2, folded": BasicSR(scale=2), "rrdb x1, folded": BasicSR(scale=1)}
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -128,7 +129,7 @@ class TestStrips:
 
     @pytest.mark.parametrize("scale", [4, 2])
     def test_on_patches(self, scale, backend, monkeypatch):
-        monkeypatch.setitem(run.CHUNK_BYTES, DEVICE.type, 1)
+        monkeypatch.setitem(patches.CHUNK_BYTES, DEVICE.type, 1)
         fast = APEForward(BasicSR(scale=scale), backend=backend, context="patch", patch_size=12)
         image = test_patches(1, 201, 30)
         strips, count = self.joined(fast, image)
@@ -184,7 +185,7 @@ class TestProgress:
         assert shares[-1] < 0.9
 
     def test_bands_and_patches_stop_too(self, monkeypatch):
-        monkeypatch.setitem(run.CHUNK_BYTES, DEVICE.type, 1)
+        monkeypatch.setitem(patches.CHUNK_BYTES, DEVICE.type, 1)
         monkeypatch.setitem(images.BAND_BYTES, DEVICE.type, 1)
         for context in ("model", "patch"):
             fast = APEForward(spread_network(2), backend="torch", context=context, patch_size=12, cell=12)

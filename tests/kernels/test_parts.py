@@ -9,8 +9,8 @@ from skimage import data
 from support import DEVICE
 
 from ape_kernels import APEForward
-from ape_kernels.parts import Parts
-from ape_kernels.windows import Window
+from ape_kernels.run.parts import Parts
+from ape_kernels.run.windows import Window
 from ape_sr.models import RCAN
 
 SIDES = 700, 811

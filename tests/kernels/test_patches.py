@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from reference import literal_merge, literal_split
 
 from ape_kernels import PatchGrid
-from ape_kernels.run import merge, split
+from ape_kernels.run.patches import merge, split
 
 PATCH_BACKENDS = ["torch", "cpu"]
 sizes = st.integers(1, 70)

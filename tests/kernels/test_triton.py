@@ -17,7 +17,7 @@ from ape_kernels.backends import BackendUnavailable, get_backend
 from ape_kernels.backends.triton import config as configurations
 from ape_kernels.collapse import CollapsedTail
 from ape_kernels.program import Buffer, Conv, Exit, PatchProgram, Reconstruct, Stage
-from ape_kernels.run import merge, split
+from ape_kernels.run.patches import merge, split
 from ape_sr.models import ECBSR, EDSR, RCAN, VDSR, RRDBNet, SwinIR
 
 pytest.importorskip("triton", reason="triton is not installed")

@@ -11,8 +11,8 @@ from torch.nn.functional import max_pool2d
 
 from ape_kernels.backends.protocol import Depths, Picture
 from ape_kernels.backends.torch.image import cell_pixels
-from ape_kernels.images import run_image
 from ape_kernels.packed import Packed, Wish, pack
+from ape_kernels.run.images import run_image
 from ape_kernels.table import Column
 from ape_sr.models import ECBSR, RCAN, VDSR, RRDBNet
 

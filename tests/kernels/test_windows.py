@@ -13,9 +13,9 @@ from support import DEVICE, test_patches
 
 from ape_kernels import APEForward, Wish, pack
 from ape_kernels.backends.protocol import Depths
-from ape_kernels.images import run_image
 from ape_kernels.reuse import FrameReuse
-from ape_kernels.windows import Window, Windows
+from ape_kernels.run.images import run_image
+from ape_kernels.run.windows import Window, Windows
 from ape_sr.models import EDSR, RCAN, VDSR, SRVGGNetCompact
 
 on_cpu = pytest.mark.skipif(DEVICE.type != "cpu", reason="tiles are the cpu backend's")

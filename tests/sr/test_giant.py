@@ -16,7 +16,7 @@ from support import DEVICE
 
 import ape_sr.cli.windows as cli_windows
 import ape_sr.giant.run as giant
-from ape_kernels.windows import Window
+from ape_kernels.run.windows import Window
 from ape_sr.cli import main
 from ape_sr.giant.source import Source, why_not
 from ape_sr.pictures.read import read_file, read_note

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 import ape_kernels
-from ape_kernels.parts import Parts
 from ape_kernels.plan import Plan
-from ape_kernels.windows import Window
+from ape_kernels.run.parts import Parts
+from ape_kernels.run.windows import Window
 from ape_sr.errors import UserError, memory_for
 from ape_sr.folder.jobs import Job
 from ape_sr.giant.source import Source

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from tifffile import TiffFile, TiffPage
 
-from ape_kernels.windows import Window
+from ape_kernels.run.windows import Window
 from ape_sr.errors import UserError
 
 HELD_BYTES = 1 << 27  # of strips or tiles that were decoded, and may be needed again

@@ -23,7 +23,7 @@ import numpy as np
 from tifffile import TiffFile, TiffPage, TiffWriter
 from zlib_ng import zlib_ng
 
-from ape_kernels.windows import Window
+from ape_kernels.run.windows import Window
 from ape_sr.errors import UserError
 from ape_sr.giant.tags import Tag
 

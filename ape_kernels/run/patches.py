@@ -1,4 +1,4 @@
-"""Runs packed programs on patches and on whole images; the one caller of the operations of `ape_kernels.ops`.
+"""Runs patches on their own, and whole images cut into patches and merged.
 
 An image is folded, split, run patch by patch and merged; a large one in bands of patch rows, which bounds memory.
 """
@@ -19,10 +19,10 @@ from ape_kernels.backends import choose_for_patches
 from ape_kernels.backends.protocol import Exits, PatchResults
 from ape_kernels.folding import fold_pixels
 from ape_kernels.geometry import AxisBlend, Band, Blend, PatchGrid, folded_geometry, patch_count, patch_grid
-from ape_kernels.images import Put
 from ape_kernels.inputs import checked_program, expect
 from ape_kernels.packed import Packed, PictureShape
 from ape_kernels.progress import Progress
+from ape_kernels.run.images import Put
 from ape_kernels.table import PackedProgram
 
 CHUNK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 30}  # of upscaled patches that are held at once
@@ -64,7 +64,7 @@ def run_images(
     """Whole images, exits and capacities ``[B, R, K]`` on the patch grid.
 
     image: float32 ``[B, C, H, W]``. exits: `exit_at` is int64 ``[B, R, K]`` here, on the patch grid. progress, put: see
-    `ape_kernels.images.run_image`.
+    `ape_kernels.run.images.run_image`.
     """
     if progress is not None or put is not None:
         return _run(image, packed.tensors, packed.shape, exits, cut, packed.backend, progress, put)

@@ -13,9 +13,9 @@ from ape_kernels import ops
 from ape_kernels.backends import get_backend
 from ape_kernels.backends.protocol import Depths, LevelsBackend, LevelsPicture
 from ape_kernels.folding import reflect_to_multiple
-from ape_kernels.images import check_image
 from ape_kernels.packed import Packed
 from ape_kernels.progress import Progress
+from ape_kernels.run.images import check_image
 
 DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 

@@ -10,18 +10,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ape_kernels import levels
 from ape_kernels.backends.protocol import Depths, Exits
 from ape_kernels.geometry import folded_geometry
-from ape_kernels.images import RING, Put, run_image
 from ape_kernels.inputs import checked_depths
-from ape_kernels.levels import Levels
 from ape_kernels.packed import Packed
 from ape_kernels.plan.fit import ExitFit
 from ape_kernels.plan.plan import Plan, make_plan, plan_within
 from ape_kernels.progress import Progress
 from ape_kernels.report import Report, make_cell_report, make_report
-from ape_kernels.run import Cut, run_images
+from ape_kernels.run import levels
+from ape_kernels.run.images import RING, Put, run_image
+from ape_kernels.run.levels import Levels
+from ape_kernels.run.patches import Cut, run_images
 
 
 class _Way(NamedTuple):

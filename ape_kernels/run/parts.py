@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ape_kernels.images import RING
 from ape_kernels.plan.fit import MEASURE, ExitFit
 from ape_kernels.plan.plan import Plan, asked_within, levels_of, plan_for
-from ape_kernels.runner import Runner
-from ape_kernels.windows import Window, Windows
+from ape_kernels.run.images import RING
+from ape_kernels.run.runner import Runner
+from ape_kernels.run.windows import Window, Windows
 
 
 class Parts:
