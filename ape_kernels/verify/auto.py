@@ -31,7 +31,7 @@ KERNEL_SETTINGS = ("APE_TRITON_AUTOTUNE", "TRITON_INTERPRET")  # environment var
 
 _LOG = logging.getLogger("ape_kernels")
 _LOCK = threading.Lock()
-_known: dict[str, Verdict] = {}  # the verdicts that this process has used, by the name of the key
+known: dict[str, Verdict] = {}  # the verdicts that this process has used, by the name of the key
 
 
 def mode() -> str:
@@ -72,10 +72,10 @@ def fastest(
         _LOG.warning("auto takes torch: another thread has been verifying for %.0f s", limit_s)
         return FALLBACK
     try:
-        if name not in _known:
-            _known[name], kept = _find(key, task, candidates, begin)
-            _tell(_known[name], task, kept)
-        return _known[name].chosen
+        if name not in known:
+            known[name], kept = find(key, task, candidates, begin)
+            _tell(known[name], task, kept)
+        return known[name].chosen
     finally:
         _LOCK.release()
 
@@ -118,8 +118,12 @@ def make_key(task: Task, candidates: Mapping[str, str]) -> Json:
     }
 
 
-def _find(key: Json, task: Task, candidates: Mapping[str, str], begin: float) -> tuple[Verdict, bool]:
-    """The verdict, and whether it was stored already."""
+def find(key: Json, task: Task, candidates: Mapping[str, str], begin: float) -> tuple[Verdict, bool]:
+    """The verdict, and whether it was stored already.
+
+    Waits for another process that is verifying the same, within the task's limit, counted from `begin`
+    (`time.monotonic`). Whatever fails is a verdict for torch, which says why.
+    """
     try:
         if (kept := _kept(key, candidates)) is not None:
             return kept, True

@@ -64,9 +64,9 @@ def why_wrong(reference: Arrays, results: Arrays, dtype: str, own: Arrays | None
     """
     bounds = FLOAT32 if dtype == "float32" else SIXTEEN_BITS
     if dtype != "float32" and own is not None and not _no_number(reference, own, "few"):
-        bounds = _widened(bounds, _errors(reference, own, "few"))
+        bounds = _widened(bounds, errors_of(reference, own, "few"))
     for way, name in WAYS.items():
-        reason = _no_number(reference, results, way) or _too_far(_errors(reference, results, way), bounds)
+        reason = _no_number(reference, results, way) or _too_far(errors_of(reference, results, way), bounds)
         if reason:
             return f"{name}: {reason}"
     if "picture" in results:
@@ -115,7 +115,8 @@ def _no_number(reference: Arrays, results: Arrays, way: str) -> str:
     return ""
 
 
-def _errors(reference: Arrays, results: Arrays, way: str) -> Errors:
+def errors_of(reference: Arrays, results: Arrays, way: str) -> Errors:
+    """The errors of the patches that a candidate ran in one of the `WAYS`; shapes and exits must be right."""
     predictions = np.nan_to_num(np.abs(results[f"{way}.capacity"] - reference["right.capacity"]))
     errors = _pixel_errors(reference["right.sr"], results[f"{way}.sr"])
     return replace(errors, prediction=float(predictions.max()))

@@ -44,8 +44,8 @@ NETWORKS = {
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     """Maps start as NaN, so whoever reads what was not written gives NaN."""
-    empty = images._empty_maps
-    monkeypatch.setattr(images, "_empty_maps", lambda *given: empty(*given).fill_(torch.nan))
+    empty = images.empty_maps
+    monkeypatch.setattr(images, "empty_maps", lambda *given: empty(*given).fill_(torch.nan))
 
 
 def both(model, image, depths, dtype, colours=None):
@@ -119,8 +119,8 @@ def test_images_do_not_depend_on_their_company_nor_on_the_order_of_windows(host)
 def test_what_no_cell_needs_is_not_computed(monkeypatch):
     """With one cell of twelve active: the hidden map ends with the ring, and the pixel that the next step reads."""
     kept = []
-    empty = images._empty_maps
-    monkeypatch.setattr(images, "_empty_maps", lambda *given: kept.append(empty(*given)) or kept[-1])
+    empty = images.empty_maps
+    monkeypatch.setattr(images, "empty_maps", lambda *given: kept.append(empty(*given)) or kept[-1])
     exit_at = torch.full((1, 3, 4), -1, device=DEVICE)
     exit_at[0, 0, 0] = 3
     packed = pack(NETWORKS["edsr-16ch"]().to(DEVICE), Wish("cuda", torch.float32))

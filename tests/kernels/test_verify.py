@@ -67,7 +67,7 @@ WHY_NOT = {
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No verdict is known, neither of this process nor on disk, and none is left behind."""
-    monkeypatch.setattr(auto, "_known", {})
+    monkeypatch.setattr(auto, "known", {})
     monkeypatch.setenv("APE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("APE_AUTO", raising=False)
 
@@ -179,7 +179,7 @@ class TestChoice:
         monkeypatch.setattr(judge, "run_module", no_process)
         assert fastest(candidates, program) == chosen
         assert len(caplog.records) == 1, "told once"
-        auto._known.clear()  # as in another process
+        auto.known.clear()  # as in another process
         assert fastest(candidates, program) == chosen
         assert caplog.records[1].getMessage().endswith("(found before)")
         for file in Path(os.environ["APE_CACHE"]).iterdir():  # whatever others do there, this process has chosen
@@ -213,7 +213,7 @@ class TestChoice:
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
         monkeypatch.setattr(judge, "run_module", None)
         assert fastest(TORCH, program) == "torch"
-        assert not auto._known, "the next call may ask"
+        assert not auto.known, "the next call may ask"
 
     def test_after_the_time_limit_torch_runs_and_says_so(self, program, caplog):
         begin = time.monotonic()

@@ -158,7 +158,7 @@ class TestAlone:
         monkeypatch.setattr(auto, "verify", None)  # would raise
         found: list[object] = []
         with cache.alone(key, 10):
-            waiting = threading.Thread(target=lambda: found.append(auto._find(key, asked, TORCH, time.monotonic())))
+            waiting = threading.Thread(target=lambda: found.append(auto.find(key, asked, TORCH, time.monotonic())))
             waiting.start()
             time.sleep(0.3)
             assert not found

@@ -206,7 +206,7 @@ class TestContract:
     def test_rounding_in_half_precision_is_right(self, name, dtype):
         """Its errors are within the contract's bounds, and in float16 within a fifth of them."""
         results = measured(oracle, name, dtype)
-        errors = contract._errors(reference(name), results, "few")
+        errors = contract.errors_of(reference(name), results, "few")
         assert contract.why_wrong(reference(name), results, dtype, None) == ""
         assert errors.pixel > 1e-5, "it is half precision"
         if dtype == "float16":

@@ -40,7 +40,7 @@ def test_the_recorded_step_trains_as_the_step(photos, tmp_path, monkeypatch, cap
         run = TrainingRun(EDSR(2, 2, 16, exit_interval), crops, config, tmp_path / name, str(DEVICE))
         start = weights(run.model)
         if name == "eager":
-            monkeypatch.setattr(run, "_step", run._step.step)
+            monkeypatch.setattr(run, "training_step", run.training_step.step)
         run.run()
         ends.append(weights(run.model) - start)
     assert "cannot be recorded" not in capsys.readouterr().out

@@ -31,7 +31,7 @@ def run_image(packed: PackedProgram, sharing: Tensor, image: Tensor, depths: Dep
     exit_at = depths.exit_at
     sharing = sharing.contiguous()
     with torch.cuda.device_of(image):
-        maps = _empty_maps(packed, image)
+        maps = empty_maps(packed, image)
         _load(image, maps)
         launch.launcher().cuda_run_image(
             **program_arguments(packed),
@@ -56,7 +56,7 @@ def image_bytes(packed: PackedProgram) -> int:
     return _elements(packed) * packed.weights.element_size()
 
 
-def _empty_maps(packed: PackedProgram, image: Tensor) -> Tensor:
+def empty_maps(packed: PackedProgram, image: Tensor) -> Tensor:
     """Memory for the maps, one row per image. Nothing reads it before it is written."""
     batch, _, height, width = image.shape
     return packed.weights.new_empty(batch, _elements(packed) * height * width)

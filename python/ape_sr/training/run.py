@@ -115,7 +115,7 @@ class TrainingRun:
         if ranks.world > 1:
             objective = DistributedDataParallel(objective)
         step = TrainingStep(objective, self.optimizer, self._backbone(), config.clip, config.precision == "bf16")
-        self._step = RecordedStep(step) if on_gpu and ranks.world == 1 else step
+        self.training_step = RecordedStep(step) if on_gpu and ranks.world == 1 else step
 
     @property
     def checkpoint(self) -> Path:
@@ -173,7 +173,7 @@ class TrainingRun:
                 group["lr"].fill_(group["initial_lr"] * rate)
             else:
                 group["lr"] = group["initial_lr"] * rate
-        parts = self._step(lr, hr)
+        parts = self.training_step(lr, hr)
         self.step += 1
         return parts
 
