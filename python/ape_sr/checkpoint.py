@@ -112,6 +112,11 @@ def _network(path: Path, metadata: dict[str, str] | None, content: object, unsai
             raise UserError(f"{error}{hint}") from None
         if model is None:
             raise
+        for name in ("exit_interval", "res_scale"):
+            if (value := getattr(unsaid, name)) is not None:
+                raise UserError(
+                    f"{name}: expected none for {path}, which spandrel builds by itself, got {value}"
+                ) from None
         return model
 
 

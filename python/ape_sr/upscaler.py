@@ -94,10 +94,11 @@ def load(
     backend: "auto", "cpu", "torch", "triton" or "cuda".
     device: such as "cpu" or "cuda:1". None: a GPU where there is one and the backend runs on it, else the CPU.
     exit_interval, res_scale, scale: what a state dict does not say: blocks between exits, factor of EDSR's residual
-        blocks, and VDSR's upscaling factor. A network that has a scale of its own keeps it.
+        blocks, and VDSR's upscaling factor. Refused where the weights say it and it is another; the scale of the
+        picture is the network's, and `ape-sr upscale -s` resizes.
 
-    Raises UserError for weights that are missing, damaged or of no known network, for a device that cannot be used, and
-    for a dtype that is only slower there;
+    Raises UserError for weights that are missing, damaged, of no known network or of another scale, for a device that
+    cannot be used, and for a dtype that is only slower there;
     ValueError for another argument that is wrong; `ape_kernels.BackendUnavailable` for a backend that cannot run here.
     """
     if dtype not in DTYPES:
@@ -127,6 +128,8 @@ def load(
     colors = network.program.in_channels, network.program.out_channels
     if colors != (3, 3):
         raise UserError(f"weights: {path}: expected a network of 3 colours to 3, got {colors[0]} to {colors[1]}")
+    if scale not in (None, network.scale):
+        raise UserError(f"scale: expected {network.scale}, the scale of {path}, got {scale}")
     return Upscaler(network)
 
 

@@ -103,6 +103,9 @@ class TestSpandrel:
         assert_same_levels(upscaler.upscale(cat[:40, :40]), expected)
         (row,) = evaluate(upscaler.network, find_pairs(photos), [Method("threshold", 0.0)])
         assert row.number("flops_share") > 0
+        for setting in (dict(exit_interval=2), dict(res_scale=0.1), dict(scale=4)):
+            with pytest.raises(ape_sr.UserError, match=f"^{next(iter(setting))}: expected"):
+                ape_sr.load(tmp_path / "rcan.pth", **setting)
 
     @pytest.mark.parametrize("name", BOTH)
     def test_what_both_build(self, name):

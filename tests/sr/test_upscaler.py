@@ -184,6 +184,9 @@ BAD_SETTINGS = {
     "fidelity": (dict(fidelity=45), ValueError, "fidelity: expected a model that carries a fit"),
     "fidelity-and-budget": (dict(fidelity=None, budget=0.5), ValueError, "budget: expected at most one of"),
     "patch-size": (dict(patch_size=0), ValueError, "patch_size: expected a whole number of at least 1, got 0"),
+    "scale": (dict(scale=3), ape_sr.UserError, "scale: expected 2, the scale of "),
+    "scale-of-shipped-weights": (dict(weights="edsr-12x32-x4", scale=3), ape_sr.UserError, "scale: expected 4, the scale of "),
+    "interval": (dict(exit_interval=2), ape_sr.UserError, "exit_interval: expected with a file of another project, as "),
     "res-scale": (dict(res_scale=0.1), ape_sr.UserError, "res_scale: expected with a file of another project, as "),
 }  # fmt: skip
 
