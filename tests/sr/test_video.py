@@ -17,6 +17,7 @@ import torch
 import ape_sr
 from ape_sr.checkpoint import save_model
 from ape_sr.cli import main
+from ape_sr.extras import how_to_install
 from ape_sr.models.rcan import RCAN
 
 av = pytest.importorskip("av", reason="av is not installed; it is in the extra `video`")
@@ -403,5 +404,5 @@ class TestRefusals:
     def test_without_av(self, clip, tmp_path, weights, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, "av", None)
         assert self.refused(capsys, clip, tmp_path / "out.mkv", weights) == (
-            'video: needs av; run: pip install "ape-kernels[video]"'
+            f"video: needs av; run: {how_to_install('av')}"
         )

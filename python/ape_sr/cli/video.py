@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ape_sr.cli.arguments import Commands, fidelity, non_negative_float
 from ape_sr.cli.network import add_network_arguments, network_settings, open_network, weights_path
 from ape_sr.errors import UserError
+from ape_sr.extras import how_to_install
 from ape_sr.video.codecs import CODECS, FORMATS, LEVELS, WORST_CRF
 from ape_sr.video.segments import LENGTH, Segments
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         import av
     except ModuleNotFoundError:
-        raise UserError('video: needs av; run: pip install "ape-kernels[video]"') from None
+        raise UserError(f"video: needs av; run: {how_to_install('av')}") from None
     from tqdm import tqdm
 
     from ape_sr.video.enlarge import Enlarger
