@@ -44,7 +44,7 @@ def check_fidelity(fidelity: float) -> float:
     number = isinstance(fidelity, (int, float)) and not isinstance(fidelity, bool)
     if not number or not LEAST <= fidelity <= MOST:
         raise ValueError(
-            f"fidelity: expected a number of dB from {LEAST:g} to {MOST:g}, None (full depth) or 'auto' (the fit's own), "
+            f"fidelity: expected a number of dB from {LEAST:g} to {MOST:g}, None (full depth) or 'auto' (the fit's), "
             f"got {fidelity!r}"
         )
     return float(fidelity)

@@ -354,6 +354,7 @@ def test_the_entry_point_is_installed():
 BAD_CALLS = {
     "unknown-command": (["enlarge"], "invalid choice: 'enlarge'"),
     "no-input": (["upscale", "-o", "x.png"], "input: expected an image or a folder of images, got none"),
+    "input-too-long": (["upscale", "i" * 300, "-o", "x.png"], "i: File name too long"),
     "missing-input": (["upscale", "-i", "none.png", "-o", "x.png"], "input: no such file or folder: none.png"),
     "threshold-too-large": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "2"], "expected a number from 0 to 1, got 2"),
     "threshold-no-number": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "low"], "expected a number from 0 to 1, got low"),
@@ -384,8 +385,8 @@ BAD_CALLS = {
     "picture-for-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{photo}"], "weights: expected a file name ending in .safetensors, .pth"),
     "folder-to-file": (["upscale", "-i", "{photos}", "-o", "x.png", "-n", "{weights}"], "output: expected a folder, as the input is one"),
     "unknown-suffix": (["upscale", "-i", "{photo}", "-o", "x.gif2", "-n", "{weights}"], "output: expected a file name ending in"),
-    "output-below-a-file": (["upscale", "-i", "{photo}", "-o", "{weights}/x.png", "-n", "{weights}"], "cannot be created: File exists"),
-    "folder-to-a-folder-below-a-file": (["upscale", "-i", "{photos}", "-o", "{weights}/out", "-n", "{weights}"], "cannot be created: Not a directory"),
+    "output-below-a-file": (["upscale", "-i", "{photo}", "-o", "{weights}/x.png", "-n", "{weights}"], "cannot be written: File exists"),
+    "folder-to-a-folder-below-a-file": (["upscale", "-i", "{photos}", "-o", "{weights}/out", "-n", "{weights}"], "cannot be written: Not a directory"),
     "json-below-a-file": (["evaluate", "-i", "{photos}", "-n", "{weights}", "--json", "{weights}/x.json"], "json: "),
     "evaluate-no-folder": (["evaluate", "-i", "{photo}"], "expected an existing folder"),
     "train-no-folder": (["train", "-i", "none", "-o", "run"], "expected an existing folder, got none"),

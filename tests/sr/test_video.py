@@ -343,6 +343,12 @@ class TestRefusals:
         (tmp_path / "folder").mkdir()
         assert "output: expected a file, got the folder" in self.refused(capsys, clip, tmp_path / "folder", weights)
 
+    @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where nobody can write")
+    def test_where_nothing_can_be_written(self, clip, weights, monkeypatch, capsys):
+        monkeypatch.setattr("ape_sr.cli.video.open_network", lambda *_, **__: pytest.fail("the work has begun"))
+        assert run(clip, "/proc/x.mkv", weights) == 2
+        assert "output: /proc/x.mkv cannot be written: " in capsys.readouterr().err
+
     def test_the_input_is_never_overwritten(self, clip, weights, capsys):
         before = clip.read_bytes()
         assert run(clip, clip, weights) == 2
