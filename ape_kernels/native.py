@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -13,16 +14,25 @@ _core: ModuleType | None
 _reason: str | None
 
 
+def how_to_build(setting: str = "") -> str:
+    """The command that builds the native core, as the end of a message. setting: of a variable, such as "CXX=g++"."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "setup.py").is_file():  # of a wheel
+        root = Path("FOLDER_OF_THE_SOURCE")
+    python = shlex.quote(sys.executable or "python3")
+    return " ".join(("run:", *filter(None, [setting]), python, "-m pip install -e", shlex.quote(str(root))))
+
+
 def _explain(error: ImportError) -> str:
     """Why there is no native core, and what to do. Warns when a source folder hides an installed package."""
     here = Path(__file__).resolve().parent
     folders = (Path(entry).resolve() / here.name for entry in sys.path)
     hidden = next((folder for folder in folders if folder != here and any(folder.glob("_C*.so"))), None)
     if hidden is None:
-        return f"the native core is not built or does not load ({error}); run: pip install -e ."
+        return f"the native core is not built or does not load ({error}); {how_to_build()}"
     reason = (
         f"the folder {here}, which has no native core, hides the installed package {hidden}: "
-        "start Python in another folder, or run: pip install -e ."
+        f"start Python in another folder, or {how_to_build()}"
     )
     warnings.warn(f"ape_kernels: {reason}", stacklevel=2)
     return reason
@@ -30,7 +40,7 @@ def _explain(error: ImportError) -> str:
 
 def _absent(name: str) -> Any:
     """What the core lacks, looked for in it: it was built before the last update of the source folder."""
-    raise AttributeError(f"the native core has no {name}: it is older than the Python code; run: pip install -e .")
+    raise AttributeError(f"the native core has no {name}: it is older than the Python code; {how_to_build()}")
 
 
 try:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ape_sr.__main__ import NEEDED
+from ape_sr.extras import NEEDED, how_to_install
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +44,26 @@ def test_the_command_says_what_to_install(module):
         "from ape_sr.__main__ import main; sys.exit(main())"
     )
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == f'ape-sr: error: needs {NEEDED[module]}; run: pip install "ape-kernels[sr]"\n'
+    assert done.stderr == f"ape-sr: error: needs {NEEDED[module]}; run: {how_to_install(NEEDED[module])}\n"
+
+
+def test_python_says_what_to_install():
+    done = python("import sys; sys.modules |= dict.fromkeys(['PIL', 'tqdm']); import ape_sr; ape_sr.load")
+    assert done.stderr.splitlines()[-1] == (
+        f"ModuleNotFoundError: ape_sr needs pillow, tqdm; run: {how_to_install('pillow', 'tqdm')}"
+    )
+
+
+def test_what_is_to_be_installed_is_on_an_index(project, monkeypatch):
+    """This package is on none, so that its extras are no help."""
+    extras = project["optional-dependencies"].items()
+    metadata = [f"{line}; extra == {name!r}" for name, lines in extras for line in lines]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: metadata)
+    wanted = [line for name in ("sr", "video", "demo", "spandrel") for line in project["optional-dependencies"][name]]
+    wanted = [line for line in wanted if not line.startswith("ape-kernels")]
+    names = [re.match(r"[\w-]+", line)[0] for line in wanted]
+    command = how_to_install(*names, "pillow-heif")
+    assert shlex.split(command) == [sys.executable, "-m", "pip", "install", *wanted, "pillow-heif"]
 
 
 def test_the_extras_name_what_is_imported(project):

@@ -90,7 +90,7 @@ def _unknown(model: nn.Module) -> NotRecognised:
     nearest = max(reversed(likeness), key=lambda layout: likeness[layout][0])
     score, adapter = likeness[nearest]
     if score == 0:
-        known = ", ".join(adapter.name for adapter in ADAPTERS)
+        known = ", ".join(dict.fromkeys(name for adapter in ADAPTERS for name in adapter.name.split(" or ")))
         parts = ", ".join(name for name, _ in model.named_children()) or "no submodules"
         return NotRecognised(f"model: {type(model).__name__} ({parts}) is like no known network ({known})")
     missing = next(path for path in nearest if part_at(model, path) is None)

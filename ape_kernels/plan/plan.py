@@ -43,7 +43,10 @@ def check_fidelity(fidelity: float) -> float:
     """The fidelity as a float; ValueError unless it is a number from 20 to 80."""
     number = isinstance(fidelity, (int, float)) and not isinstance(fidelity, bool)
     if not number or not LEAST <= fidelity <= MOST:
-        raise ValueError(f"fidelity: expected a number of dB from {LEAST:g} to {MOST:g}, got {fidelity!r}")
+        raise ValueError(
+            f"fidelity: expected a number of dB from {LEAST:g} to {MOST:g}, None (full depth) or 'auto' (the fit's), "
+            f"got {fidelity!r}"
+        )
     return float(fidelity)
 
 

@@ -22,6 +22,10 @@ def __getattr__(name: str) -> Any:
 
         return UserError
     if name in __all__:
+        from ape_sr.extras import how_to_install, missing
+
+        if lacking := missing():
+            raise ModuleNotFoundError(f"ape_sr needs {', '.join(lacking)}; run: {how_to_install(*lacking)}")
         from ape_sr import upscaler
 
         return getattr(upscaler, name)

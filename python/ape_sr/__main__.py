@@ -6,17 +6,6 @@ import sys
 
 from ape_sr.process import finish, prepare
 
-NEEDED = {  # module -> its distribution in the extra `sr` of pyproject.toml
-    "PIL": "pillow",
-    "safetensors": "safetensors",
-    "tqdm": "tqdm",
-    "matplotlib": "matplotlib",
-    "skimage": "scikit-image",
-    "imagecodecs": "imagecodecs",
-    "tifffile": "tifffile",
-    "zlib_ng": "zlib-ng",
-}
-
 
 def main() -> int:
     """Run `ape-sr` on the arguments of the process; returns the exit status.
@@ -24,11 +13,10 @@ def main() -> int:
     All of the extra is looked for first, so that a command does not stop in the middle at one that it imports late.
     """
     prepare()
-    from importlib.util import find_spec
+    from ape_sr.extras import how_to_install, missing
 
-    missing = [distribution for module, distribution in NEEDED.items() if find_spec(module) is None]
-    if missing:
-        print(f'ape-sr: error: needs {", ".join(missing)}; run: pip install "ape-kernels[sr]"', file=sys.stderr)
+    if lacking := missing():
+        print(f"ape-sr: error: needs {', '.join(lacking)}; run: {how_to_install(*lacking)}", file=sys.stderr)
         return 2
     from ape_sr.cli import main as run
 

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ape_sr.errors import UserError
+from ape_sr.extras import how_to_install
 from ape_sr.files import atomic_path
 from ape_sr.fits import attach_fit, fit_of, to_metadata
 from ape_sr.models import ExitNetwork, build_model, model_name
@@ -108,10 +109,15 @@ def _network(path: Path, metadata: dict[str, str] | None, content: object, unsai
             model = _by_spandrel(content)
         except ImportError:
             known = any(map(family_of, state_dicts(content)))
-            hint = "" if known else "; pip install 'ape-kernels[spandrel]' loads more networks"
+            hint = "" if known else f"; with spandrel more networks load: {how_to_install('spandrel')}"
             raise UserError(f"{error}{hint}") from None
         if model is None:
             raise
+        for name in ("exit_interval", "res_scale"):
+            if (value := getattr(unsaid, name)) is not None:
+                raise UserError(
+                    f"{name}: expected none for {path}, which spandrel builds by itself, got {value}"
+                ) from None
         return model
 
 

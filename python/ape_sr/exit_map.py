@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from ape_kernels import PatchGrid
+from ape_sr.pictures.planes import peak_of
 
 COLORMAP = "viridis"  # lightness rises along it, so it also reads without colour vision and in print
 INTERPOLATED = (0.0, 0.0, 0.0)  # of what no network ran on: the least work, the darkest
@@ -27,7 +28,7 @@ MAX_PIXELS = 4_000_000  # of the map; Matplotlib takes 70 bytes for each
 def draw_exit_map(picture: np.ndarray, exits: np.ndarray, grid: PatchGrid, stages: int, share: float) -> np.ndarray:
     """The picture in grey, every patch or cell tinted, brighter where it took a later exit, with a legend below.
 
-    picture: uint8 or uint16 ``[H, W, C]``, the upscaled one. exits: int ``[rows, columns]``, from 0; -1 for what
+    picture: uint8, uint16 or float ``[H, W, C]``, the upscaled one. exits: int ``[rows, columns]``, from 0; -1 for what
         was interpolated.
     grid: the patches, with the scale of the picture. stages: number of exits there are.
     share: of the computation of all patches at full depth, in [0, 1].
@@ -70,7 +71,7 @@ def _edges(starts: Sequence[int], grid: PatchGrid, axis: int) -> np.ndarray:
 
 
 def _small_grey(picture: np.ndarray, factor: int) -> np.ndarray:
-    """uint8 or uint16 ``[H, W, C]`` to float32 ``[H / factor, W / factor, 1]`` in [0, 255], without transparency."""
+    """Pixels ``[H, W, C]`` to float32 ``[H / factor, W / factor, 1]`` in [0, 255], without transparency."""
     colours = picture[..., : 1 if picture.shape[2] < 3 else 3]
     rows = [
         colours[start : start + factor].mean(axis=(0, 2), dtype=np.float32) for start in range(0, len(colours), factor)
@@ -78,7 +79,7 @@ def _small_grey(picture: np.ndarray, factor: int) -> np.ndarray:
     starts = np.arange(0, colours.shape[1], factor)
     counts = np.diff(starts, append=colours.shape[1]).astype(np.float32)
     means = np.add.reduceat(np.stack(rows), starts, axis=1) / counts
-    return means[..., None] * np.float32(255 / np.iinfo(picture.dtype).max)
+    return means[..., None] * np.float32(255 / peak_of(picture.dtype))
 
 
 def _tint(grey: np.ndarray, owner: np.ndarray, colours: np.ndarray) -> np.ndarray:

@@ -36,20 +36,47 @@ def atomic_path(path: Path) -> Generator[Path, None, None]:
 
     The temporary file is there, empty, and locked until then: its lock says that it is no leftover.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    lock = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _create_held(temporary)
-        yield temporary
-        os.replace(temporary, path)
+        with _part(path) as temporary:
+            yield temporary
+            os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def check_writable(path: Path, name: str, *, folder: bool = False) -> None:
+    """UserError, which begins with `name`, unless `atomic_path` can write there: before work that would be in vain.
+
+    folder: `path` is a folder in which files are to be written. Nothing that was not there stays.
+    """
+    file = path / "test" if folder else path
+    made: list[Path] = []
+    try:
+        if file.is_dir():
+            raise UserError(f"{name}: expected a file name, got the folder {path}")
+        made = [parent for parent in file.parents if not parent.exists()]
+        with _part(file):
+            pass
+    except OSError as error:
+        raise UserError(f"{name}: {path} cannot be written: {error.strerror or error}") from None
     finally:
-        if lock is not None:
+        for parent in made:
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            os.close(lock)
+                parent.rmdir()
+
+
+@contextmanager
+def _part(path: Path) -> Generator[Path, None, None]:
+    """The temporary path of `atomic_path`; it is gone afterwards."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = _create_held(temporary)
+    try:
+        yield temporary
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def _create_held(path: Path) -> int:

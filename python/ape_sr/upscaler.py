@@ -27,7 +27,7 @@ from ape_sr.distributed import default_device, named_device
 from ape_sr.errors import UserError
 from ape_sr.models.base import pixel_range
 from ape_sr.models.convert import Unsaid
-from ape_sr.pictures.planes import LUMA, bound, cover_hidden, from_planes, to_planes
+from ape_sr.pictures.planes import LUMA, bound, cover_hidden, from_planes, peak_of, to_planes
 from ape_sr.pictures.read import pixels_of, read_file
 from ape_sr.weights import find_weights
 
@@ -94,10 +94,11 @@ def load(
     backend: "auto", "cpu", "torch", "triton" or "cuda".
     device: such as "cpu" or "cuda:1". None: a GPU where there is one and the backend runs on it, else the CPU.
     exit_interval, res_scale, scale: what a state dict does not say: blocks between exits, factor of EDSR's residual
-        blocks, and VDSR's upscaling factor. A network that has a scale of its own keeps it.
+        blocks, and VDSR's upscaling factor. Refused where the weights say it and it is another; the scale of the
+        picture is the network's, and `ape-sr upscale -s` resizes.
 
-    Raises UserError for weights that are missing, damaged or of no known network, for a device that cannot be used, and
-    for a dtype that is only slower there;
+    Raises UserError for weights that are missing, damaged, of no known network or of another scale, for a device that
+    cannot be used, and for a dtype that is only slower there;
     ValueError for another argument that is wrong; `ape_kernels.BackendUnavailable` for a backend that cannot run here.
     """
     if dtype not in DTYPES:
@@ -127,6 +128,8 @@ def load(
     colors = network.program.in_channels, network.program.out_channels
     if colors != (3, 3):
         raise UserError(f"weights: {path}: expected a network of 3 colours to 3, got {colors[0]} to {colors[1]}")
+    if scale not in (None, network.scale):
+        raise UserError(f"scale: expected {network.scale}, the scale of {path}, got {scale}")
     return Upscaler(network)
 
 
@@ -190,10 +193,10 @@ class Upscaler:
         """Upscale an image; the picture is of the same kind.
 
         image: a file's path (the picture is then a PIL image, of the first frame), a PIL image, an array, or a tensor
-            ``[3, H, W]`` or ``[B, 3, H, W]`` on any device. Arrays are ``[H, W, C]``: C = 1 grey, 2 grey and alpha,
-            3 RGB, 4 RGB and alpha. Arrays are uint8 or uint16, tensors uint8; both may be of a float dtype with values
-            from 0 to 1. The picture has the same dtype and channels. PIL images come out as L, LA, RGB, RGBA or I;16.
-            Alpha is enlarged by the network too, and colours that it hides do not bleed.
+            ``[3, H, W]`` or ``[B, 3, H, W]`` on any device. Arrays are ``[H, W]``, grey, or ``[H, W, C]``: C = 1 grey,
+            2 grey and alpha, 3 RGB, 4 RGB and alpha. Arrays are uint8 or uint16, tensors uint8; both may be of a float
+            dtype with values from 0 to 1. The picture has the same dtype and channels. PIL images come out as L, LA,
+            RGB, RGBA or I;16. Alpha is enlarged by the network too, and colours that it hides do not bleed.
         return_report: give ``(picture, report)`` instead of the picture.
         progress: called now and then with the share of the picture that is done, from 0 to 1. What it raises ends the
             call.
@@ -212,7 +215,8 @@ class Upscaler:
             picture, report = self._upscale_tensor(image if image.ndim == 4 else image[None], progress)
             picture = picture if image.ndim == 4 else picture[0]
         elif isinstance(image, np.ndarray):
-            picture, report = self._upscale_array(image, progress)
+            picture, report = self._upscale_array(image[..., None] if image.ndim == 2 else image, progress)
+            picture = picture[..., 0] if image.ndim == 2 else picture
         elif isinstance(image, Image.Image):
             picture, report = self._upscale_array(pixels_of(image, "image"), progress)
             picture = _as_pil(picture, "image")
@@ -223,12 +227,13 @@ class Upscaler:
     def exit_map(self, picture: np.ndarray | Image.Image, report: ape_kernels.Report) -> np.ndarray:
         """How deep each part of an image ran: the picture in grey, tinted brighter for more work, with a legend.
 
-        picture, report: of one image, as `upscale` gave them; uint8 or uint16 ``[H, W, C]`` if an array.
+        picture, report: of one image, as `upscale` gave them; no tensor.
         Returns uint8 ``[h + legend, max(w, legend), 3]``: h x w is the picture, reduced to at most 4 megapixels.
         """
         from ape_sr.exit_map import draw_exit_map  # Matplotlib takes as long to import as a small image to upscale
 
         pixels = np.asarray(picture)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         height, width = (side // self.scale for side in pixels.shape[:2])
         cut = (self.network.patch_size, self.network.overlap) if report.cell is None else (report.cell, 0)
         grid = PatchGrid(height, width, *cut, self.scale)
@@ -238,12 +243,14 @@ class Upscaler:
     def _upscale_array(self, image: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, Report]:
         """``[H, W, C]``, see `upscale`."""
         if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4):
-            raise ValueError(f"image: expected an array [H, W, C] with C from 1 to 4, got {list(image.shape)}")
+            raise ValueError(
+                f"image: expected an array [H, W] or [H, W, C] with C from 1 to 4, got {list(image.shape)}"
+            )
         if 0 in image.shape:
             raise ValueError(f"image: expected H and W at least 1, got {list(image.shape)}")
         if image.dtype.kind == "f":
-            return self._upscale_floats(image, progress)
-        if image.dtype not in (np.uint8, np.uint16):
+            _check_values(float(image.min()), float(image.max()))
+        elif image.dtype not in (np.uint8, np.uint16):
             raise TypeError(f"image: expected uint8, uint16 or a float dtype, got {image.dtype}")
         started = time.perf_counter()
         height, width, channels = image.shape
@@ -267,7 +274,7 @@ class Upscaler:
     ) -> ape_kernels.Report:
         """Upscale an array into another.
 
-        colours: uint8 or uint16 ``[H, W, 1 or 3]``. out: of the same dtype, ``[scale * H, scale * W, 1 or 3]``.
+        colours: uint8, uint16 or float ``[H, W, 1 or 3]``. out: of the same dtype, ``[scale * H, scale * W, 1 or 3]``.
         progress: as for `upscale`. plan: instead of the one that the settings ask for.
         """
         rgb_range = pixel_range(self.network.model)
@@ -276,9 +283,10 @@ class Upscaler:
         def pixels() -> Tensor:
             return torch.from_numpy(to_planes(colours, rgb_range)).to(self.device)
 
-        levels = Levels(np.broadcast_to(colours, (*colours.shape[:2], 3)), out, rgb_range)
-        if (report := runner.run_levels(levels, pixels, progress, plan)) is not None:
-            return report
+        if colours.dtype.kind != "f":
+            levels = Levels(np.broadcast_to(colours, (*colours.shape[:2], 3)), out, rgb_range)
+            if (report := runner.run_levels(levels, pixels, progress, plan)) is not None:
+                return report
 
         def put(first: int, strip: Tensor) -> None:
             self.check_finite(strip)
@@ -292,21 +300,12 @@ class Upscaler:
         assert report is not None
         return report
 
-    def _upscale_floats(self, image: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, Report]:
-        pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)  # a copy: arrays may be read-only
-        if image.shape[2] == 3:
-            picture, report = self._upscale_tensor(pixels[None], progress)
-            return picture[0].permute(1, 2, 0).contiguous().numpy(), report
-        raise TypeError(f"image: expected uint8 or uint16 for {image.shape[2]} channels, got {image.dtype}")
-
     def _upscale_tensor(self, images: Tensor, progress: Progress | None) -> tuple[Tensor, Report]:
         """``[B, 3, H, W]``, uint8 or float from 0 to 1; the picture on the device of `images`."""
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise TypeError(f"image: expected uint8 or a float dtype, got {images.dtype}")
         if images.is_floating_point() and images.numel():
-            low, high = (float(value) for value in torch.aminmax(images.detach()))
-            if not (low >= 0 and high <= 1):
-                raise ValueError(f"image: expected values from 0 to 1, got {low:.6g} to {high:.6g}")
+            _check_values(*(float(value) for value in torch.aminmax(images.detach())))
         started = time.perf_counter()
         peak = 255 if images.dtype == torch.uint8 else 1
         rgb_range = pixel_range(self.network.model)
@@ -328,6 +327,12 @@ class Upscaler:
         return Report(**_joined(reports), seconds=seconds, backend=self.backend)
 
 
+def _check_values(low: float, high: float) -> None:
+    """ValueError unless the least and the greatest value of a float image are in its range."""
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"image: expected values from 0 to 1, got {low:.6g} to {high:.6g}")
+
+
 def _halves(progress: Progress | None) -> tuple[Progress | None, Progress | None]:
     """For two calls after each other, what they tell of the work as a whole."""
     if progress is None:
@@ -337,11 +342,13 @@ def _halves(progress: Progress | None) -> tuple[Progress | None, Progress | None
 
 def from_device(planes: Tensor, rgb_range: float, out: np.ndarray) -> None:
     """`from_planes`, computed where the planes are: a GPU rounds faster, and its levels are smaller to fetch."""
-    peak = np.iinfo(out.dtype).max
+    peak = peak_of(out.dtype)
     levels = planes * (peak / rgb_range)
     if out.shape[2] == 1:
         levels = torch.tensordot(torch.tensor(LUMA, device=planes.device), levels, 1)[None]
-    levels = levels.round().clamp(0, peak).to(torch.uint8 if peak == 255 else torch.int32)
+    levels = levels.clamp(0, peak)
+    if out.dtype.kind != "f":
+        levels = levels.round().to(torch.uint8 if peak == 255 else torch.int32)
     out[...] = levels.permute(1, 2, 0).contiguous().cpu().numpy()
 
 

@@ -296,6 +296,13 @@ class TestRefusals:
         with pytest.raises(NotRecognised, match=r"^model: Sequential \(0, 1\) is like no known network \(ECBSR, "):
             to_program(nn.Sequential(conv(), nn.ReLU()))
 
+    def test_families_are_named_once(self):
+        with pytest.raises(NotRecognised) as refusal:
+            to_program(nn.Sequential(conv()))
+        names = str(refusal.value).partition("known network (")[2].rstrip(")").split(", ")
+        assert {"EDSR", "RCAN", "HAT", "DAT", "SwinIR"} <= set(names)
+        assert len(names) == len(set(names)) and not any(" or " in name for name in names)
+
     def test_weights_that_are_not_finite(self):
         model = spread_network()
         model.body[0].body[0].bias[3] = torch.inf

@@ -1,5 +1,6 @@
 """The native core: every instruction set, malformed tables, what it is linked with."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from support import assert_pictures_close, spread_network, test_patches
 from table_faults import FAULTS, malformed
 
 import ape_kernels
-from ape_kernels import APEForward
+from ape_kernels import APEForward, native
 from ape_kernels.backends import cpu
 from ape_kernels.environment import describe_environment
 from ape_kernels.native import core
@@ -75,7 +76,7 @@ def test_rows_outside_the_features_are_refused():
 
 
 def test_a_core_older_than_the_python_code_says_so():
-    with pytest.raises(AttributeError, match=r"the native core has no cpu_new: .* run: pip install -e \."):
+    with pytest.raises(AttributeError, match=r"the native core has no cpu_new: .* run: .* -m pip install -e .+"):
         core().cpu_new()
 
 
@@ -113,4 +114,9 @@ def test_a_source_folder_that_hides_the_installed_package_says_so(tmp_path, inst
     assert done.returncode == 0, done.stderr
     hides = f"the folder {source / 'ape_kernels'}, which has no native core, hides the installed package {site}"
     assert (hides in done.stdout) == (hides in done.stderr) == installed
-    assert "pip install -e ." in done.stdout
+    assert "-m pip install -e FOLDER_OF_THE_SOURCE" in done.stdout
+
+
+def test_the_native_core_is_built_again_from_any_folder():
+    (root,) = shlex.split(native.how_to_build("CXX=g++"))[-1:]
+    assert (Path(root) / "setup.py").is_file() and Path(root).is_absolute()

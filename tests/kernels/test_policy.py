@@ -193,10 +193,14 @@ class TestRefusals:
 
 @pytest.mark.parametrize("bad", [19.9, 81, "45", True, float("nan")])
 def test_bad_fidelities(fitted_model, bad):
-    with pytest.raises(ValueError, match="fidelity: expected a number of dB from 20 to 80, got"):
+    with pytest.raises(
+        ValueError, match=r"fidelity: expected a number of dB from 20 to 80, None \(full depth\) or 'auto' .*, got"
+    ):
         APEForward(fitted_model, fidelity=bad)
     fast = APEForward(fitted_model)
-    with pytest.raises(ValueError, match="fidelity: expected a number of dB from 20 to 80, got"):
+    with pytest.raises(
+        ValueError, match=r"fidelity: expected a number of dB from 20 to 80, None \(full depth\) or 'auto' .*, got"
+    ):
         fast.fidelity = bad
 
 

@@ -21,8 +21,9 @@ from skimage import data
 from support import spread_network
 
 from ape_kernels import APEForward
+from ape_kernels.plan.plan import LEAST, MOST
 from ape_sr.checkpoint import load_model, save_model
-from ape_sr.cli import main
+from ape_sr.cli import arguments, main
 from ape_sr.data.images import read_image, to_image, to_tensor, write_image
 from ape_sr.models import NETWORKS
 from ape_sr.weights import shipped_weights
@@ -353,13 +354,14 @@ def test_the_entry_point_is_installed():
 BAD_CALLS = {
     "unknown-command": (["enlarge"], "invalid choice: 'enlarge'"),
     "no-input": (["upscale", "-o", "x.png"], "input: expected an image or a folder of images, got none"),
+    "input-too-long": (["upscale", "i" * 300, "-o", "x.png"], "i: File name too long"),
     "missing-input": (["upscale", "-i", "none.png", "-o", "x.png"], "input: no such file or folder: none.png"),
     "threshold-too-large": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "2"], "expected a number from 0 to 1, got 2"),
     "threshold-no-number": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "low"], "expected a number from 0 to 1, got low"),
     "budget-without-a-fit": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{weights}", "--budget", "0.1"], "budget: expected a model that carries a fit, as ape_kernels.fit_exits(model, images) and `ape-sr fit` make it"),
     "fidelity-without-a-fit": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{weights}", "--fidelity", "45"], "fidelity: expected a model that carries a fit"),
-    "fidelity-no-number": (["upscale", "-i", "{photo}", "-o", "x.png", "--fidelity", "high"], "expected a number of dB, full or auto, got high"),
-    "fidelity-too-low": (["upscale", "-i", "{photo}", "-o", "x.png", "--fidelity", "7"], "fidelity: expected a number of dB from 20 to 80, got 7"),
+    "fidelity-no-number": (["upscale", "-i", "{photo}", "-o", "x.png", "--fidelity", "high"], "argument --fidelity: expected dB from 20 to 80, full or auto, got high"),
+    "fidelity-too-low": (["upscale", "-i", "{photo}", "-o", "x.png", "--fidelity", "7"], "argument --fidelity: expected dB from 20 to 80, full or auto, got 7"),
     "fidelity-and-budget": (["upscale", "-i", "{photo}", "-o", "x.png", "--fidelity", "45", "--budget", "0.5"], "not allowed with argument"),
     "plot-no-png": (["evaluate", "-i", "{photos}", "-n", "{weights}", "--plot", "x.pdf"], "plot: expected a name ending in .png, got x.pdf"),
     "groups-of-edsr": (["train", "-i", "{photos}", "-o", "x", "--groups", "2"], "groups: expected with another network, as edsr has none, got 2"),
@@ -383,8 +385,8 @@ BAD_CALLS = {
     "picture-for-weights": (["upscale", "-i", "{photo}", "-o", "x.png", "-n", "{photo}"], "weights: expected a file name ending in .safetensors, .pth"),
     "folder-to-file": (["upscale", "-i", "{photos}", "-o", "x.png", "-n", "{weights}"], "output: expected a folder, as the input is one"),
     "unknown-suffix": (["upscale", "-i", "{photo}", "-o", "x.gif2", "-n", "{weights}"], "output: expected a file name ending in"),
-    "output-below-a-file": (["upscale", "-i", "{photo}", "-o", "{weights}/x.png", "-n", "{weights}"], "cannot be created: File exists"),
-    "folder-to-a-folder-below-a-file": (["upscale", "-i", "{photos}", "-o", "{weights}/out", "-n", "{weights}"], "cannot be created: Not a directory"),
+    "output-below-a-file": (["upscale", "-i", "{photo}", "-o", "{weights}/x.png", "-n", "{weights}"], "cannot be written: File exists"),
+    "folder-to-a-folder-below-a-file": (["upscale", "-i", "{photos}", "-o", "{weights}/out", "-n", "{weights}"], "cannot be written: Not a directory"),
     "json-below-a-file": (["evaluate", "-i", "{photos}", "-n", "{weights}", "--json", "{weights}/x.json"], "json: "),
     "evaluate-no-folder": (["evaluate", "-i", "{photo}"], "expected an existing folder"),
     "train-no-folder": (["train", "-i", "none", "-o", "run"], "expected an existing folder, got none"),
@@ -420,6 +422,10 @@ def test_an_unknown_backend_in_the_environment_is_named(photos, weights, tmp_pat
     monkeypatch.setenv("APE_BACKEND", "tpu")
     assert run("upscale", "-i", photos / "a.png", "-o", tmp_path / "x.png", "-n", weights) == 2
     assert "ape-sr: error: backend: expected auto" in capsys.readouterr().err
+
+
+def test_fidelities_are_those_of_the_kernels():
+    assert arguments.FIDELITIES == (LEAST, MOST)
 
 
 def test_nan_weights_are_refused(tmp_path, photos, weights, capsys):

@@ -20,6 +20,7 @@ from picture_files import WEIGHTS
 import ape_sr
 from ape_sr.cli import main
 from ape_sr.data.images import write_image
+from ape_sr.extras import how_to_install
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
@@ -27,7 +28,7 @@ BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-c
 def test_without_gradio(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo"]) == 2
-    assert capsys.readouterr().err == 'ape-sr: error: demo: needs gradio; run: pip install "ape-kernels[demo]"\n'
+    assert capsys.readouterr().err == f"ape-sr: error: demo: needs gradio; run: {how_to_install('gradio')}\n"
 
 
 @pytest.fixture

@@ -1,12 +1,18 @@
 """Reading and writing pictures, where formats and file systems have their say."""
 
+import os
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from ape_sr.cli import calibrate, evaluate, fit, main, train
 from ape_sr.data.images import list_images, read_image, write_image
 from ape_sr.errors import UserError
-from ape_sr.files import atomic_path
+from ape_sr.files import atomic_path, check_writable
+from ape_sr.upscaler import Upscaler
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
@@ -80,3 +86,79 @@ def test_a_folder_without_pictures(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UserError, match="folder: expected images"):
         list_images(tmp_path)
+
+
+def below_a_file(tmp_path, name):
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / name, "Not a directory|File exists"
+
+
+def a_folder(tmp_path, name):
+    (tmp_path / name).mkdir()
+    return tmp_path / name, "expected a file name, got the folder"
+
+
+def where_nothing_can_be_made(tmp_path, name):
+    return Path("/proc") / name, "No such file or directory|Operation not permitted|Permission denied"
+
+
+def where_no_folder_can_be_made(tmp_path, name):
+    return Path("/proc/none") / name, "No such file or directory|Operation not permitted|Permission denied"
+
+
+def too_long(tmp_path, name):
+    return tmp_path / f"{'x' * 300}{name}", "File name too long"
+
+
+def read_only(tmp_path, name):
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    (tmp_path / "locked").mkdir(mode=0o555)
+    return tmp_path / "locked" / name, "Permission denied"
+
+
+PLACES = (below_a_file, a_folder, where_nothing_can_be_made, where_no_folder_can_be_made, too_long, read_only)
+WORK = {  # arguments before the output; what must not begin; the output's suffix
+    "upscale": (["upscale", "{photo}", "-o"], (Upscaler, "upscale"), ".png"),
+    "upscale-exit-map": (["upscale", "{photo}", "--exit-map", "-o"], (Upscaler, "upscale"), ".png"),
+    "fit": (["fit", "{photos}", "-o"], (fit, "choose_pictures"), ".safetensors"),
+    "calibrate": (["calibrate", "-i", "{photos}", "-o"], (calibrate, "evaluate"), ".safetensors"),
+    "csv": (["evaluate", "-i", "{photos}", "--csv"], (evaluate, "evaluate"), ".csv"),
+    "json": (["evaluate", "-i", "{photos}", "--json"], (evaluate, "evaluate"), ".json"),
+    "plot": (["evaluate", "-i", "{photos}", "--plot"], (evaluate, "evaluate"), ".png"),
+    "exit-maps": (["evaluate", "-i", "{photos}", "--exit-maps"], (evaluate, "evaluate"), ""),
+    "train": (["train", "-i", "{photos}", "-o"], (train, "CropSampler"), ""),
+}
+
+
+INTO_FOLDERS = ("upscale", "upscale-exit-map", "exit-maps", "train")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where nobody can write")
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [(command, place) for command in WORK for place in PLACES if place is not a_folder or command not in INTO_FOLDERS],
+    ids=lambda each: getattr(each, "__name__", each),
+)
+def test_where_nothing_can_be_written_nothing_begins(
+    command, place, tmp_path, photos, fitted_weights, monkeypatch, capsys
+):
+    before, work, suffix = WORK[command]
+    monkeypatch.setattr(*work, lambda *_, **__: pytest.fail("the work has begun"))
+    path, message = place(tmp_path, f"out{suffix}")
+    there = sorted(tmp_path.rglob("*"))
+    arguments = [text.format(photo=photos / "a.png", photos=photos) for text in before]
+    weights = [] if command == "train" else ["-n", fitted_weights]
+    assert main([str(argument) for argument in (*arguments, path, *weights)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert re.search(f"^ape-sr: error: (output|out|{command}): .*({message})", line), line
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_a_check_leaves_nothing(tmp_path):
+    check_writable(tmp_path / "a" / "b" / "x.png", "output")
+    check_writable(tmp_path / "a" / "b", "output", folder=True)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "x.png").write_bytes(b"picture")
+    check_writable(tmp_path / "x.png", "output")
+    assert (tmp_path / "x.png").read_bytes() == b"picture"

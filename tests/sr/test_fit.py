@@ -127,7 +127,7 @@ class TestCommand:
         [
             (("-o", "fit.pth"), "output: expected a name ending in .safetensors, got fit.pth"),
             (("-o", "fit.safetensors", "-n", "nowhere.pth"), "weights: no such file: nowhere.pth"),
-            (("-o", "fit.safetensors", "-i", "nowhere"), "expected an existing folder, got nowhere"),
+            (("-o", "fit.safetensors", "-i", "nowhere"), "input: no such file or folder: nowhere"),
         ],
     )
     def test_bad_arguments(self, arguments, message, pictures, weights, tmp_path, monkeypatch, capsys):
@@ -135,6 +135,34 @@ class TestCommand:
         assert run("fit", "-n", weights, "-i", pictures, *arguments) == 2
         assert message in capsys.readouterr().err
         assert not list(tmp_path.iterdir())
+
+    def test_a_bad_picture_is_a_line_and_the_others_count(self, pictures, tmp_path, weights, capsys):
+        """Folders and files, named with -i or without."""
+        (tmp_path / "in" / "deeper").mkdir(parents=True)
+        (tmp_path / "in" / "corrupt.png").write_bytes(b"no picture")
+        (tmp_path / "in" / "empty.jpg").touch()
+        (tmp_path / "in" / "notes.txt").touch()
+        files = sorted(pictures.iterdir())
+        for path in files[:2]:
+            (tmp_path / "in" / "deeper" / path.name).symlink_to(path)
+        out = tmp_path / "tiny.safetensors"
+        assert run("fit", "-n", weights, *files[2:], "-i", tmp_path / "in", "-r", "-o", out) == 2
+        printed = capsys.readouterr()
+        lines = printed.err.splitlines()
+        assert lines[:2] == [
+            "tiny_x2.safetensors: fitting to 8 images, or as many as two minutes allow ...",
+            f"then writes {out}: the weights with the fit inside",
+        ]
+        assert sorted(line for line in lines if "error" in line and "of 8" not in line) == [
+            f"ape-sr: error: {tmp_path / 'in' / 'corrupt.png'}: not an image file that can be read",
+            f"ape-sr: error: {tmp_path / 'in' / 'empty.jpg'}: not an image file that can be read",
+        ]
+        assert lines[-1] == "ape-sr: error: 2 of 8 images could not be read; the others served"
+        assert "passed over: 1 of other kinds" in lines
+        assert printed.out.splitlines()[0].startswith("a fit to 1") and f"written: {out}" in printed.out
+        run("fit", "-n", weights, pictures, "-o", tmp_path / "same.safetensors")
+        ours, same = (load_model(path).exit_fit for path in (out, tmp_path / "same.safetensors"))
+        assert ours.stages == same.stages == 4
 
     def test_too_few_pictures(self, weights, photos, tmp_path, capsys):
         assert run("fit", "-n", weights, "-i", photos, "-o", tmp_path / "x.safetensors") == 2
@@ -147,7 +175,8 @@ def test_slow_networks_see_parts_of_many_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "FLOPS", 1.0)
     for number in range(30):
         write_image(tmp_path / f"{number}.png", np.full((640, 1024, 3), 8 * number, np.uint8))
-    chosen = fit.choose_pictures(sorted(tmp_path.iterdir()), load_model(shipped_weights(2), with_fit=False))
+    chosen, faults = fit.choose_pictures(sorted(tmp_path.iterdir()), load_model(shipped_weights(2), with_fit=False))
+    assert not faults
     assert len({round(picture.mean() / 8) for picture in chosen}) >= fit.FILES
     assert 0.9 * fit.PIXELS[0] < sum(picture[..., 0].size for picture in chosen) <= fit.PIXELS[0]
 

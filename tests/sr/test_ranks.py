@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -99,8 +100,12 @@ def test_what_has_changed_is_done_again(tmp_path, photos, fitted_weights, cat, c
     (tmp_path / "out" / "b_x2.png").write_bytes(b"damaged")
     capsys.readouterr()
     assert main(arguments) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
     assert [line.split(":")[0] for line in lines if "done already" in line] == ["c.webp"]
+    assert re.match(r"2 images in \d+.\d\d s, 1 done already; of the parts ", printed.err.splitlines()[-1])
+    assert main(arguments) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "3 of 3 images were done already"
     for options in (
         ["--threshold", "0.2"],
         ["--budget", "0.5"],

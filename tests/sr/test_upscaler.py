@@ -46,6 +46,30 @@ class TestKinds:
         assert picture.dtype == dtype and picture.min() >= 0 and picture.max() <= 1
         assert np.abs(picture.astype(float) * 255 - expected).max() < (2 if dtype == np.float16 else 0.51)
 
+    @pytest.mark.parametrize("channels", [1, 2, 4])
+    def test_floats_are_what_whole_numbers_are(self, upscaler, cat, channels):
+        """In grey, and with transparency, parts of it hidden."""
+        image = cat[..., :1] if channels < 3 else cat
+        if channels % 2 == 0:
+            alpha = np.tile(np.linspace(0, 255, 120).astype(np.uint8), (100, 1))
+            alpha[:60, :60] = 0
+            image = np.concatenate([image, alpha[..., None]], axis=2)
+        expected = upscaler.upscale(image)
+        picture, report = upscaler.upscale((image / 255).astype(np.float32), return_report=True)
+        assert picture.shape == (200, 240, channels) and picture.dtype == np.float32
+        seen = expected[..., -1:] > 0 if channels % 2 == 0 else np.ones_like(expected)
+        assert (np.abs(picture * 255.0 - expected) * seen).max() < 0.51
+        drawn = upscaler.exit_map(picture, report).astype(int)
+        assert np.abs(drawn - upscaler.exit_map(expected, report)).max() <= 1
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+    def test_grey_as_a_plane(self, upscaler, cat, dtype):
+        image = cat[..., 0].astype(dtype) / (1 if dtype != np.float32 else 255)
+        image = image.astype(dtype)
+        picture, report = upscaler.upscale(image, return_report=True)
+        assert picture.dtype == dtype and np.array_equal(picture, upscaler.upscale(image[..., None])[..., 0])
+        assert upscaler.exit_map(picture, report).ndim == 3
+
     def test_tensors(self, upscaler, cat, expected):
         planes, picture = (torch.from_numpy(array).permute(2, 0, 1) for array in (cat, expected))
         assert torch.equal(upscaler.upscale(planes), picture)
@@ -151,8 +175,8 @@ class TestSettings:
 
 BAD_IMAGES = {
     "type": ([[1, 2, 3]], TypeError, "image: expected a path, PIL image, array or tensor, got list"),
-    "grey-array": (np.zeros((4, 5), np.uint8), ValueError, "image: expected an array [H, W, C] with C from 1 to 4, got [4, 5]"),
-    "planes-in-an-array": (np.zeros((3, 4, 5), np.uint8), ValueError, "image: expected an array [H, W, C] with C from 1 to 4, got [3, 4, 5]"),
+    "a-row": (np.zeros(5, np.uint8), ValueError, "image: expected an array [H, W] or [H, W, C] with C from 1 to 4, got [5]"),
+    "planes-in-an-array": (np.zeros((3, 4, 5), np.uint8), ValueError, "image: expected an array [H, W] or [H, W, C] with C from 1 to 4, got [3, 4, 5]"),
     "whole-numbers": (np.zeros((4, 5, 3), int), TypeError, "image: expected uint8, uint16 or a float dtype, got int64"),
     "whole-numbers-in-a-tensor": (torch.zeros(3, 4, 5, dtype=torch.int32), TypeError, "image: expected uint8 or a float dtype, got torch.int32"),
     "floats-to-255": (np.full((4, 5, 3), 255.0), ValueError, "image: expected values from 0 to 1, got 255 to 255"),
@@ -184,6 +208,9 @@ BAD_SETTINGS = {
     "fidelity": (dict(fidelity=45), ValueError, "fidelity: expected a model that carries a fit"),
     "fidelity-and-budget": (dict(fidelity=None, budget=0.5), ValueError, "budget: expected at most one of"),
     "patch-size": (dict(patch_size=0), ValueError, "patch_size: expected a whole number of at least 1, got 0"),
+    "scale": (dict(scale=3), ape_sr.UserError, "scale: expected 2, the scale of "),
+    "scale-of-shipped-weights": (dict(weights="edsr-12x32-x4", scale=3), ape_sr.UserError, "scale: expected 4, the scale of "),
+    "interval": (dict(exit_interval=2), ape_sr.UserError, "exit_interval: expected with a file of another project, as "),
     "res-scale": (dict(res_scale=0.1), ape_sr.UserError, "res_scale: expected with a file of another project, as "),
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ import torch
 import ape_sr
 from ape_sr.checkpoint import save_model
 from ape_sr.cli import main
+from ape_sr.extras import how_to_install
 from ape_sr.models.rcan import RCAN
 
 av = pytest.importorskip("av", reason="av is not installed; it is in the extra `video`")
@@ -342,6 +343,12 @@ class TestRefusals:
         (tmp_path / "folder").mkdir()
         assert "output: expected a file, got the folder" in self.refused(capsys, clip, tmp_path / "folder", weights)
 
+    @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where nobody can write")
+    def test_where_nothing_can_be_written(self, clip, weights, monkeypatch, capsys):
+        monkeypatch.setattr("ape_sr.cli.video.open_network", lambda *_, **__: pytest.fail("the work has begun"))
+        assert run(clip, "/proc/x.mkv", weights) == 2
+        assert "output: /proc/x.mkv cannot be written: " in capsys.readouterr().err
+
     def test_the_input_is_never_overwritten(self, clip, weights, capsys):
         before = clip.read_bytes()
         assert run(clip, clip, weights) == 2
@@ -403,5 +410,5 @@ class TestRefusals:
     def test_without_av(self, clip, tmp_path, weights, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, "av", None)
         assert self.refused(capsys, clip, tmp_path / "out.mkv", weights) == (
-            'video: needs av; run: pip install "ape-kernels[video]"'
+            f"video: needs av; run: {how_to_install('av')}"
         )

@@ -16,7 +16,7 @@ from ape_kernels.backends.native_calls import merge_call, split_call
 from ape_kernels.backends.torch.predict import predict
 from ape_kernels.backends.torch.statistics import statistics
 from ape_kernels.geometry import AxisBlend
-from ape_kernels.native import core, missing
+from ape_kernels.native import core, how_to_build, missing
 from ape_kernels.program import PatchProgram
 from ape_kernels.sharing import why_not_shared
 from ape_kernels.table import ELEMENT_TYPES
@@ -45,7 +45,7 @@ def unavailable() -> str | None:
     if missing():
         return missing()
     if core().build_info()["cuda"] is None:
-        return "the native core was built without CUDA; with nvcc installed run: APE_BUILD_CUDA=1 pip install -e ."
+        return f"the native core was built without CUDA; with nvcc installed {how_to_build('APE_BUILD_CUDA=1')}"
     return None if torch.cuda.is_available() else "torch sees no CUDA device"
 
 

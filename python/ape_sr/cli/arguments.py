@@ -6,6 +6,8 @@ import argparse
 import math
 from pathlib import Path
 
+FIDELITIES = (20, 80)  # dB, as `ape_kernels.plan.plan` has them; importing that brings PyTorch
+
 Commands = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage] - argparse has no public name for it
 
 
@@ -53,11 +55,13 @@ def non_negative_float(text: str) -> float:
 
 
 def fidelity(text: str) -> float | str | None:
-    """A number of dB, "auto" (the weights' own), or "full", which is None."""
-    value = _float(text)
-    if text not in ("full", "auto") and math.isnan(value):
-        raise argparse.ArgumentTypeError(f"expected a number of dB, full or auto, got {text}")
-    return None if text == "full" else text if text == "auto" else value
+    """A number of dB in `FIDELITIES`, "auto" (the weights' own), or "full", which is None."""
+    if text in ("full", "auto"):
+        return None if text == "full" else text
+    value, (least, most) = _float(text), FIDELITIES
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"expected dB from {least} to {most}, full or auto, got {text}")
+    return value
 
 
 def _float(text: str) -> float:

@@ -15,6 +15,7 @@ from ape_sr.cli.arguments import Commands, existing_folder, fraction, positive_f
 from ape_sr.cli.network import add_network_arguments, open_network, weights_path
 from ape_sr.errors import UserError
 from ape_sr.evaluate import ImagePair, Row, at_thresholds, evaluate, find_pairs, format_table
+from ape_sr.files import check_writable
 from ape_sr.models.convert import Unsaid
 
 STEPS = 8  # thresholds per round; three rounds narrow [0, 1] down to 0.002
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output.suffix != ".safetensors":
         raise UserError(f"output: expected a name ending in .safetensors, got {args.output.name}")
     pairs = find_pairs(args.input)
+    check_writable(args.output, "output")
     network = open_network(args).network
     if not network.program.stages[0].has_exit:
         raise UserError(f"weights: expected a network with exits, got a plain one in {args.weights}")
@@ -63,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(weights_path(args), Unsaid(args.exit_every, args.res_scale, args.scale))
     model.config["exit_threshold"] = model.exit_threshold = 1 - threshold
     save_model(args.output, model)
+    print(f"written: {args.output}")
 
 
 class _Found(NamedTuple):

@@ -9,6 +9,7 @@ import time
 from ape_sr.cli.arguments import Commands, positive_int
 from ape_sr.cli.network import add_network_arguments
 from ape_sr.errors import UserError
+from ape_sr.extras import how_to_install
 
 HOST = "127.0.0.1"
 
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         import gradio  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
     except ModuleNotFoundError:
-        raise UserError('demo: needs gradio; run: pip install "ape-kernels[demo]"') from None
+        raise UserError(f"demo: needs gradio; run: {how_to_install('gradio')}") from None
     from PIL import Image
 
     from ape_sr.demo import STYLE, page

@@ -28,7 +28,7 @@ from ape_sr.evaluate import (
     format_table,
     write_csv,
 )
-from ape_sr.files import atomic_path
+from ape_sr.files import atomic_path, check_writable
 from ape_sr.upscaler import Upscaler
 
 
@@ -70,13 +70,12 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate, print the table and write the files that the arguments name."""
-    for name in ("json", "csv", "plot"):
-        path = getattr(args, name)
-        if path is not None and path.is_dir():
-            raise UserError(f"{name}: expected a file name, got the folder {path}")
     if args.plot is not None and args.plot.suffix.lower() != ".png":
         raise UserError(f"plot: expected a name ending in .png, got {args.plot.name}")
     pairs = find_pairs(args.input)
+    for name in ("json", "csv", "plot", "exit_maps"):
+        if (path := getattr(args, name)) is not None:
+            check_writable(path, name.replace("_", "-"), folder=name == "exit_maps")
     upscaler = open_network(args)
     network = upscaler.network
     methods = [BICUBIC, PLAIN, *(_methods(args, network) or [_planned("auto", network)])]

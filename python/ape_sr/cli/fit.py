@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import io
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 from PIL import Image
@@ -14,12 +16,14 @@ from tqdm import tqdm
 
 from ape_kernels import fit_exits, to_program
 from ape_sr.checkpoint import load_model, save_model
-from ape_sr.cli.arguments import Commands, existing_folder, positive_float, positive_int
+from ape_sr.cli.arguments import Commands, positive_float, positive_int
 from ape_sr.data.degrade import bicubic_downscale, modcrop
-from ape_sr.data.images import list_images, read_image, to_tensor
+from ape_sr.data.images import read_image, to_tensor
 from ape_sr.distributed import default_device
 from ape_sr.errors import UserError
+from ape_sr.files import check_writable
 from ape_sr.fits import SUFFIX, save_fit
+from ape_sr.folder.inputs import find_inputs
 from ape_sr.models import ExitNetwork
 from ape_sr.models.convert import Unsaid
 from ape_sr.weights import find_weights
@@ -40,17 +44,19 @@ def add_parser(commands: Commands) -> None:
         "fit",
         description="Learn, from pictures and without any ground truth, how far each exit of the network, and plain "
         "interpolation, are from its full depth. Images can then be upscaled at a fidelity that is asked for. Takes "
-        "about two minutes. Every picture serves reduced by the scale, as a crop of itself, and some as JPEG.",
+        "about two minutes. Every picture serves reduced by the scale, as a crop of itself, and some as JPEG. One that "
+        "cannot be read is reported, and the others serve. Nothing but the output is written.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(
-        "-i",
-        "--input",
-        type=existing_folder,
-        nargs="+",
-        required=True,
-        help="folders of some dozens of pictures like those to be upscaled",
+        "inputs",
+        metavar="INPUT",
+        type=Path,
+        nargs="*",
+        help="some dozens of pictures like those to be upscaled: images, or folders of images",
     )
+    parser.add_argument("-i", "--input", type=Path, nargs="+", action="extend", default=[], help="the same")
+    parser.add_argument("-r", "--recursive", action="store_true", help="take sub folders of folders too")
     parser.add_argument(
         "-o",
         "--output",
@@ -69,29 +75,49 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Fit and write."""
+    """Fit and write. A picture that fails is reported, and the others serve."""
     if args.output.suffix != ".safetensors":
         raise UserError(f"output: expected a name ending in .safetensors, got {args.output.name}")
+    given = [*args.inputs, *args.input]
+    if not given:
+        raise UserError("input: expected images or folders of images, got none")
+    found = find_inputs(given, args.recursive)
     path = find_weights(args.weights)
     model = load_model(path, Unsaid(args.exit_every, args.res_scale), with_fit=False)
     model.to(default_device("auto"))
-    pictures = choose_pictures([path for folder in args.input for path in list_images(folder)], model)
+    check_writable(args.output, "output")
+    alone = args.output.name.endswith(SUFFIX)
+    _say(f"{path.name}: fitting to {len(found.files)} images, or as many as two minutes allow ...")
+    _say(f"then writes {args.output}: {'the fit alone' if alone else 'the weights with the fit inside'}")
+    if found.passed:
+        _say(f"passed over: {found.describe_passed()}")
+    for fault in found.faults:
+        _say(f"ape-sr: error: {fault}")
+    pictures, faults = choose_pictures([file for file, _ in found.files], model)
     images = [to_tensor(picture, model.rgb_range) for picture in pictures]
+    started = perf_counter()
     try:
-        fit = fit_exits(model, tqdm(images, unit="image", disable=None))
+        fit = fit_exits(model, tqdm(images, desc="fitting", unit="part", disable=None))
     except ValueError as error:
         raise UserError(str(error)) from None
-    if args.output.name.endswith(SUFFIX):
+    if alone:
         save_fit(args.output, fit)
     else:
         save_model(args.output, model)
-    print(f"wrote {args.output}: a fit to {len(images)} images, fidelity {fit.default:g} dB by default")
+    seconds = perf_counter() - started
+    print(f"a fit to {len(images)} parts of pictures in {seconds:.0f} s, fidelity {fit.default:g} dB by default")
+    print(f"written: {args.output}")
+    if faults or found.faults:
+        raise UserError(
+            f"{len(faults) + len(found.faults)} of {len(found.files) + len(found.faults)} images could not be read; "
+            "the others served"
+        )
 
 
-def choose_pictures(paths: list[Path], model: ExitNetwork) -> list[np.ndarray]:
+def choose_pictures(paths: list[Path], model: ExitNetwork) -> tuple[list[np.ndarray], list[str]]:
     """uint8 ``[H, W, 3]``: the inputs that files give, as many as fit into two minutes; the same for the same files.
 
-    Those of one file follow each other. Raises UserError for a file that cannot be read.
+    Those of one file follow each other. Also returns a line for every file that could not be read, which is printed.
     """
     rng = np.random.default_rng(0)
     program = to_program(model)
@@ -101,13 +127,27 @@ def choose_pictures(paths: list[Path], model: ExitNetwork) -> list[np.ndarray]:
     shorter = min(1.0, math.sqrt(reduced / math.prod(REDUCED)))
     size = (round(REDUCED[0] * shorter), round(REDUCED[1] * shorter))
     chosen: list[np.ndarray] = []
-    for number in rng.permutation(len(paths)):
-        for picture in _inputs(read_image(paths[number]), model.scale, size, rng):
+    faults: list[str] = []
+    for number in tqdm(rng.permutation(len(paths)), desc="reading", unit="image", leave=False, disable=None):
+        try:
+            whole = read_image(paths[number])
+        except UserError as error:
+            faults.append(str(error))
+            _say(f"ape-sr: error: {error}")
+            continue
+        if min(whole.shape[:2]) < LEAST:
+            _say(f"passed over: {paths[number]}, which is smaller than {LEAST} pixels")
+        for picture in _inputs(whole, model.scale, size, rng):
             left -= picture.shape[0] * picture.shape[1]
             if left < 0:
-                return chosen
+                return chosen, faults
             chosen.append(picture)
-    return chosen
+    return chosen, faults
+
+
+def _say(line: str) -> None:
+    """Print a line above the bar."""
+    tqdm.write(line, file=sys.stderr)
 
 
 def _inputs(picture: np.ndarray, scale: int, size: tuple[int, int], rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -69,6 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"ape-sr: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # of a path that nobody looked at in time: unreadable, or its name too long
+        if error.filename is None:
+            raise
+        print(f"ape-sr: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("ape-sr: interrupted", file=sys.stderr)
         return 130

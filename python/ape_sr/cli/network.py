@@ -90,8 +90,6 @@ def open_network(
         )
     except (BackendUnavailable, ValueError) as error:  # of arguments and APE_BACKEND: no image has been seen yet
         raise UserError(str(error)) from None
-    if args.scale not in (None, upscaler.scale):
-        raise UserError(f"scale: expected {upscaler.scale}, the scale of {path}, got {args.scale}")
     return upscaler
 
 

@@ -15,6 +15,7 @@ from ape_sr.data.crops import CropSampler
 from ape_sr.data.resident import ResidentCrops
 from ape_sr.distributed import joined, named_device
 from ape_sr.errors import UserError
+from ape_sr.files import check_writable
 from ape_sr.models import NETWORKS, build_model
 from ape_sr.training.run import TrainingConfig, TrainingRun, initialise
 
@@ -132,6 +133,8 @@ def run(args: argparse.Namespace) -> None:
                 initialise(model, load_model(args.init))
         except (ValueError, TypeError) as error:  # sizes or intervals that do not go together
             raise UserError(str(error)) from None
+        if ranks.leads:
+            check_writable(args.out, "out", folder=True)
         sampler = CropSampler(args.data, args.scale, args.patch, args.seed, args.lr_data)
         if ranks.leads:
             print(f"{len(sampler.pairs)} images ({sampler.skipped} smaller than {args.patch}x{args.patch} left out)")

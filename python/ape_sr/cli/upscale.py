@@ -7,7 +7,7 @@ import hashlib
 import sys
 import warnings
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -179,6 +179,7 @@ def _run_jobs(work: Work, jobs: list[Job], alone: bool, leads: bool) -> list[str
     from ape_sr.pipeline import run_stages
 
     failures: list[str] = []
+    already = 0
     started = perf_counter()
     bar = tqdm(total=len(jobs), bar_format=BAR, smoothing=0, disable=None if leads else True)
     work.progress = lambda images: _move(bar, images)
@@ -191,17 +192,21 @@ def _run_jobs(work: Work, jobs: list[Job], alone: bool, leads: bool) -> list[str
                 failures.append(str(done.error))
                 _say(f"ape-sr: error: {done.error}", sys.stderr)
                 continue
+            already += done.line == work.done_before(done.job)
             _say(done.line, sys.stdout)
             if alone:
                 written = [done.job.picture, done.job.exits] if work.options.exit_map else [done.job.picture]
                 _say(" ".join(["written:", *map(str, written)]), sys.stdout)
     if not alone:
-        parts = work.seconds
-        _say(
-            f"{len(jobs) - len(failures)} images in {perf_counter() - started:.2f} s; of the parts beside each other: "
-            f"reading {parts.read:.2f} s, network {parts.network:.2f} s, writing {parts.write:.2f} s",
-            sys.stderr,
-        )
+        parts, new = work.seconds, len(jobs) - len(failures) - already
+        line = f"{already} of {len(jobs)} images were done already"
+        if new or not already:
+            line = f"{new} images in {perf_counter() - started:.2f} s{f', {already} done already' if already else ''}"
+            line += (
+                f"; of the parts beside each other: reading {parts.read:.2f} s, network {parts.network:.2f} s, "
+                f"writing {parts.write:.2f} s"
+            )
+        _say(line, sys.stderr)
     return failures
 
 
@@ -316,7 +321,8 @@ def _say(line: str, stream: TextIO) -> None:
 
 
 def _create(folder: Path) -> None:
-    try:
+    from ape_sr.files import check_writable
+
+    with suppress(OSError):  # said in the next line
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output: {folder} cannot be created: {error.strerror}") from None
+    check_writable(folder, "output", folder=True)

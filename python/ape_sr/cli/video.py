@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from ape_sr.cli.arguments import Commands, fidelity, non_negative_float
 from ape_sr.cli.network import add_network_arguments, network_settings, open_network, weights_path
 from ape_sr.errors import UserError
+from ape_sr.extras import how_to_install
+from ape_sr.files import check_writable
 from ape_sr.video.codecs import CODECS, FORMATS, LEVELS, WORST_CRF
 from ape_sr.video.segments import LENGTH, Segments
 
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         import av
     except ModuleNotFoundError:
-        raise UserError('video: needs av; run: pip install "ape-kernels[video]"') from None
+        raise UserError(f"video: needs av; run: {how_to_install('av')}") from None
     from tqdm import tqdm
 
     from ape_sr.video.enlarge import Enlarger
@@ -76,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
 
     shape = read_shape(args.input)
     check_output(args.input, args.output, args.codec)
+    check_writable(args.output, "output")
     upscaler = open_network(args, fidelity=args.fidelity, device=args.device)
     enlarger = Enlarger(upscaler, args.reuse_tolerance)
     source = args.input.stat()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from os.path import realpath
+from os.path import exists, isdir, isfile, realpath
 from pathlib import Path
 
 from ape_sr.errors import UserError
@@ -38,14 +38,14 @@ def plan(
     UserError if the output is a file but there are several inputs, or has no known suffix.
     """
     alone = len(given) == 1 and not given[0].is_dir()
-    if output is not None and alone and not output.is_dir() and (output.suffix or output.exists()):
+    if output is not None and alone and not isdir(output) and (output.suffix or exists(output)):
         form = format_of(output)
         if name is not None and form.name != name:
             raise UserError(f"format: expected {form.name}, as the output is {output.name}, got {name}")
         source = given[0]
         jobs = [Job(source, source.name, output, output.with_name(f"{output.stem}_exits.png"))]
     else:
-        if output is not None and (output.is_file() or (output.suffix.lower() in SUFFIXES and not output.is_dir())):
+        if output is not None and (isfile(output) or (output.suffix.lower() in SUFFIXES and not isdir(output))):
             what = "the input is one" if len(given) == 1 else "there are several inputs"
             raise UserError(f"output: expected a folder, as {what}, got {output}")
         jobs = _in_folders(inputs, output, label, name, first_frame)

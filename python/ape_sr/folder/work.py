@@ -11,6 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from ape_sr.errors import UserError, memory_for
+from ape_sr.files import check_writable
 from ape_sr.folder.jobs import Job
 from ape_sr.folder.sizes import Size
 from ape_sr.pictures.formats import check_fits, check_frames, format_of
@@ -96,6 +97,11 @@ class Work:
         self.seconds = Seconds()
         self._computed = 0
 
+    @staticmethod
+    def done_before(job: Job) -> str:
+        """The line of a job whose result is there already."""
+        return f"{job.name}: done already"
+
     def stages(self) -> Stages[Job, Item, Result]:
         """The stages of a job, for `run_stages`."""
         return Stages(self.read, self.weigh, self.compute, self.write)
@@ -111,7 +117,7 @@ class Work:
             and read_note(job.picture) == note
             and (job.exits.is_file() or not self.options.exit_map)
         ):
-            return f"{job.name}: done already"
+            return self.done_before(job)
         file = read_file(job.source, max_pixels=self.options.max_pixels, first_frame=self.options.first_frame)
         frames = iter(file.frames)
         first = next(frames)
@@ -120,7 +126,7 @@ class Work:
         return Item(replace(file, frames=frames), first, note, seconds)
 
     def weigh(self, job: Job, item: Item) -> int:
-        """Bytes of the result. UserError if its format cannot hold it, before the network has done anything."""
+        """Bytes of the result. UserError if it cannot be written there, before the network has done anything."""
         form = format_of(job.picture)
         height, width = item.first.pixels.shape[:2]
         upscaler = self.networks(self.options.size.factor_for(width, height), job.name)
@@ -128,6 +134,8 @@ class Work:
         check_fits(job.picture, form, *sides)
         if not self.options.first_frame:
             check_frames(job.picture, form, item.file.kind, item.file.count)
+        for target in (job.picture, job.exits) if self.options.exit_map else (job.picture,):
+            check_writable(target, "output")
         return item.first.pixels.nbytes * sides[0] * sides[1] * item.file.count // (width * height)
 
     def compute(self, job: Job, item: Item) -> Result:

@@ -13,9 +13,14 @@ LUMA = (0.299, 0.587, 0.114)
 REACH = 16  # pixels around what can be seen that get its colours: about as far as a network looks
 
 
+def peak_of(dtype: np.dtype[Any]) -> int:
+    """What white is: the largest whole number, or 1 of a float dtype."""
+    return 1 if dtype.kind == "f" else np.iinfo(dtype).max
+
+
 def to_planes(pixels: np.ndarray, rgb_range: float) -> np.ndarray:
-    """uint8 or uint16 ``[H, W, C]`` to float32 ``[1, 3, H, W]`` in [0, rgb_range]; C is 1, for grey, or 3."""
-    factor = np.float32(rgb_range / np.iinfo(pixels.dtype).max)
+    """uint8, uint16 or float ``[H, W, C]`` to float32 ``[1, 3, H, W]`` in [0, rgb_range]; C is 1, for grey, or 3."""
+    factor = np.float32(rgb_range / peak_of(pixels.dtype))
     planes = np.empty((1, 3, *pixels.shape[:2]), np.float32)
     for channel in range(3):
         np.multiply(pixels[..., channel % pixels.shape[2]], factor, out=planes[0, channel], dtype=np.float32)
@@ -23,17 +28,19 @@ def to_planes(pixels: np.ndarray, rgb_range: float) -> np.ndarray:
 
 
 def from_planes(planes: np.ndarray, rgb_range: float, out: np.ndarray) -> None:
-    """float32 ``[3, H, W]`` in [0, rgb_range], rounded and clamped, into uint8 or uint16 ``[H, W, C]``.
+    """float32 ``[3, H, W]`` in [0, rgb_range], clamped, into uint8 or uint16 ``[H, W, C]``, rounded, or into floats.
 
     C is 3, or 1 for grey: the luma then, which has no colour. A band of rows at a time.
     """
-    peak = np.float32(np.iinfo(out.dtype).max)
+    peak = np.float32(peak_of(out.dtype))
     factor = np.float32(peak / rgb_range)
     for rows in bands(planes[0], 1 << 17):  # stays in the cache
         levels = planes[:, rows] * factor
         if out.shape[2] == 1:
             levels = np.tensordot(np.array(LUMA, np.float32), levels, 1)[None]
-        np.clip(np.rint(levels, out=levels), 0, peak, out=levels)
+        if out.dtype.kind != "f":
+            np.rint(levels, out=levels)
+        np.clip(levels, 0, peak, out=levels)
         for channel, plane in enumerate(levels):
             out[rows, :, channel] = plane
 
@@ -50,7 +57,8 @@ def cover_hidden(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
     far, nearest = cast(Any, distance_transform_edt(hidden, return_indices=True))
     covered = colours[tuple(nearest)]
-    covered[far > REACH] = np.rint(colours[~hidden].mean(axis=0))
+    mean = colours[~hidden].mean(axis=0, dtype=np.float64)
+    covered[far > REACH] = mean if colours.dtype.kind == "f" else np.rint(mean)
     return covered
 
 

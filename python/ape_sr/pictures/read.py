@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ape_sr.errors import UserError
+from ape_sr.extras import how_to_install
 from ape_sr.pictures.colour import fitting_profile, to_srgb
 from ape_sr.pictures.exif import exif_of, orientation_of
 from ape_sr.pictures.formats import READ_ONLY, Kind
@@ -131,7 +132,7 @@ def _open(path: Path) -> Image.Image:
         try:
             from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise UserError(f"{path}: needs the package pillow-heif") from None
+            raise UserError(f"{path}: needs pillow-heif; run: {how_to_install('pillow-heif')}") from None
         register_heif_opener()
     return Image.open(path)
 
