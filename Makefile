@@ -1,13 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install -qq
+PIP := $(BIN)/python .ci/install.py
 SOURCES := $(shell find csrc -type f)
 FORMATTED = $(shell find csrc bench tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: demo test bench asan lint format wheels sdist clean venv
 
 demo: .venv/installed
-	$(BIN)/ape-sr upscale -i assets/photo.jpg -o results -s 4 --exit-map
+	@echo "Upscaling assets/photo.jpg, as: ape-sr upscale assets/photo.jpg -o results --exit-map"
+	@$(BIN)/ape-sr upscale assets/photo.jpg -o results --exit-map
 	@echo "Yours: $(BIN)/ape-sr upscale -i FILE -o results (or plain ape-sr after: . .venv/bin/activate)"
 
 test: venv
@@ -55,21 +56,21 @@ clean:
 venv: .venv/installed .venv/dev
 
 $(BIN)/python:
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv --upgrade-deps .venv
 
 .venv/requirements: requirements.txt | $(BIN)/python
-	@echo "Setting up .venv, once. This downloads 300 MB, or some GB where PyTorch brings CUDA, and takes two to five minutes."
+	@echo "Setting up .venv, once, in two to five minutes. First PyTorch and others: 300 MB, or some GB with CUDA."
 	@echo "Linux without a GPU: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make ... leaves CUDA out."
-	$(PIP) -r requirements.txt
+	@$(PIP) -r requirements.txt
 	@touch $@
 
 .venv/dev: .venv/requirements requirements-dev.txt requirements-no-deps.txt
 	@echo "Tools for tests and lint: 300 MB to download, about a minute."
-	$(PIP) -r requirements-dev.txt
-	$(PIP) --no-deps -r requirements-no-deps.txt
+	@$(PIP) -r requirements-dev.txt
+	@$(PIP) --no-deps -r requirements-no-deps.txt
 	@touch $@
 
 .venv/installed: .venv/requirements pyproject.toml setup.py $(SOURCES)
-	@echo "Compiling the native core: about a minute; two more with CUDA."
-	$(PIP) -e ".[sr]"
+	@echo "Then the native core: about a minute, two more with CUDA."
+	@$(PIP) -e ".[sr]"
 	@touch $@

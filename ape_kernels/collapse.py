@@ -30,6 +30,8 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
+from ape_kernels.brief import brief_repr
+
 # The bits say on which sides of the pixel the map ends: 1 before the pixel, 2 after it.
 INTERIOR, FIRST, LAST, ONLY = range(4)
 RADIUS = 2  # a chain of 3x3 convolutions with upsampling between them never reaches further
@@ -47,6 +49,8 @@ class CollapsedTail:
     kernel: Tensor
     bias: Tensor
 
+    __repr__ = brief_repr
+
 
 @dataclass(frozen=True)
 class LinearStep:
@@ -58,6 +62,8 @@ class LinearStep:
     weight: Tensor
     bias: Tensor | None = None
     shuffle: int = 1
+
+    __repr__ = brief_repr
 
     def exact(self) -> LinearStep:
         """The same step in float64 on the CPU, without gradients."""

@@ -18,7 +18,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +35,7 @@ from ape_kernels.backends.protocol import (
     TiledBackend,
     Tiling,
 )
+from ape_kernels.brief import brief
 from ape_kernels.geometry import AxisBlend
 from ape_kernels.inputs import checked_blend, checked_exits, checked_program, checked_starts, expect, expect_range
 from ape_kernels.table import PackedProgram
@@ -248,22 +248,12 @@ def _fake_statistics(image: Tensor, cell: int, value_range: float, backend: str)
 def _call(backend: str, operation: str, *args: Any) -> Any:
     """Log the call and run it on the named backend, without gradient and autocast. APE_SYNC=1: wait for the device."""
     if os.environ.get("APE_LOG"):
-        _LOG.warning("%s on %s: %s", operation, backend, ", ".join(map(_describe, args)))
+        _LOG.warning("%s on %s: %s", operation, backend, ", ".join(map(brief, args)))
     with torch.no_grad(), without_autocast():
         result = getattr(get_backend(backend), operation)(*args)
     if os.environ.get("APE_SYNC") == "1" and torch.cuda.is_available():
         torch.cuda.synchronize()
     return result
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}@{value.device}"
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{list(value.shape)}"
-    if isinstance(value, tuple):
-        return f"{type(value).__name__}({', '.join(map(_describe, value))})"
-    return repr(value)
 
 
 register("run_patches", run_patches, _fake_run_patches)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ape_kernels.adapters import to_program
 from ape_kernels.backends import choose, choose_for_images, get_backend
+from ape_kernels.brief import brief_repr
 from ape_kernels.geometry import PATCH_SIZE
 from ape_kernels.plan.fit import fingerprint_of
 from ape_kernels.program import PatchProgram
@@ -75,6 +76,8 @@ class Packed:
     tensors: PackedProgram
     shape: PictureShape
     sharing: Tensor | None = None
+
+    __repr__ = brief_repr
 
     @property
     def table(self) -> Tensor:

@@ -12,6 +12,7 @@ from enum import IntEnum
 
 from torch import Tensor, nn
 
+from ape_kernels.brief import brief_repr
 from ape_kernels.collapse import CollapsedTail
 
 INPUT = 0  # the buffer that holds the low-resolution patch
@@ -61,6 +62,8 @@ class Conv:
     scale: float = 1.0
     add: int | None = None
 
+    __repr__ = brief_repr
+
     def __post_init__(self) -> None:
         if self.dst in self.sources:
             raise ValueError(f"src: a convolution cannot write the buffer it reads, got {self.dst} for both")
@@ -95,6 +98,8 @@ class ChannelAttention:
     scale: float = 1.0
     add: int | None = None
 
+    __repr__ = brief_repr
+
     @property
     def flops_per_pixel(self) -> int:
         """FLOPs per pixel: the mean and the product. The two small layers run once per patch and do not count."""
@@ -127,6 +132,8 @@ class Module:
     module: nn.Module
     flops_per_pixel: int = 0
 
+    __repr__ = brief_repr
+
 
 @dataclass(frozen=True)
 class Exit:
@@ -138,6 +145,8 @@ class Exit:
     src: int
     weight: Tensor
     bias: Tensor
+
+    __repr__ = brief_repr
 
     @property
     def flops_per_pixel(self) -> int:
@@ -157,6 +166,8 @@ class Reconstruct:
     tail: CollapsedTail
     upscale: int
     add: int | None = None
+
+    __repr__ = brief_repr
 
     @property
     def flops_per_pixel(self) -> int:
@@ -178,6 +189,10 @@ class Stage:
     src: int
     dst: int
     steps: tuple[Step, ...]
+
+    def __repr__(self) -> str:
+        names = ", ".join(type(step).__name__ for step in self.steps)
+        return f"Stage(src={self.src}, dst={self.dst}, steps=({names}))"
 
     @property
     def has_exit(self) -> bool:
@@ -205,6 +220,18 @@ class PatchProgram:
     exit_threshold: float | None = None
     fold: int = 1
     multiple_of: int = 1
+
+    def __repr__(self) -> str:
+        exits = sum(stage.has_exit for stage in self.stages)
+        last = len(self.stages) - 1
+        words = [
+            f"x{self.scale}",
+            f"{self.in_channels} to {self.out_channels} channels",
+            f"{last + 1} stages, {exits} with an exit",
+            f"{len(list(self.steps()))} steps",
+            f"{self.flops_to_stage(last) / self.fold**2 / 1000:.0f} kFLOPs per pixel",
+        ]
+        return f"PatchProgram({', '.join(words)}{f', run by PyTorch: {self.opaque}' if self.opaque else ''})"
 
     @property
     def reconstruct(self) -> Reconstruct:

@@ -39,6 +39,23 @@ class Report:
     cell: int | None
     plan: Plan | None
 
+    def __str__(self) -> str:
+        """Share of the computation, what a plan expects, and how deep patches or cells ran."""
+        if not self.exit_index.numel():
+            return "no images"
+        words = [f"{self.share:.1%} of the computation"]
+        if self.plan is not None:
+            words = [str(self.plan)]
+        elif self.interpolated:
+            words.append(f"{self.interpolated / self.exit_index.numel():.0%} interpolated")
+        if self.interpolated < self.exit_index.numel() and len(self.patches_per_exit) > 1:
+            words.append(f"mean exit {self.mean_exit:.2f} of 0..{len(self.patches_per_exit) - 1}")
+        return ", ".join(words)
+
+    def __repr__(self) -> str:
+        what = "patches" if self.cell is None else f"cells of {self.cell} pixels"
+        return f"{type(self).__name__}({'x'.join(map(str, self.exit_index.shape))} {what}, {self})"
+
     @property
     def mean_exit(self) -> float:
         """Mean exit index over all patches that the network ran on."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ape_kernels import modules
+from ape_kernels.brief import brief_repr
 from ape_kernels.program import (
     ChannelAttention,
     Conv,
@@ -80,6 +81,8 @@ class PackedProgram(NamedTuple):
 
     table: Tensor
     weights: Tensor
+
+    __repr__ = brief_repr
 
 
 @dataclass(frozen=True)

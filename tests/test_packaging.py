@@ -1,6 +1,7 @@
 """What is distributed, and what it asks for."""
 
 import importlib.metadata
+import importlib.util
 import re
 import shlex
 import shutil
@@ -99,3 +100,50 @@ def test_the_source_distribution_is_the_repository(tmp_path):
     with tarfile.open(archive) as file:
         held = {member.name.partition("/")[2] for member in file.getmembers() if member.isfile()}
     assert tracked - held == set()
+
+
+PIP_LINES = """
+Collecting torch==2.13.0 (from -r requirements.txt (line 2))
+  Link requires a different Python (3.11.7 not in: '>=3.12'): https://x/numpy-3.0-[1/2] (from y)
+  Downloading torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl.metadata (29 kB)
+Downloading https://download.pytorch.org/whl/torch-2.13.0%2Bcpu-cp311-cp311-manylinux_2_28_x86_64.whl (190.5 MB)
+Progress 0 of 190500000
+Progress 95000000 of 190500000
+Downloading tqdm-4.70.1-py3-none-any.whl (78 kB)
+Progress 78000 of 78000
+Installing collected packages: tqdm, torch
+Successfully installed torch-2.13.0 tqdm-4.70.1
+  [9/41] c++ -o a.o
+  [10/41] c++ -o b.o
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_setting_up_says_what_is_going_on(terminal, capsys, monkeypatch):
+    """Line over line on a terminal, else a line each, and few of them."""
+    spec = importlib.util.spec_from_file_location("install", ROOT / ".ci" / "install.py")
+    install = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(install)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    shown = install.Shown()
+    for line in PIP_LINES:
+        shown.line(line.strip())
+    shown.finish("done")
+    said = [line[8:].strip() for line in re.split(r"[\r\n]", capsys.readouterr().out) if line.strip()]
+    if terminal:
+        assert "downloading torch 2.13.0, 95 of 190 MB" in said and "compiling: 9 of 41 files" in said
+        assert said[0] == "looking for packages" and "tqdm" not in "".join(said)
+    else:
+        assert said == [
+            "downloading torch 2.13.0, 190.5 MB",
+            "installing 2 packages",
+            "compiling: 10 of 41 files",
+            "done",
+        ]
+
+
+def test_setting_up_that_fails_says_why():
+    command = [sys.executable, ROOT / ".ci" / "install.py", "--no-index", "no-such-distribution"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0 and "failed" in done.stdout
+    assert "No matching distribution found for no-such-distribution" in done.stderr

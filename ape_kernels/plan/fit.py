@@ -49,6 +49,18 @@ class ExitFit:
     default: float = 48.0  # a root mean square difference of one level of 8 bits
     version: int = VERSION
 
+    def __repr__(self) -> str:
+        words = [
+            f"x{self.scale}",
+            f"{self.stages} stages",
+            f"cells of {self.cell} pixels",
+            f"{self.default:g} dB by default",
+            f"white {self.value_range:g}",
+            f"{'without' if self.tones is None else 'with'} tones",
+            f"of weights {self.fingerprint[:8]}",
+        ]
+        return f"ExitFit({', '.join(words)})"
+
     def to(self, device: torch.device | str) -> ExitFit:
         """The same fit with its tensors on `device`; itself if they are there."""
         if self.mean.device == torch.device(device):

@@ -38,6 +38,26 @@ class Plan:
     share: Tensor
     asked: Tensor
 
+    def __str__(self) -> str:
+        """Share of the computation, what is expected, and how much is interpolated; means over the batch."""
+        if not self.exit_at.numel():
+            return "no images"
+        expected = float(self.picture_fidelity.mean())
+        words = [
+            f"{float(self.share.mean()):.1%} of the computation",
+            "full depth" if expected == math.inf else f"{expected:.1f} dB expected to full depth",
+        ]
+        if interpolated := int((self.exit_at < 0).sum()):
+            words.append(f"{interpolated / self.exit_at.numel():.0%} interpolated")
+        return ", ".join(words)
+
+    def __repr__(self) -> str:
+        words = [f"{'x'.join(map(str, self.exit_at.shape))} cells of {self.cell} pixels"]
+        asked = self.asked.unique()
+        if ((asked >= LEAST) & (asked <= MOST)).all():  # what a budget allows may be anything
+            words += [f"{dB:g} dB asked" for dB in asked.tolist()]
+        return f"Plan({', '.join(words)}, {self})"
+
 
 def check_fidelity(fidelity: float) -> float:
     """The fidelity as a float; ValueError unless it is a number from 20 to 80."""

@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from ape_kernels import PatchGrid
@@ -20,13 +19,17 @@ COLORMAP = "viridis"  # lightness rises along it, so it also reads without colou
 INTERPOLATED = (0.0, 0.0, 0.0)  # of what no network ran on: the least work, the darkest
 TINT = 0.55  # share of the colour; the rest is the picture in grey
 DPI = 100
-LEGEND = 84  # pixels below the picture
+HATCH, HATCH_LIGHT = 12, 70  # of what no network ran on: pixels between lines, and their light, of 255
+LEGEND = 108  # pixels below the picture
+BOX = 24  # height of its boxes, in pixels
 MIN_WIDTH = 520  # pixels the legend needs
 MAX_PIXELS = 4_000_000  # of the map; Matplotlib takes 70 bytes for each
 
 
 def draw_exit_map(picture: np.ndarray, exits: np.ndarray, grid: PatchGrid, stages: int, share: float) -> np.ndarray:
     """The picture in grey, every patch or cell tinted, brighter where it took a later exit, with a legend below.
+
+    What was interpolated is hatched.
 
     picture: uint8, uint16 or float ``[H, W, C]``, the upscaled one. exits: int ``[rows, columns]``, from 0; -1 for what
         was interpolated.
@@ -83,54 +86,57 @@ def _small_grey(picture: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _tint(grey: np.ndarray, owner: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Grey ``[h, w, 1]`` in the colours of the exits int ``[h, w]``; -1 hatched, as dark pictures are black too."""
     tinted = (1 - TINT) * grey + TINT * 255 * colours[owner].astype(np.float32)
+    height, width = owner.shape
+    hatch = (np.arange(height)[:, None] + np.arange(width)) % HATCH == 0
+    tinted[hatch & (owner < 0)] += HATCH_LIGHT
     # a line where neighbours took different exits
     line = np.zeros(owner.shape, dtype=bool)
     line[1:] |= owner[1:] != owner[:-1]
     line[:, 1:] |= owner[:, 1:] != owner[:, :-1]
     tinted[line] = 255
-    return tinted.round().astype(np.uint8)
+    return tinted.round().clip(0, 255).astype(np.uint8)
 
 
 def _number_patches(
     figure: Figure, exits: np.ndarray, rows: np.ndarray, columns: np.ndarray, total: tuple[int, int]
 ) -> None:
-    outline = [withStroke(linewidth=2, foreground="black")]
     for (row, column), index in np.ndenumerate(exits):
         height, width = rows[row + 1] - rows[row], columns[column + 1] - columns[column]
         if index < 0 or min(height, width) < 32:  # nothing ran, or no room for a number
             continue
-        x = (columns[column] + width / 2) / total[0]
-        y = 1 - (rows[row] + height / 2) / total[1]
-        figure.text(x, y, _name(index), color="white", size=11, ha="center", va="center", path_effects=outline)
+        _write(figure, str(index), columns[column] + width / 2, total[1] - rows[row] - height / 2, total)
 
 
-def _name(index: int) -> str:
-    return str(index) if index >= 0 else "-"
+def _write(figure: Figure, text: str, x: float, y: float, total: tuple[int, int]) -> None:
+    """Text that can be read on any colour, around a place in pixels from below on the left."""
+    outline = [withStroke(linewidth=2, foreground="black")]
+    place = x / total[0], y / total[1]
+    figure.text(*place, text, color="white", size=11, ha="center", va="center", path_effects=outline)
 
 
 def _draw_legend(figure: Figure, counts: np.ndarray, colours: np.ndarray, share: float, total: tuple[int, int]) -> None:
-    """Draw a legend from less work to more. counts: interpolated cells (left out if there are none), then all exits."""
+    """Draw a legend from less work to more. counts: interpolated cells (left out if there are none), then all exits.
+
+    Each exit is shown as the picture is in it, from dark to light.
+    """
     stages = len(counts) - 1
-    first = -1 if counts[0] else 0
-    boxes, length = stages - first, min(total[0], 1000) - 20
-    axes = figure.add_axes((10 / total[0], 22 / total[1], length / total[0], 22 / total[1]))
-    axes.set(xlim=(0, boxes), ylim=(0, 1))
-    axes.axis("off")
-    for index in range(first, stages):
-        left = index - first
-        axes.add_patch(Rectangle((left, 0), 1, 1, facecolor=colours[index], edgecolor="white"))
-        dark = colours[index].mean() < 0.5
-        axes.text(
-            left + 0.5,
-            0.47,
-            _name(index),
-            color="white" if dark else "black",
-            size=10,
-            ha="center",
-            va="center",
-        )
-        axes.text(left + 0.5, -0.2, f"{counts[index + 1] / counts.sum():.0%}", size=9, ha="center", va="top")
-    least = "- interpolated, " if first < 0 else ""
-    title = f"Brighter: more work. Exits ({least}0 first, {stages - 1} full depth), % of all. Computation: {share:.0%}"
-    figure.text(10 / total[0], 54 / total[1], title, size=9, va="bottom")
+    exits = np.arange(-1 if counts[0] else 0, stages)
+    side = min((total[0] - 20) // len(exits), 140)
+    grey = np.tile(np.linspace(0, 255, side, dtype=np.float32), (BOX, len(exits)))[..., None]
+    figure.figimage(_tint(grey, np.tile(np.repeat(exits, side), (BOX, 1)), colours), 10, 22, origin="upper")
+    for place, index in enumerate(exits):
+        middle = 10 + (place + 0.5) * side
+        _write(figure, "none" if index < 0 else str(index), middle, 22 + BOX / 2, total)
+        parts = f"{counts[index + 1] / counts.sum():.0%}{' of parts' if place == 0 and side >= 80 else ''}"
+        figure.text(middle / total[0], 4 / total[1], parts, size=9, ha="center")
+    words = [f"Brighter: more of the network ran. In all {share:.0%} of the full computation."]
+    if stages == 1:
+        words.append("0: full depth, as this network has no exits.")
+    else:
+        words.append(f"Number: the exit where a part left the network, 0 the first, {stages - 1} full depth.")
+    if counts[0]:
+        words.append("Hatched: interpolated, the network was not run.")
+    for line, text in enumerate(words):
+        figure.text(10 / total[0], (86 - 18 * line) / total[1], text, size=9, va="bottom")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ COUNTS = ("interpolated", "flops", "flops_full", "body_flops", "body_flops_full"
 Picture = TypeVar("Picture", np.ndarray, Tensor, Image.Image)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report(ape_kernels.Report):
     """What upscaling one image, or one batch of images, did. Transparency counts as an image of its own.
 
@@ -50,15 +49,7 @@ class Report(ape_kernels.Report):
     backend: str
 
     def __str__(self) -> str:
-        parts = [f"{self.seconds:.2f} s", f"{self.share:.1%} of the computation"]
-        if self.plan is not None:
-            expected = float(self.plan.picture_fidelity.mean())
-            parts.append("full depth" if expected == math.inf else f"{expected:.1f} dB expected to full depth")
-        if self.interpolated:
-            parts.append(f"{self.interpolated / self.exit_index.numel():.0%} interpolated")
-        if self.interpolated < self.exit_index.numel() and len(self.patches_per_exit) > 1:
-            parts.append(f"mean exit {self.mean_exit:.2f} of 0..{len(self.patches_per_exit) - 1}")
-        return ", ".join([*parts, f"backend {self.backend}"])
+        return f"{self.seconds:.2f} s, {super().__str__()}, backend {self.backend}"
 
 
 def load(
@@ -142,6 +133,18 @@ class Upscaler:
     def __init__(self, network: APEForward) -> None:
         self.network = network
         _ = self.backend  # packs the weights now, so that the first image is not timed with it
+
+    def __repr__(self) -> str:
+        network = self.network
+        depth = "full depth"
+        if network.budget is not None:
+            depth = f"budget {network.budget:g}"
+        elif network.fidelity is not None:
+            depth = f"fidelity {network.fidelity:g} dB"
+        elif network.context == "patch" and network.threshold:
+            depth = f"threshold {network.threshold:g}"
+        name = type(network.model).__name__
+        return f"Upscaler({name} x{self.scale}, {depth}, backend {self.backend} on {self.device})"
 
     @property
     def scale(self) -> int:

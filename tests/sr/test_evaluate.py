@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from ape_kernels import APEForward, PatchGrid, to_program
 from ape_sr.checkpoint import load_model
@@ -101,7 +102,10 @@ def test_exit_map_of_cells_is_brighter_for_more_work(cat):
     drawn = draw_exit_map(flat, np.array([[-1, 0, 3]] * 3), PatchGrid(50, 60, 24, 0, 2), 4, 0.4).astype(int)
     brightness = [drawn[30:40, left : left + 8].mean() for left in (4, 52, 100)]
     assert brightness == sorted(brightness) and brightness[2] > brightness[0] + 40
-    assert np.ptp(drawn[1:99, 1:47].reshape(-1, 3), axis=0).max() == 0, "no number where nothing ran"
+    levels, counts = np.unique(drawn[1:99, 1:47].reshape(-1, 3), axis=0, return_counts=True)
+    assert len(levels) == 2 and 0.07 < counts[1] / counts.sum() < 0.1, "hatched, and no number, where nothing ran"
+    ran = drawn[30:40, 52:60].reshape(-1, 3)
+    assert np.ptp(ran, axis=0).max() == 0, "and there alone"
     assert (drawn[:100, 48] == 255).all() and (drawn[:100, 96] == 255).all(), "lines where cells end"
 
 
@@ -124,9 +128,27 @@ def test_exit_map_shows_what_was_interpolated(cat):
     assert np.array_equal(ran[:64, :120], other[:64, :120]), "the cells above, and the edge between"
     lower = other[66:100, 2:40].astype(int)
     assert np.ptp(lower, axis=2).max() == 0, "grey"
-    boxes = [other[-40, left : left + 4].mean() for left in range(16, 500, 100)]
-    assert boxes[0] == 0 and boxes == sorted(boxes), "the legend goes from less work to more"
-    assert ran[-40, 16:20].mean() > 0, "and leaves away what there is none of"
+    boxes = [other[-44:-40, left : left + 90].mean() for left in range(12, 500, 100)]
+    assert boxes == sorted(boxes), "the legend goes from less work to more"
+    tinted = [np.ptp(drawn[-44:-40, 12:100].astype(int), axis=2).max() > 0 for drawn in (other, ran)]
+    assert tinted == [False, True], "grey where nothing ran, which the legend leaves away if there is none of it"
+
+
+def test_the_legend_says_what_is_there(cat, monkeypatch):
+    said = []
+    text = Figure.text
+    monkeypatch.setattr(
+        Figure, "text", lambda self, x, y, words, **how: said.append(words) or text(self, x, y, words, **how)
+    )
+    grid = PatchGrid(50, 60, 32, 0, 2)
+    draw_exit_map(cat, np.array([[0, 3], [-1, 3]]), grid, 4, 0.7)
+    assert "Brighter: more of the network ran. In all 70% of the full computation." in said
+    assert "Number: the exit where a part left the network, 0 the first, 3 full depth." in said
+    assert "Hatched: interpolated, the network was not run." in said
+    assert {"none", "0", "3", "25% of parts", "50%"} <= set(said)
+    said.clear()
+    draw_exit_map(cat, np.zeros((2, 2), int), grid, 1, 1.0)
+    assert "0: full depth, as this network has no exits." in said and not any("Hatched" in words for words in said)
 
 
 PAIR_FAULTS = {
