@@ -18,7 +18,7 @@ from threading import Thread
 LARGE = 5e6  # bytes: smaller downloads are over at once
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
 KEPT = 30  # lines that are shown if pip fails
-EVERY = 10  # of so many compiled files one is a line of its own where lines cannot be written over
+EVERY = 5  # of so many compiled files one is a line of its own where lines cannot be written over
 WIDTH = 78
 
 
@@ -42,7 +42,8 @@ class Shown:
         elif (found := re.fullmatch(r"Progress (\d+) of (\d+)", text)) and self.name and self.over:
             self.tell(f"downloading {self.name}, {int(found[1]) / 1e6:.0f} of {int(found[2]) / 1e6:.0f} MB")
         elif found := re.match(r"Installing collected packages: (.*)", text):
-            self.tell(f"installing {len(found[1].split(','))} packages")
+            count = found[1].count(",") + 1
+            self.tell(f"installing {count} package{'s' if count > 1 else ''}")
         elif (found := re.match(r"\[(\d+)/(\d+)\] ", text)) and (self.over or int(found[1]) % EVERY == 0):
             self.tell(f"compiling: {found[1]} of {found[2]} files")
 
