@@ -15,12 +15,20 @@ if TYPE_CHECKING:
 def prepare() -> None:
     """While modules are imported: Ctrl-C ends the process at once, as there is nothing to tidy up.
 
-    What a terminal cannot show is written as an escape.
+    What a terminal cannot show is written as an escape. Streams that are closed take what is written, and lose it.
     """
     signal.signal(signal.SIGINT, _leave)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    import logging
+
+    logging.getLogger("matplotlib").setLevel(
+        logging.ERROR
+    )  # it warns where it can keep no fonts, in a home that cannot be written
 
 
 def begin_work() -> None:
@@ -34,18 +42,18 @@ def begin_work() -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """After its reader has gone: what is written to a stream is lost, and raises nothing."""
+    """After its reader has gone, or its disk is full: what is written to a stream is lost, and raises nothing."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, stream.fileno())
     os.close(nothing)
 
 
 def finish() -> None:
-    """Write out what is buffered; a reader that has gone, as of ``| head -1``, is no error."""
+    """Write out what is buffered; a reader that has gone, as of ``| head -1``, is no error, and nor is a full disk."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:
             silence(stream)
 
 

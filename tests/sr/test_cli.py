@@ -355,6 +355,8 @@ BAD_CALLS = {
     "unknown-command": (["enlarge"], "invalid choice: 'enlarge'"),
     "no-input": (["upscale", "-o", "x.png"], "input: expected an image or a folder of images, got none"),
     "input-too-long": (["upscale", "i" * 300, "-o", "x.png"], "i: File name too long"),
+    "output-without-o": (["upscale", "{photo}", "x.png"], "input: no such file or folder: x.png (the output is given with -o)"),
+    "unknown-option": (["upscale", "{photo}", "-o", "x.png", "--fidelty", "45"], "unrecognized arguments: --fidelty 45 (--help lists those there are)"),
     "missing-input": (["upscale", "-i", "none.png", "-o", "x.png"], "input: no such file or folder: none.png"),
     "threshold-too-large": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "2"], "expected a number from 0 to 1, got 2"),
     "threshold-no-number": (["upscale", "-i", "{photo}", "-o", "x.png", "--threshold", "low"], "expected a number from 0 to 1, got low"),

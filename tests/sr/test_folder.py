@@ -2,12 +2,14 @@
 
 import fcntl
 import os
+import shlex
 import signal
 import struct
 import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -323,6 +325,41 @@ class TestProcess:
         errors = process.stderr.read()
         assert process.wait(60) == 0 and "Traceback" not in errors and "BrokenPipe" not in errors
         assert files(tmp_path / "out") == ALL
+
+    @pytest.mark.parametrize("closed", [">&-", ">&- 2>&- <&-", "> /dev/full", "> /dev/full 2> /dev/full"])
+    def test_nobody_hears_it(self, tmp_path, photos, weights, closed):
+        """Streams that are closed, and full disks: the work is done all the same."""
+        if "full" in closed and not Path("/dev/full").exists():
+            pytest.skip("needs /dev/full")
+        arguments = shlex.join(
+            map(str, (sys.executable, "-m", "ape_sr", "upscale", photos, "-o", tmp_path / "out", "-n", weights))
+        )
+        done = subprocess.run(f"{arguments} {closed}", shell=True, capture_output=True, text=True)
+        assert done.returncode == 0 and "Traceback" not in done.stderr and "Error" not in done.stderr
+        assert files(tmp_path / "out") == ALL
+
+    @pytest.mark.parametrize("closed, status", [(">&-", 0), ("> /dev/full", 2)])
+    def test_nobody_hears_of_the_environment(self, closed, status):
+        if "full" in closed and not Path("/dev/full").exists():
+            pytest.skip("needs /dev/full")
+        done = subprocess.run(
+            f"{shlex.quote(sys.executable)} -m ape_sr info {closed}", shell=True, capture_output=True, text=True
+        )
+        assert done.returncode == status
+        assert done.stderr == ("" if status == 0 else "ape-sr: error: output: No space left on device\n")
+
+    def test_a_home_that_cannot_be_written(self, tmp_path, cat, weights):
+        """Caches of fonts and alike are nobody's concern."""
+        write_image(tmp_path / "a.png", cat)
+        environment = os.environ | {
+            "HOME": "/proc/none",
+            "XDG_CACHE_HOME": "",
+            "XDG_CONFIG_HOME": "",
+            "MPLCONFIGDIR": "",
+        }
+        process = started("upscale", tmp_path / "a.png", "--exit-map", "-n", weights, env=environment)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0 and errors == "a.png: upscaling x2 ...\n"
 
     def test_a_terminal_of_ascii(self, tmp_path, cat, weights):
         write_image(tmp_path / "\u00fc.png", cat)

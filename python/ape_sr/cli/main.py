@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import re
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ class _Parser(argparse.ArgumentParser):
     """Reports bad arguments as any other bad input is reported, in one line without the usage."""
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            message += " (--help lists those there are)"
         raise UserError(message)
 
 
@@ -69,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"ape-sr: error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # of a path that nobody looked at in time: unreadable, or its name too long
-        if error.filename is None:
+    except OSError as error:  # of a path that nobody looked at in time, or of the disk to which the output goes
+        if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        print(f"ape-sr: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"ape-sr: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ape-sr: interrupted", file=sys.stderr)

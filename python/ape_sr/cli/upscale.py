@@ -299,7 +299,12 @@ def _check(args: argparse.Namespace, given: list[Path]) -> None:
         raise UserError("input: expected an image or a folder of images, got none")
     for path in given:
         if not path.exists():
-            raise UserError(f"input: no such file or folder: {path}")
+            hint = (
+                " (the output is given with -o)"
+                if args.inputs[1:] and path == args.inputs[-1] and args.output is None
+                else ""
+            )
+            raise UserError(f"input: no such file or folder: {path}{hint}")
     if args.quality is not None:
         if args.quality > 100:
             raise UserError(f"quality: expected a number from 1 to 100, got {args.quality}")
@@ -316,7 +321,7 @@ def _say(line: str, stream: TextIO) -> None:
     try:
         tqdm.write(line, file=stream)
         stream.flush()
-    except BrokenPipeError:
+    except OSError:
         silence(stream)
 
 

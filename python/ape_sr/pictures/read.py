@@ -123,6 +123,8 @@ def _faults(path: Path) -> Generator[None, None, None]:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
+    if isinstance(error, OSError) and error.strerror is not None:
+        return UserError(f"{path}: cannot be read: {error.strerror}")
     reason = " ".join(str(error).split()) or type(error).__name__
     return UserError(f"{path}: cannot be read as an image: {reason}")
 
