@@ -26,9 +26,7 @@ def prepare() -> None:
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     import logging
 
-    logging.getLogger("matplotlib").setLevel(
-        logging.ERROR
-    )  # it warns where it can keep no fonts, in a home that cannot be written
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of a home where it cannot keep fonts it warns
 
 
 def begin_work() -> None:

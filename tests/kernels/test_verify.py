@@ -366,17 +366,21 @@ def test_on_the_cpu_nothing_is_verified(monkeypatch):
 
 
 class TestByHand:
-    def test_terminated_it_leaves_no_process_and_no_folder(self, tmp_path):
-        """As a script with a time limit ends it."""
+    @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+    def test_ended_it_leaves_no_process_and_no_folder(self, tmp_path, number, status):
+        """As a script with a time limit, or Ctrl-C, ends it."""
         command_ = [sys.executable, "-m", "ape_kernels", "verify", "--device", str(DEVICE)]
-        run = subprocess.Popen(command_, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL)
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        streams = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        run = subprocess.Popen(command_, env=environment, **streams)
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("ape-verify-*/output.txt")) and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(0.5)
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-        run.terminate()
-        assert run.wait(20) == 128 + signal.SIGTERM
+        run.send_signal(number)
+        _, errors = run.communicate(timeout=20)
+        assert run.returncode == status and "Traceback" not in errors
         assert children and all(gone(int(pid)) for pid in children)
         assert not list(tmp_path.glob("ape-verify-*"))
 

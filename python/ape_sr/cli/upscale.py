@@ -299,11 +299,8 @@ def _check(args: argparse.Namespace, given: list[Path]) -> None:
         raise UserError("input: expected an image or a folder of images, got none")
     for path in given:
         if not path.exists():
-            hint = (
-                " (the output is given with -o)"
-                if args.inputs[1:] and path == args.inputs[-1] and args.output is None
-                else ""
-            )
+            like_cp = args.output is None and path in args.inputs[1:]
+            hint = " (the output is given with -o)" if like_cp else ""
             raise UserError(f"input: no such file or folder: {path}{hint}")
     if args.quality is not None:
         if args.quality > 100:
