@@ -17,6 +17,7 @@ from ape_kernels.adapters import basicsr, compact, ecbsr, edsr, rcan, rrdb, span
 from ape_kernels.adapters.recognise import NotRecognised, part_at
 from ape_kernels.autocast import without_autocast
 from ape_kernels.program import PatchProgram
+from ape_kernels.wrappers import Wrapper
 
 __all__ = ["ADAPTERS", "Adapter", "NotRecognised", "to_program"]
 
@@ -60,12 +61,14 @@ def to_program(model: nn.Module) -> PatchProgram:
     Some layers do not tell what the forward does with the pixels before the first of them. Then the network's forward
     is run up to there, on a few pixels.
 
-    Raises TypeError when `model` is no `nn.Module` and NotRecognised (a ValueError) when no adapter
+    Raises TypeError when `model` is no `nn.Module`, or wraps one as `APEForward` does, and NotRecognised (a ValueError) when no adapter
     knows its outline, or a part is not what its family has there. The message names the nearest family and the first
     difference.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, Wrapper):
+        raise TypeError(f"model: expected a network, got the {type(model).__name__} of one; give its .model")
     for adapter in ADAPTERS:
         if adapter.matches(model):
             try:

@@ -176,21 +176,31 @@ Watch = Callable[[ImagePair, Method, np.ndarray, Report], None]
 
 
 def evaluate(
-    network: APEForward, pairs: Iterable[ImagePair], methods: Sequence[Method], watch: Watch | None = None
+    network: APEForward,
+    pairs: Iterable[ImagePair],
+    methods: Sequence[Method],
+    watch: Watch | None = None,
+    skip: Callable[[UserError], None] | None = None,
 ) -> list[Row]:
     """Run every method on every pair.
 
     network: its model, patches, backend and dtype count; what says how far images run is the methods'.
-    watch: called for every picture of a method with exits.
+    watch: called for every picture of a method with exits. skip: called with what is wrong with a pair, which is then
+    left out: a picture that cannot be read, does not fit its pair or is too small. Without it that is raised.
 
-    Raises UserError for a picture that cannot be read, does not fit its pair or is too small, and for a fidelity or
-    budget that the network cannot have.
+    Raises UserError for that, and for a fidelity or budget that the network cannot have.
     """
     runners = {kind: _runner(network, kind) for kind in {method.kind for method in methods} - {"bicubic", "plain"}}
     uncollapsed = uncollapsed_flops(network.model, network.program)
     columns: list[list[Result]] = [[] for _ in methods]
     for pair in pairs:
-        lr, hr = pair.read(network.scale)
+        try:
+            lr, hr = pair.read(network.scale)
+        except UserError as error:
+            if skip is None:
+                raise
+            skip(error)
+            continue
         for column, method in zip(columns, methods, strict=True):
             runner = runners.get(method.kind, network)
             column.append(_result(runner, pair, method, lr, hr, uncollapsed, watch))

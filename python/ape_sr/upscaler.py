@@ -89,11 +89,13 @@ def load(
         picture is the network's, and `ape-sr upscale -s` resizes.
 
     Raises UserError for weights that are missing, damaged, of no known network or of another scale, for a device that
-    cannot be used, and for a dtype that is only slower there;
-    ValueError for another argument that is wrong; `ape_kernels.BackendUnavailable` for a backend that cannot run here.
+    cannot be used, and for a dtype that is only slower there; TypeError for weights that are no path, ValueError for
+    another argument that is wrong; `ape_kernels.BackendUnavailable` for a backend that cannot run here.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if not isinstance(weights, (str, os.PathLike)):
+        raise TypeError(f"weights: expected a name or a path, got {type(weights).__name__}")
     path = find_weights(Path(weights))
     model = load_network(path, Unsaid(exit_interval, res_scale, scale))
     place = default_device(backend) if device is None else named_device(str(device))

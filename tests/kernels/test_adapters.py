@@ -9,7 +9,7 @@ from reference import literal_forward, picture_at_exit
 from support import assert_pictures_close, spread_network, test_patches
 from torch import nn
 
-from ape_kernels import APEForward, NotRecognised, to_program
+from ape_kernels import APEForward, NotRecognised, fit_exits, to_program
 from ape_kernels.program import Conv, Reconstruct
 
 
@@ -295,6 +295,14 @@ class TestRefusals:
     def test_nothing_alike(self):
         with pytest.raises(NotRecognised, match=r"^model: Sequential \(0, 1\) is like no known network \(ECBSR, "):
             to_program(nn.Sequential(conv(), nn.ReLU()))
+
+    def test_what_is_wrapped_already(self):
+        fast = APEForward(spread_network())
+        for call in (to_program, APEForward, lambda model: fit_exits(model, [])):
+            with pytest.raises(
+                TypeError, match=r"^model: expected a network, got the APEForward of one; give its .model"
+            ):
+                call(fast)
 
     def test_families_are_named_once(self):
         with pytest.raises(NotRecognised) as refusal:

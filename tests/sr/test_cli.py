@@ -235,6 +235,17 @@ class TestEvaluate:
         assert run("evaluate", "-i", photos, "-n", weights) == 2
         assert "d_HR.png: expected d_LR.png beside it" in capsys.readouterr().err
 
+    def test_a_bad_picture_is_a_line_and_the_others_count(self, tmp_path, photos, weights, capsys):
+        (photos / "bad.png").write_bytes(b"no picture")
+        out = tmp_path / "out.json"
+        assert run("evaluate", "-i", photos, "-n", weights, "--json", out) == 2
+        printed = capsys.readouterr()
+        assert "3 images, scale 2" in printed.out and len(json.loads(out.read_text())["rows"][0]["images"]) == 3
+        assert printed.err.splitlines() == [
+            f"ape-sr: error: {photos / 'bad.png'}: not an image file that can be read",
+            "ape-sr: error: 1 of 4 images could not be taken; the figures are of the others",
+        ]
+
     def test_a_picture_too_small_for_the_border_is_named(self, tmp_path, weights, cat, capsys):
         write_image(tmp_path / "small.png", cat[:20, :20])
         assert run("evaluate", "-i", tmp_path, "-n", weights) == 2

@@ -198,6 +198,7 @@ def test_bad_images_are_one_line(upscaler, case):
 
 BAD_SETTINGS = {
     "weights": (dict(weights="edsr-12x32-x3"), ape_sr.UserError, "weights: no such file: edsr-12x32-x3 (weights that come with the package: edsr-12x32-x2, edsr-12x32-x4)"),
+    "no-path": (dict(weights=None), TypeError, "weights: expected a name or a path, got NoneType"),
     "dtype": (dict(dtype="fp64"), ValueError, "dtype: expected one of fp32, fp16, bf16, got 'fp64'"),
     "backend": (dict(backend="tpu"), ValueError, "backend: expected auto, "),
     "cuda-on-a-cpu": (dict(backend="cuda", device="cpu"), BackendUnavailable, "backend: cuda cannot run: "),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,8 @@ def add_parser(commands: Commands) -> None:
         "alone. Their LR versions are then made by bicubic downscaling. Prints means over the images: for bicubic, for "
         "the network on whole images ('plain'), and for every fidelity, budget and threshold; without any of these "
         "for what the weights' fit says, or full depth. FLOPs are shares of full depth, counted on what runs; in the "
-        "column 'uncollapsed' they are counted with the tail as the network has it.",
+        "column 'uncollapsed' they are counted with the tail as the network has it. A picture that cannot be read is "
+        "reported, and the figures are of the others.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("-i", "--input", type=existing_folder, required=True, help="folder of images")
@@ -80,8 +82,16 @@ def run(args: argparse.Namespace) -> None:
     network = upscaler.network
     methods = [BICUBIC, PLAIN, *(_methods(args, network) or [_planned("auto", network)])]
     watch = None if args.exit_maps is None else _exit_maps(upscaler, args.exit_maps)
-    rows = evaluate(network, tqdm(pairs, unit="image", disable=None), methods, watch)
-    print(f"{len(pairs)} images, scale {upscaler.scale}, backend {upscaler.backend}, {args.dtype}")
+    faults: list[UserError] = []
+
+    def skip(fault: UserError) -> None:
+        faults.append(fault)
+        tqdm.write(f"ape-sr: error: {fault}", file=sys.stderr)
+
+    rows = evaluate(network, tqdm(pairs, unit="image", disable=None), methods, watch, skip)
+    if len(faults) == len(pairs):
+        raise UserError(f"input: none of {len(pairs)} images could be taken")
+    print(f"{len(pairs) - len(faults)} images, scale {upscaler.scale}, backend {upscaler.backend}, {args.dtype}")
     print(format_table(rows))
     if args.csv is not None:
         write_csv(args.csv, rows)
@@ -99,6 +109,8 @@ def run(args: argparse.Namespace) -> None:
         }
         with atomic_path(args.json) as temporary:
             temporary.write_text(json.dumps(detail, indent=2, allow_nan=False) + "\n")
+    if faults:
+        raise UserError(f"{len(faults)} of {len(pairs)} images could not be taken; the figures are of the others")
 
 
 def _methods(args: argparse.Namespace, network: APEForward) -> list[Method]:
