@@ -61,9 +61,9 @@ def to_program(model: nn.Module) -> PatchProgram:
     Some layers do not tell what the forward does with the pixels before the first of them. Then the network's forward
     is run up to there, on a few pixels.
 
-    Raises TypeError when `model` is no `nn.Module`, or wraps one as `APEForward` does, and NotRecognised (a ValueError) when no adapter
-    knows its outline, or a part is not what its family has there. The message names the nearest family and the first
-    difference.
+    Raises TypeError when `model` is no `nn.Module`, or wraps one as `APEForward` does, and NotRecognised (a ValueError)
+    when no adapter knows its outline, or a part is not what its family has there. The message names the nearest family
+    and the first difference.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")

@@ -299,9 +299,7 @@ class TestRefusals:
     def test_what_is_wrapped_already(self):
         fast = APEForward(spread_network())
         for call in (to_program, APEForward, lambda model: fit_exits(model, [])):
-            with pytest.raises(
-                TypeError, match=r"^model: expected a network, got the APEForward of one; give its .model"
-            ):
+            with pytest.raises(TypeError, match="expected a network, got the APEForward of one; give its"):
                 call(fast)
 
     def test_families_are_named_once(self):
