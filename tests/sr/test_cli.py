@@ -291,8 +291,12 @@ def test_train_then_upscale(tmp_path, photos, capsys):
     assert run("train", *common, "-i", photos, "-o", tmp_path / "plain", "--plain", "--minutes", 5) == 0
     assert "6 images (0 smaller than 32x32 left out)" in capsys.readouterr().out
     weights = tmp_path / "plain" / "model.safetensors"
+    (photos / "bad.png").write_bytes(b"no picture")
     assert run("train", *common, "-o", tmp_path / "exits", "--init", weights, "--exit-every", 1) == 0
     weights = tmp_path / "exits" / "model.safetensors"
+    printed = capsys.readouterr()
+    assert f"error: {photos / 'bad.png'}: not an image file that can be read; left out" in printed.err
+    assert "3 images (0 smaller than 32x32 left out)" in printed.out
     assert load_model(weights).exit_interval == 1
     assert run("upscale", "-i", photos / "a.png", "-o", tmp_path / "x.png", "-n", weights) == 0
     assert read_image(tmp_path / "x.png").shape == (120, 140, 3)
@@ -411,6 +415,8 @@ BAD_CALLS = {
     "train-init-of-other-size": (["train", "-i", "{photos}", "-o", "run", "--init", "{weights}"], "init: head.0.weight: expected (64, 3, 3, 3), got (8, 3, 3, 3)"),
     "train-regressor-of-nothing": (["train", "-i", "{photos}", "-o", "run", "--regressor-only"], "regressor-only: expected --init"),
     "train-plain-regressor": (["train", "-i", "{photos}", "-o", "run", "--plain", "--regressor-only", "--blocks", "4", "--feats", "8", "-s", "2", "--patch", "32", "--init", "{weights}"], "init: regressor.2.weight: expected no such weight"),
+    "train-plain-with-exits": (["train", "-i", "{photos}", "-o", "run", "--plain", "--exit-every", "4"], "exit-every: expected without --plain, which has no exits, got 4"),
+    "train-plain-that-looks-ahead": (["train", "-i", "{photos}", "-o", "run", "--plain", "--target", "look-ahead"], "target: expected without --plain, which has no exits, got look-ahead"),
     "train-no-minutes": (["train", "-i", "{photos}", "-o", "run", "--minutes", "0"], "expected a number above 0, got 0"),
     "train-lr-of-two-folders": (["train", "-i", "{photos}", "-i", "{photos}", "-o", "run", "--lr-data", "{photos}"], "lr-data: expected with one folder of images, got 2"),
     "train-no-steps": (["train", "-i", "{photos}", "-o", "run", "--steps", "0"], "expected a whole number of at least 1, got 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
@@ -20,6 +21,7 @@ from ape_sr.models import NETWORKS, build_model
 from ape_sr.training.run import TrainingConfig, TrainingRun, initialise
 
 DEFAULTS = TrainingConfig()
+EXIT_EVERY = 2  # residual blocks
 SETTINGS = [field for field in fields(TrainingConfig) if field.name not in ("clip", "save_seconds")]
 
 
@@ -58,7 +60,9 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--groups", type=positive_int, help="residual groups of RCAN (10)")
     parser.add_argument("--feats", type=positive_int, default=64, help="channels of the feature maps (64)")
-    parser.add_argument("--exit-every", type=positive_int, default=2, help="residual blocks between exits (2)")
+    parser.add_argument(
+        "--exit-every", type=positive_int, default=EXIT_EVERY, help="residual blocks between exits (%(default)s)"
+    )
     parser.add_argument(
         "--head-exit",
         action="store_true",
@@ -122,6 +126,12 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train. An interrupted run goes on where it stopped."""
+    if args.plain:
+        of_exits = {"exit_every": EXIT_EVERY, "head_exit": False}
+        of_exits |= {name: getattr(DEFAULTS, name) for name in ("target", "regressor_lr", "regressor_weight")}
+        for name, default in of_exits.items():
+            if (value := getattr(args, name)) != default:
+                raise UserError(f"{name.replace('_', '-')}: expected without --plain, which has no exits, got {value}")
     if args.regressor_only and args.init is None:
         raise UserError("regressor-only: expected --init with a trained backbone, got none")
     device = named_device(args.device)
@@ -137,6 +147,8 @@ def run(args: argparse.Namespace) -> None:
             check_writable(args.out, "out", folder=True)
         sampler = CropSampler(args.data, args.scale, args.patch, args.seed, args.lr_data)
         if ranks.leads:
+            for fault in sampler.faults:
+                print(f"ape-sr: error: {fault}; left out", file=sys.stderr)
             print(f"{len(sampler.pairs)} images ({sampler.skipped} smaller than {args.patch}x{args.patch} left out)")
         config = TrainingConfig(**{field.name: getattr(args, field.name) for field in SETTINGS})
         weights = TrainingRun(model, _crops(sampler, device), config, args.out, str(device), ranks).run()

@@ -43,7 +43,8 @@ class CropSampler:
     scale: upscaling factor. patch: side of the HR crops in pixels, a multiple of `scale`. seed: of the whole run.
 
     Pictures are decoded and downscaled when they are drawn first, and kept as uint8, up to `MEMORY` bytes of them.
-    `nbytes` counts the bytes of all pictures, LR and HR. `skipped` counts the pictures that were left out.
+    `nbytes` counts the bytes of all pictures, LR and HR. `skipped` counts the pictures that were left out,
+    and `faults` has a line for each that is none: its header cannot be read.
 
     Raises UserError for a patch that the scale does not divide, for an LR folder beside several folders, and for
     folders without a picture that is large enough.
@@ -59,8 +60,13 @@ class CropSampler:
         self.scale, self.patch, self.seed = scale, patch, seed
         self.pairs: list[tuple[Path, Path | None]] = []
         self.skipped = self.nbytes = 0
+        self.faults: list[str] = []
         for pair in (pair for folder in folders for pair in find_training_pairs(folder, scale, lr_folder)):
-            width, height = (side - side % scale for side in image_size(pair[0]))
+            try:
+                width, height = (side - side % scale for side in image_size(pair[0]))
+            except UserError as error:
+                self.faults.append(str(error))
+                continue
             if min(width, height) < patch:
                 self.skipped += 1
                 continue
