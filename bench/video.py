@@ -7,8 +7,8 @@ Two clips are made: a drawing on which an object moves, and a photograph that th
 codes them, the drawing once without loss, as recorders of screens do. Times are processor time of one thread per frame,
 without the first frame, of which nothing can be reused; the ways take turns, frame by frame.
 
-Where ncnn and pnnx are installed (the extra `bench`) there are rows of ncnn, in float32 as all others are. Its picture
-is compared to PyTorch's before.
+Of Real-ESRGAN's own networks for videos there are rows of ncnn, in which Real-ESRGAN runs them, if ncnn and pnnx are
+installed (the extra `bench`); in float32 as all others are. Its picture is compared to PyTorch's before.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from PIL import Image
 import ape_sr
 from ape_kernels.reuse import FrameReuse
 from ape_sr.models.base import pixel_range
+from ape_sr.models.compact import SRVGGNetCompact
 from ape_sr.pictures.planes import to_planes
 from ape_sr.video.codecs import LEVELS
 from ape_sr.video.enlarge import ROUNDED
@@ -138,7 +139,8 @@ def main() -> None:
     if planned.network.fit is None:
         parser.error(f"weights: expected some that carry a fit, got {args.weights}")
     model = full.network.model.to(memory_format=torch.channels_last)
-    peer = in_ncnn(model) if importlib.util.find_spec("ncnn") and importlib.util.find_spec("pnnx") else None
+    there = importlib.util.find_spec("ncnn") and importlib.util.find_spec("pnnx")
+    peer = in_ncnn(model) if there and isinstance(model, SRVGGNetCompact) else None
     asked = planned.network.fidelity
     print(f"{Path(args.weights).name}, {SIZE[0]}x{SIZE[1]} x{full.scale}, fidelity {asked:g} dB")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
