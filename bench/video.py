@@ -44,10 +44,8 @@ STEP = 4  # pixels by which it moves per frame
 PAN = 2  # pixels by which the camera moves per frame
 NOISE = 2.0  # levels, standard deviation
 TOLERANCE = 2.0  # levels
-COLUMNS = (
-    *("clip", "way", "interpolated", "computed", "ms per frame", "frames per second"),
-    *("times PyTorch", "times ncnn"),
-)
+COLUMNS = ("clip", "way", "interpolated", "computed", "ms per frame", "frames per second")
+PEERS = ("PyTorch", "ncnn")
 GROUND, THING = 2000, 2001  # seeds of drawings that no fit has seen
 
 
@@ -147,7 +145,8 @@ def main() -> None:
         clips = {clip.name: coded(clip, args.frames, Path(folder) / "clip.mp4", pixel_range(model)) for clip in CLIPS}
         if peer is not None:
             check(peer, model, clips[CLIPS[0].name][0])
-        print(f"\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+        columns = [*COLUMNS, *(f"times {name}" for name in PEERS[: 1 if peer is None else 2])]
+        print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
         for name, images in clips.items():
             ways = [
                 Way("PyTorch", lambda image: model(image.to(memory_format=torch.channels_last)), args.slow_frames),
@@ -182,7 +181,7 @@ def print_rows(clip: str, ways: list[Way], left_out: float) -> None:
             cells, renewed, few = way.run.counts
             interpolated, computed = few / cells, renewed / cells
         shares = f"{interpolated:.0%} | {computed:.0%} | {1000 * way.seconds:.0f} | {1 / way.seconds:.2f}"
-        times = (f"{slow[peer] / way.seconds:.2f}" if peer in slow else "" for peer in ("PyTorch", "ncnn"))
+        times = (f"{slow[peer] / way.seconds:.2f}" for peer in PEERS if peer in slow)
         print(f"| {clip} | {way.name} | {shares} | {' | '.join(times)} |", flush=True)
 
 
