@@ -1,10 +1,12 @@
-"""Makes the pictures of README.md and docs/how.md from assets/photo.jpg.
+"""Makes the pictures of README.md, docs/how.md and docs/video.md.
 
 python docs/figures.py
 """
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +19,24 @@ from PIL import Image, ImageDraw, ImageFont
 import ape_sr
 from ape_kernels import PatchGrid
 from ape_kernels.plan import ExitFit, make_plan
+from ape_kernels.reuse import FrameReuse
 from ape_sr.data.images import to_tensor
 from ape_sr.exit_map import COLORMAP, colours_of, draw_exit_map
+from ape_sr.models.base import pixel_range
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "bench"))
+import video  # noqa: E402
+
 DETAIL = (500, 262, 628, 352)  # left, top, right, bottom, in pixels of the photo
 ASKED = 45.0  # dB, of the plan that is explained
 GAP = 8  # pixels between the panels
 CAPTION = 56  # pixels below a panel
+SHOWN = 3  # frame of the clip
 
 
 def main() -> None:
-    """Write docs/figures/upscaled.webp and plan.webp."""
+    """Write docs/figures/upscaled.webp, plan.webp and video.webp."""
     upscaler = ape_sr.load("edsr-12x32-x4")
     with Image.open(ROOT / "assets" / "photo.jpg") as file:
         photo = file.convert("RGB")
@@ -44,6 +52,7 @@ def main() -> None:
     fit = upscaler.network.fit
     assert fit is not None
     write_plan(photo, fit, upscaler)
+    write_video(fit, upscaler)
 
 
 def write_upscaled(photo: Image.Image, picture: Image.Image, exit_map: Image.Image, scale: int) -> None:
@@ -94,6 +103,43 @@ def write_plan(photo: Image.Image, fit: ExitFit, upscaler: ape_sr.Upscaler) -> N
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     _save(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()), "plan")
+
+
+def write_video(fit: ExitFit, upscaler: ape_sr.Upscaler) -> None:
+    """A frame of the drawn clip of bench/video.py, its plan, and what changed since the frame before."""
+    drawn = {clip.options.get("qp", "by default"): clip for clip in video.CLIPS if clip.made is video.drawn}
+    rgb_range = pixel_range(upscaler.network.model)
+    panels: list[Image.Image] = []
+    for coding, how in (("0", "without loss"), ("by default", "by x264 as by default")):
+        with tempfile.TemporaryDirectory() as folder:
+            before, frame = video.coded(drawn[coding], SHOWN + 1, Path(folder) / "clip.mp4", rgb_range)[-2:]
+        reuse = FrameReuse(upscaler.network)
+        reuse(before)
+        reuse(frame)
+        assert reuse.last is not None
+        again = reuse.last.renewed / reuse.last[0]
+        pixels = np.rint(frame[0].permute(1, 2, 0).numpy() * (255 / rgb_range)).astype(np.uint8)
+        if not panels:
+            plan = upscaler.network.plan(frame)
+            grid = PatchGrid(*pixels.shape[:2], plan.cell, 0)
+            exits, stages = plan.exit_at[0].numpy(), fit.stages
+            exit_map = draw_exit_map(pixels, exits, grid, stages, float(plan.share))
+            panels.append(_captioned(_halved(Image.fromarray(pixels)), "A frame, on which the disc moves"))
+            panels.append(_halved(Image.fromarray(exit_map)))
+        grey = pixels.mean(2, keepdims=True) * 0.4 + 150
+        changed = (frame != before).any(1)[0].numpy()
+        shown = np.where(changed[..., None], (215, 25, 28), grey).astype(np.uint8)
+        words = (f"What changed since the frame before, coded {how}", f"computed again: {again:.0%} of the picture")
+        panels.append(_captioned(_halved(Image.fromarray(shown)), *words))
+    width, height = panels[0].width, max(panel.height for panel in panels)
+    sheet = Image.new("RGB", (2 * width + GAP, 2 * height), "white")
+    for number, panel in enumerate(panels):
+        sheet.paste(panel, (number % 2 * (width + GAP), number // 2 * height))
+    _save(sheet, "video")
+
+
+def _halved(panel: Image.Image) -> Image.Image:
+    return panel.resize((panel.width // 2, panel.height // 2), Image.Resampling.BOX)
 
 
 def _captioned(panel: Image.Image, *lines: str) -> Image.Image:

@@ -35,13 +35,13 @@ def write_video(
     *,
     codec: str = "ffv1",
     pixel_format: str = "bgr0",
-    sound: bool = False,
+    sound: str | None = None,
     subtitles: Path | None = None,
     set_up: Callable[[av.video.stream.VideoStream], object] = lambda stream: None,
 ) -> None:
     """Write frames uint8 ``[H, W, 3]``; times: of each by its number, in units of 1 / TICKS seconds.
 
-    subtitles: a file whose stream goes in. set_up: called with the stream of the pictures.
+    sound: a codec. subtitles: a file whose stream goes in. set_up: called with the stream of the pictures.
     """
     frames = list(frames)
     with av.open(str(path), "w") as container:
@@ -50,7 +50,7 @@ def write_video(
         video.pix_fmt = pixel_format
         video.codec_context.time_base = Fraction(1, TICKS)
         set_up(video)
-        audio = container.add_stream("aac", rate=48000) if sound else None
+        audio = container.add_stream(sound, rate=48000) if sound else None
         opened = None if subtitles is None else av.open(str(subtitles))
         text = None if opened is None else container.add_stream_from_template(opened.streams[0], opaque=True)
         for number, pixels in enumerate(frames):
@@ -88,12 +88,12 @@ class Held(NamedTuple):
 def read_video(path: Path) -> Held:
     """Decode the pictures as FFmpeg does by itself, and take the packets of the rest."""
     held = Held([], [], [], [])
-    with av.open(str(path)) as container:
+    with av.open(f"file:{path}") as container:
         for frame in container.decode(video=0):
             assert frame.pts is not None and frame.time_base is not None
             held.frames.append(frame.to_ndarray(format="rgb24"))
             held.times.append(frame.pts * frame.time_base)
-    with av.open(str(path)) as container:
+    with av.open(f"file:{path}") as container:
         for packet in container.demux():
             if packet.size and packet.stream.type in ("audio", "subtitle"):
                 kept = held.sounds if packet.stream.type == "audio" else held.texts

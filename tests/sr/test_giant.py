@@ -15,10 +15,11 @@ from skimage import data
 from support import DEVICE
 
 import ape_sr.cli.windows as cli_windows
-import ape_sr.giant.run as giant
+import ape_sr.giant.windows as giant
 from ape_kernels.run.windows import Window
 from ape_sr.cli import main
 from ape_sr.giant.source import Source, why_not
+from ape_sr.giant.target import Target
 from ape_sr.pictures.read import read_file, read_note
 
 SMALL = 6_000_000  # of RUN_BYTES: several windows
@@ -142,7 +143,7 @@ class TestInterruptions:
     def killed(self, scene, out, weights, number):
         """The command, ended by a signal once two of its windows are in the journal; what it wrote to stderr."""
         program = (
-            "import sys, time, ape_sr.giant.run as giant; from ape_sr.giant.target import Target;"
+            "import sys, time, ape_sr.giant.windows as giant; from ape_sr.giant.target import Target;"
             f"giant.RUN_BYTES = {SMALL}; put = Target.put;"
             "Target.put = lambda *a: (put(*a), time.sleep(0.5));"  # so that not all are done before the signal
             "from ape_sr.__main__ import main; sys.exit(main())"
@@ -169,8 +170,8 @@ class TestInterruptions:
             part.write(b"half a tile")
             journal.write(b'{"window": 5, "tiles": [[')
         computed = []
-        compute = giant.Windowed._compute
-        monkeypatch.setattr(giant.Windowed, "_compute", lambda *args: computed.append(args[1]) or compute(*args))
+        compute = giant.Cut.compute
+        monkeypatch.setattr(giant.Cut, "compute", lambda *args: computed.append(args[1]) or compute(*args))
         assert run("-i", scene, "-o", out, "-n", weights, "--windows") == 0
         assert len(computed) == 6 - kept
         printed = capsys.readouterr()
@@ -207,14 +208,14 @@ class TestInterruptions:
         assert np.array_equal(tifffile.imread(tmp_path / "out.tif"), tifffile.imread(tmp_path / "plain.tif"))
 
     def test_one_process_at_a_time(self, scene, tmp_path, weights, small, monkeypatch, capsys):
-        put, inside = giant.Target.put, []
+        put, inside = Target.put, []
 
         def meanwhile(*args):
             if not inside:
                 inside.append(run("-i", scene, "-o", tmp_path / "out.tif", "-n", weights, "--windows"))
             put(*args)
 
-        monkeypatch.setattr(giant.Target, "put", meanwhile)
+        monkeypatch.setattr(Target, "put", meanwhile)
         assert run("-i", scene, "-o", tmp_path / "out.tif", "-n", weights, "--windows") == 0
         assert inside == [2] and "out.tif: another process is writing it" in capsys.readouterr().err
 

@@ -17,6 +17,7 @@ import torch
 import ape_sr
 from ape_sr.checkpoint import save_model
 from ape_sr.cli import main
+from ape_sr.data.images import write_image
 from ape_sr.extras import how_to_install
 from ape_sr.models.rcan import RCAN
 
@@ -156,6 +157,15 @@ class TestPictures:
         assert_same(held.frames, alone(source, weights))
         assert np.abs(held.frames[0].astype(int) - ape_sr.load(weights).upscale(upright[0])).mean() < 8
 
+    def test_one_frame_in_files_of_any_name(self, tmp_path, weights, capsys):
+        """FFmpeg takes some names for protocols, and others for patterns; folders are made."""
+        source, output = tmp_path / "12:30 %d é.mkv", tmp_path / "none" / "yet" / "file:out%03d.mkv"
+        write_video(tmp_path / "in.mkv", moving_object(1))
+        (tmp_path / "in.mkv").rename(source)
+        assert run(source, output, weights, *LOSSLESS) == 0
+        assert_same(read_video(output).frames, alone(source, weights))
+        assert ", 1 frame in " in capsys.readouterr().out
+
     def test_odd_sizes_and_pixels_that_are_not_square(self, tmp_path, weights):
         source, output = tmp_path / "in.mkv", tmp_path / "out.mp4"
         write_video(
@@ -211,7 +221,7 @@ class TestTheRest:
     def test_sound_subtitles_and_words_are_copied(self, tmp_path, weights):
         text, source, output = tmp_path / "text.srt", tmp_path / "in.mkv", tmp_path / "out.mkv"
         text.write_text(SUBTITLES)
-        write_video(source, moving_object(20), sound=True, subtitles=text, set_up=name)
+        write_video(source, moving_object(20), sound="aac", subtitles=text, set_up=name)
         assert run(source, output, weights) == 0
         given, got = read_video(source), read_video(output)
         assert given.sounds and got.sounds == given.sounds
@@ -219,6 +229,23 @@ class TestTheRest:
         with av.open(str(output)) as container:
             assert container.metadata["title"] == "A title"
             assert [stream.type for stream in container.streams] == ["video", "audio", "subtitle"]
+
+    def test_subtitles_of_text_are_converted(self, tmp_path, weights):
+        """MP4 holds others than Matroska; there and back they say the same at the same time."""
+        text, source = tmp_path / "text.srt", tmp_path / "in.mkv"
+        text.write_text(SUBTITLES)
+        write_video(source, moving_object(20), subtitles=text)
+        assert run(source, tmp_path / "there.mp4", weights) == 0
+        with av.open(str(tmp_path / "there.mp4")) as container:
+            assert [stream.codec_context.name for stream in container.streams.subtitles] == ["mov_text"]
+            shown = [(float(p.pts * p.time_base), bytes(p)) for p in container.demux(subtitles=0) if p.size > 2]
+        assert [(time, data[2:7]) for time, data in shown] == [(0.04, b"Hello"), (0.5, b"World")]
+        assert run(tmp_path / "there.mp4", tmp_path / "back.mkv", weights) == 0
+        given, got = read_video(source), read_video(tmp_path / "back.mkv")
+        assert got.texts == given.texts == [(0.04, b"Hello"), (0.5, b"<i>World</i>")]
+        with av.open(str(tmp_path / "back.mkv")) as container:
+            ends = [p.pts + p.duration for p in container.demux(subtitles=0) if p.size]
+        assert ends == [400, 900]
 
 
 def name(stream) -> None:
@@ -234,7 +261,7 @@ class TestInterruption:
         assert run(clip, output, weights) == 130
         assert not output.exists()
         assert left_beside(output) == [".out.mp4.segments"]
-        assert sorted(os.listdir(tmp_path / ".out.mp4.segments")) == ["000000", "note.json"]
+        assert sorted(os.listdir(tmp_path / ".out.mp4.segments")) == ["000000", "000000.json", "note.json"]
         stop_after(monkeypatch, None)
         capsys.readouterr()
         assert run(clip, output, weights) == 0
@@ -272,24 +299,133 @@ class TestInterruption:
         assert not (tmp_path / "out.mkv").exists() and left_beside(tmp_path / "out.mkv") == []
 
     @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
-    def test_a_signal(self, tmp_path, weights, end):
-        """As Ctrl-C does it, and as nobody can catch it: a file or none, and the same command goes on."""
-        source, output = tmp_path / "in.mkv", tmp_path / "out.mkv"
-        write_video(source, moving_object(400, 48, 64))
-        command = [sys.executable, "-m", "ape_sr", "video", "-i", source, "-o", output, "-n", weights]
-        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 60
-        while not (tmp_path / ".out.mkv.segments" / "000000").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+    @pytest.mark.parametrize("where", ["in a segment", "joining"])
+    def test_a_signal(self, tmp_path, weights, end, where):
+        """As Ctrl-C does it, and as nobody can catch it: no file, and the same command makes the same as if without."""
+        source, whole, output = tmp_path / "in.mkv", tmp_path / "whole.mp4", tmp_path / "out.mp4"
+        write_video(source, moving_object(10, 48, 64))
+        command = [sys.executable, "-c", STOPPING, where, "video", "-n", weights, "-i", source, "-o"]
+        command = list(map(str, command))
+        process = subprocess.Popen([*command, str(output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == f"{where}\n"
         process.send_signal(end)
         _, errors = process.communicate(timeout=60)
-        if process.returncode == 0:
-            pytest.skip("it was done before the signal came")
         assert process.returncode == (130 if end == signal.SIGINT else -end)
         assert "Traceback" not in errors and not output.exists()
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-        assert done.returncode == 0 and "going on after" in done.stderr
-        assert len(read_video(output).frames) == 400 and left_beside(output) == []
+
+        done = 1 if where == "in a segment" else 3
+        kept = {"note.json", *(f"{number:06d}{end}" for number in range(done) for end in ("", ".json"))}
+        part = f".out.mp4.{process.pid}.part" if where == "joining" else f".{1:06d}.{process.pid}.part"
+        folder = tmp_path / ".out.mp4.segments"
+        beside, inside = {".out.mp4.segments"}, kept
+        if end == signal.SIGKILL:
+            (beside if where == "joining" else inside).add(part)
+        assert set(left_beside(output)) == beside and set(os.listdir(folder)) == inside
+
+        command[3] = "never"
+        again = subprocess.run([*command, str(output)], capture_output=True, text=True)
+        assert again.returncode == 0 and f"going on after {4 * done} frames" in again.stderr
+        assert left_beside(output) == []
+        assert subprocess.run([*command, str(whole)], capture_output=True).returncode == 0
+        assert output.read_bytes() == whole.read_bytes() and len(read_video(output).frames) == 10
+
+    @pytest.mark.parametrize(
+        "suffix, coded",
+        [
+            (".mp4", {"x264-params": "keyint=8:min-keyint=8:scenecut=0:open-gop=1:bframes=3"}),
+            (".mkv", {"x264-params": "keyint=8:min-keyint=8:scenecut=0:open-gop=1:bframes=3"}),
+            (".mp4", {"x264-params": "keyint=8:min-keyint=8:scenecut=0:bframes=0"}),
+        ],
+    )
+    def test_what_is_done_is_not_decoded_again(self, tmp_path, weights, monkeypatch, short_segments, suffix, coded):
+        """At a variable rate too. Were it decoded, it would stop at frames that are damaged meanwhile."""
+        source, whole, output = tmp_path / f"in{suffix}", tmp_path / "whole.mp4", tmp_path / "out.mp4"
+
+        write_video(
+            source,
+            moving_object(60),
+            lambda n: 300 + 512 * n + 37 * n * n,
+            codec="libx264",
+            pixel_format="yuv420p",
+            set_up=options(coded),
+        )
+        assert run(source, whole, weights) == 0
+        stop_after(monkeypatch, 50)
+        assert run(source, output, weights) == 130
+        stop_after(monkeypatch, None)
+        damage(source, 10, 20)
+        assert run(source, tmp_path / "other.mp4", weights) == 2
+        assert run(source, output, weights) == 0
+        assert output.read_bytes() == whole.read_bytes()
+
+    @pytest.mark.parametrize(
+        "name, coded",
+        [
+            ("in.h264", {}),  # without times, in which nothing can be sought
+            ("in.ts", {"x264-params": "keyint=8"}),  # without an index
+            ("in.mkv", {"x264-params": "keyint=20:intra-refresh=1:bframes=0"}),  # of which no frame is whole by itself
+            ("in.mp4", {"x264-params": "keyint=250"}),
+        ],
+    )
+    def test_going_on_where_seeking_is_hard(self, tmp_path, weights, monkeypatch, short_segments, name, coded):
+        source, whole, output = tmp_path / name, tmp_path / "whole.mp4", tmp_path / "out.mp4"
+        write_video(source, moving_object(50), codec="libx264", pixel_format="yuv420p", set_up=options(coded))
+        assert run(source, whole, weights) == 0
+        stop_after(monkeypatch, 42)
+        assert run(source, output, weights) == 130
+        stop_after(monkeypatch, None)
+        assert run(source, output, weights) == 0
+        assert output.read_bytes() == whole.read_bytes()
+
+    def test_going_on_at_times_that_do_not_rise(self, tmp_path, weights, monkeypatch, short_segments):
+        """Of a picture that stands still, whose frames nothing but their times tells apart."""
+        source, whole, output = tmp_path / "in.mkv", tmp_path / "whole.mp4", tmp_path / "out.mp4"
+        write_video(source, [moving_object(1)[0]] * 30, lambda number: 6 * number)
+        assert run(source, whole, weights) == 0
+        stop_after(monkeypatch, 22)
+        assert run(source, output, weights) == 130
+        stop_after(monkeypatch, None)
+        assert run(source, output, weights) == 0
+        assert output.read_bytes() == whole.read_bytes() and len(read_video(output).frames) == 30
+
+
+# The command with segments of four frames, which waits for a signal at a place that it names.
+STOPPING = """
+import sys, time
+from ape_sr.video import segments, work, writing
+from ape_sr.video.enlarge import Enlarger
+
+segments.LENGTH = work.LENGTH = 4
+where = sys.argv.pop(1)
+calls = {"in a segment": 0, "joining": 0}
+
+def waits(place, number, function):
+    def call(*arguments):
+        calls[place] += 1
+        if place == where and calls[place] == number:
+            time.sleep(0.5)  # what is written behind is written
+            print(where, flush=True)
+            time.sleep(600)
+        return function(*arguments)
+    return call
+
+Enlarger.__call__ = waits("in a segment", 7, Enlarger.__call__)
+writing.copied_packets = waits("joining", 2, writing.copied_packets)  # they are looked at before, too
+from ape_sr.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def damage(path: Path, first: int, last: int) -> None:
+    """Overwrite frames; the file's size and time stay."""
+    was = path.stat()
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for place, size in packets[first:last]:
+        data[place + 5 : place + size] = bytes(size - 5)
+    path.write_bytes(data)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, count: int | None) -> list[int]:
@@ -367,9 +503,26 @@ class TestRefusals:
         text = tmp_path / "text.srt"
         text.write_text(SUBTITLES)
         assert "text.srt: expected a video, got a file without one" in self.refused(capsys, text, out, weights)
-        write_video(tmp_path / "texts.mkv", moving_object(3), subtitles=text)
-        line = self.refused(capsys, tmp_path / "texts.mkv", tmp_path / "out.mp4", weights)
-        assert "output: .mp4 cannot hold the subtitle stream 1 of texts.mkv" in line and "try .mkv" in line
+        write_video(tmp_path / "sound.mkv", moving_object(9), sound="wavpack")
+        line = self.refused(capsys, tmp_path / "sound.mkv", tmp_path / "out.mp4", weights)
+        assert line == "output: .mp4 cannot hold the audio stream 1 of sound.mkv (wavpack); try .mkv, .mov"
+        assert "f%d.png: cannot be read as a video: No such file" in self.refused(
+            capsys, tmp_path / "f%d.png", out, weights
+        )
+
+    @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+    def test_pictures(self, tmp_path, cat, weights, capsys, suffix):
+        write_image(tmp_path / f"cat{suffix}", cat)
+        assert self.refused(capsys, tmp_path / f"cat{suffix}", tmp_path / "out.mkv", weights).endswith(
+            "expected a video, got a picture; `ape-sr upscale` is for these"
+        )
+
+    def test_pictures_too_large_for_the_codec(self, tmp_path, weights, capsys):
+        """Before any is computed."""
+        source = tmp_path / "wide.mkv"
+        write_video(source, [np.zeros((16, 8500, 3), np.uint8)])
+        line = self.refused(capsys, source, tmp_path / "out.mkv", weights)
+        assert line == "codec: h264 encodes no pictures of 17000x32"
 
     def test_damage_on_the_way(self, tmp_path, weights, capsys, short_segments):
         """What was finished before stays for the next try."""

@@ -77,10 +77,11 @@ def run(args: argparse.Namespace) -> None:
     from ape_sr.video.writing import Encoding, check_output
 
     shape = read_shape(args.input)
-    check_output(args.input, args.output, args.codec)
     check_writable(args.output, "output")
     upscaler = open_network(args, fidelity=args.fidelity, device=args.device)
     enlarger = Enlarger(upscaler, args.reuse_tolerance)
+    encoding = Encoding(args.codec, args.crf, shape, enlarger.scale)
+    check_output(args.input, args.output, encoding)
     source = args.input.stat()
     note = json.dumps(
         {
@@ -102,7 +103,6 @@ def run(args: argparse.Namespace) -> None:
         started = perf_counter()
         most = shape.frames or 0
         with tqdm(total=shape.frames, initial=begun, bar_format=BAR, disable=None) as bar:
-            encoding = Encoding(args.codec, args.crf, shape, enlarger.scale)
             frames = upscale_video(
                 args.input,
                 args.output,
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
 
 def describe(frames: int, seconds: float, enlarger: Enlarger) -> str:
     """What a run did, in one line."""
-    words = [f"{frames} frames in {seconds:.2f} s ({frames / seconds:.2f} per second)"]
+    words = [f"{frames} frame{'' if frames == 1 else 's'} in {seconds:.2f} s ({frames / seconds:.2f} per second)"]
     if enlarger.cells:
         words.append(f"{1 - enlarger.renewed / enlarger.cells:.1%} of the cells reused")
         words.append(f"{enlarger.interpolated / enlarger.cells:.1%} interpolated")

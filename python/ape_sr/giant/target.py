@@ -10,8 +10,7 @@ import fcntl
 import json
 import os
 import struct
-from collections.abc import Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import repeat
@@ -104,22 +103,24 @@ class Target:
         except OSError as error:
             raise self._fault(error) from None
 
-    def put(self, window: int, at: Window, pixels: np.ndarray, sums: list[float], helpers: Executor) -> None:
-        """Add a window of the picture, `at` multiples of the tiles, and its line. From any thread; helpers: to pack."""
+    def put(self, window: int, at: Window, tiles: Sequence[bytes], sums: list[float]) -> None:
+        """Add a window of the picture, `at` multiples of the tiles, and its line. From any thread.
+
+        tiles: see `packed`.
+        """
         tile = self._layout.tile
         places = [(y, x) for y in range(0, at.height, tile) for x in range(0, at.width, tile)]
-        packed = helpers.map(_packed, (pixels[y : y + tile, x : x + tile] for y, x in places), repeat(tile))
         with self._lock:
-            tiles: list[list[int]] = []
+            lines: list[list[int]] = []
             try:
                 end = self._end
-                for (y, x), data in zip(places, packed, strict=True):
+                for (y, x), data in zip(places, tiles, strict=True):
                     number = (at.top + y) // tile * self._layout.across + (at.left + x) // tile
                     _write(self._file, data, end)
-                    tiles.append([number, end, len(data)])
+                    lines.append([number, end, len(data)])
                     end += len(data)
                 os.fdatasync(self._file)
-                entry = Entry(window, tiles, sums)
+                entry = Entry(window, lines, sums)
                 os.write(self._lines, (json.dumps(vars(entry)) + "\n").encode())
                 os.fsync(self._lines)
             except OSError as error:
@@ -210,6 +211,16 @@ class Target:
 
     def _fault(self, error: OSError) -> UserError:
         return UserError(f"{self._path}: cannot be written: {error.strerror or error}")
+
+
+def packed(pixels: np.ndarray, tile: int, over: Callable[..., Iterable[bytes]] = map) -> list[bytes]:
+    """The tiles of a window's picture ``[H, W, C]``, row by row, as they stand in the file.
+
+    over: `map`, or that of threads.
+    """
+    height, width = pixels.shape[:2]
+    places = ((y, x) for y in range(0, height, tile) for x in range(0, width, tile))
+    return list(over(_packed, (pixels[y : y + tile, x : x + tile] for y, x in places), repeat(tile)))
 
 
 def _packed(pixels: np.ndarray, tile: int) -> bytes:

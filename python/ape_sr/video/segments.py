@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ape_sr.errors import UserError
-from ape_sr.files import atomic_path
+from ape_sr.files import atomic_path, remove_leftovers
 
 LENGTH = 100  # frames of all segments but the last
 
@@ -41,6 +41,7 @@ class Segments:
         except OSError:
             pass  # file systems without locks have none
         self._keep_own()
+        remove_leftovers([self._output])
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -62,6 +63,10 @@ class Segments:
     def frames(self) -> int:
         """How many are done. More than there are if all are: the last segment counts as a full one."""
         return len(self.finished) * LENGTH
+
+    def marks_path(self, number: int) -> Path:
+        """Of a file that says which frames of the source a segment was made of; see `ape_sr.video.reading.Mark`."""
+        return self._folder / f"{number:06d}.json"
 
     def path(self, number: int) -> Path:
         """Of a segment, numbered from 0."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from ape_sr.errors import UserError
+from ape_sr.files import atomic_path
 from ape_sr.pipeline import AHEAD, HELD_BYTES
 from ape_sr.video.beside import WriteBehind, read_ahead
 from ape_sr.video.enlarge import Enlarger
-from ape_sr.video.reading import frames
+from ape_sr.video.reading import Mark, frames
 from ape_sr.video.segments import LENGTH, Segments
 from ape_sr.video.writing import Encoding, SegmentWriter, join
 
@@ -38,26 +40,29 @@ def upscale_video(
     waiting = max(1, min(AHEAD, HELD_BYTES // picture_bytes))
     writer: SegmentWriter | None = None
     open_writers: list[SegmentWriter] = []
+    marks: list[Mark] = []
     try:
         with (
-            closing(frames(source, shape, skip=number)) as shots,
+            closing(frames(source, shape, number, _last_marks(segments))) as shots,
             closing(read_ahead(shots, AHEAD)) as ahead,
             WriteBehind(waiting) as behind,
         ):
             for shot in ahead:
                 if writer is None:
                     writer = SegmentWriter(segments.path(number // LENGTH), encoding)
+                    marks = []
                     open_writers = [*(other for other in open_writers if not other.is_finished), writer]
                     if enlarger.tolerance:  # so that it does not matter where an interruption was
                         enlarger.reset()
                 behind(writer.write, enlarger(shot.pixels), shot.time)
+                marks.append(shot.mark)
                 number += 1
                 progress(number)
                 if number % LENGTH == 0:
-                    behind(writer.finish)
+                    behind(_finish, writer, marks, segments.marks_path(number // LENGTH - 1))
                     writer = None
             if writer is not None:
-                behind(writer.finish)
+                behind(_finish, writer, marks, segments.marks_path(number // LENGTH))
     except BaseException:
         for writer in open_writers:
             writer.discard()
@@ -67,3 +72,18 @@ def upscale_video(
     join(segments.finished, source, shape, output)
     segments.remove()
     return number - first
+
+
+def _finish(writer: SegmentWriter, marks: list[Mark], path: Path) -> None:
+    """Finish a segment; what it was made of is written before."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(marks))
+    writer.finish()
+
+
+def _last_marks(segments: Segments) -> list[Mark]:
+    """Of the frames of the last finished segment; none where they are not known."""
+    with suppress(OSError, ValueError, TypeError):
+        if segments.finished:
+            return [Mark(*mark) for mark in json.loads(segments.marks_path(len(segments.finished) - 1).read_text())]
+    return []

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from av import Packet
 from av.codec.context import Flags
-from av.container import InputContainer, OutputContainer
+from av.container import OutputContainer
 from av.error import FFmpegError
 from av.stream import Stream
 from av.video.reformatter import VideoReformatter
@@ -24,11 +24,11 @@ from ape_sr.errors import UserError
 from ape_sr.files import atomic_path
 from ape_sr.video.codecs import CODECS, FORMATS
 from ape_sr.video.colours import BT709, FULL, LIMITED, RGB, Colours, from_rgb
-from ape_sr.video.reading import Shape, opened, reason
+from ape_sr.video.copies import add_copies, copied_packets
+from ape_sr.video.reading import Shape, opened, reason, url
 
 SEGMENT = "nut"  # keeps the times between frames; Matroska rounds them to milliseconds
 BEGIN = "begin"  # metadata of a segment: the time of its first frame, as NUT begins at 0
-COPIED = ("audio", "subtitle")
 
 
 class Encoding(NamedTuple):
@@ -115,7 +115,7 @@ class SegmentWriter:
         if self._out is None:
             temporary = self._stack.enter_context(atomic_path(self._path))
             with writes(self._path):
-                container = self._stack.enter_context(av.open(str(temporary), "w", format=SEGMENT))
+                container = self._stack.enter_context(av.open(url(temporary), "w", format=SEGMENT))
                 container.metadata[BEGIN] = str(time)
                 self._out = container, self._encoding.add_to(container)
         return self._out
@@ -130,24 +130,22 @@ def writes(path: Path) -> Generator[None]:
         raise UserError(f"{path}: cannot be written: {reason(error)}") from None
 
 
-def check_output(source: Path, output: Path, codec: str) -> None:
-    """UserError if the output's suffix is of no known format, or of one that cannot hold the video or a copied stream.
+def check_output(source: Path, output: Path, encoding: Encoding) -> None:
+    """UserError if the output's suffix is of no known format, or of one that cannot hold a stream of the source.
 
-    codec: a name of CODECS.
+    UserError as well if the codec does not encode pictures of this size, and for subtitles that are to be converted and
+    are damaged: all that would be found when much is computed.
     """
     if output.suffix.lower() not in FORMATS:
         raise UserError(f"output: expected a name ending in {', '.join(FORMATS)}, got {output.name}")
     with opened(source) as original, av.open(os.devnull, "w", format=_format(output)) as trial:
-        trial.add_stream(CODECS[codec].encoder)
-        for stream in _copied(original):
-            try:
-                _add_copy(stream, trial)
-            except (ValueError, FFmpegError):
-                others = ", ".join(suffix for suffix in FORMATS if suffix != output.suffix.lower())
-                raise UserError(
-                    f"output: {output.suffix} cannot hold the {stream.type} stream {stream.index} of {source.name} "
-                    f"({_codec_name(stream)}); try {others}"
-                ) from None
+        video = encoding.add_to(trial).codec_context
+        try:
+            video.open()
+        except FFmpegError:
+            raise UserError(f"codec: {encoding.codec} encodes no pictures of {video.width}x{video.height}") from None
+        for _ in copied_packets(original, [copy for copy in add_copies(original, trial) if copy.is_text]):
+            pass
 
 
 def join(segments: Sequence[Path], source: Path, shape: Shape, output: Path) -> None:
@@ -165,16 +163,16 @@ def join(segments: Sequence[Path], source: Path, shape: Shape, output: Path) -> 
             form = _format(output)
             # of MP4 and MOV: the unit in which the first frame's time stands, milliseconds else
             options = {} if form == "matroska" else {"movie_timescale": str(shape.time_base.denominator)}
-            container = stack.enter_context(av.open(str(temporary), "w", format=form, options=options))
+            container = stack.enter_context(av.open(url(temporary), "w", format=form, options=options))
             video = container.add_stream_from_template(first.streams.video[0], opaque=True)
             video.time_base = shape.time_base
             video.codec_context.sample_aspect_ratio = shape.aspect
-            copies = {stream.index: _add_copy(stream, container) for stream in _copied(original)}
+            copies = add_copies(original, container)
             container.metadata.update(original.metadata)
             container.set_chapters(original.chapters())
             packets = (packet for segment in segments for packet in _packets(segment))
             pictures = _timed(packets, shown, decoded, shape, video)
-            for packet in heapq.merge(pictures, _copied_packets(original, copies), key=_seconds):
+            for packet in heapq.merge(pictures, copied_packets(original, copies), key=_seconds):
                 container.mux(packet)
             container.close()
 
@@ -220,28 +218,3 @@ def _seconds(packet: Packet) -> Fraction:
     """When a packet is decoded."""
     assert packet.dts is not None and packet.time_base is not None
     return packet.dts * packet.time_base
-
-
-def _copied(original: InputContainer) -> list[Stream]:
-    """The streams that go into the output as they are."""
-    return [stream for stream in original.streams if stream.type in COPIED]
-
-
-def _codec_name(stream: Stream) -> str:
-    return str(getattr(stream.codec_context, "name", "of an unknown codec"))
-
-
-def _add_copy(stream: Stream, container: OutputContainer) -> Stream:
-    """The stream of the output that the packets of one of the source go to."""
-    copy = container.add_stream_from_template(stream, opaque=True)
-    copy.metadata.update(stream.metadata)
-    copy.disposition = stream.disposition
-    return copy
-
-
-def _copied_packets(original: InputContainer, copies: dict[int, Stream]) -> Generator[Packet]:
-    if copies:
-        for packet in original.demux([original.streams[index] for index in copies]):
-            if packet.dts is not None:
-                packet.stream = copies[packet.stream_index]
-                yield packet
