@@ -64,7 +64,10 @@ class Run {
         throw;
       }
     });
-    if (args_.kept != nullptr) args_.kept->end(args_, idle_, double(renewed_) / (int64_t(args_.height) * args_.width));
+    if (args_.kept != nullptr) {
+      const int64_t q = course_.moves.back().resolution;
+      args_.kept->end(args_, idle_, double(renewed_) / double(q * args_.height * q * args_.width));
+    }
   }
 
  private:
@@ -275,7 +278,7 @@ class Run {
       const Move& move = course_.moves[i];
       if (move.slide > 0) maps.slide(move.slide, move.slide, move.live);
       const Area area = area_of(move, tile);
-      if (!area.empty()) run_move(image, i, tile, area, space, floats);
+      if (!area.empty()) run_move(image, move, area, space, floats);
       if (move.keep == 0) continue;
       for (int64_t other : {before.above, before.left, before.slot})
         if (other >= 0) wait(other, i + 1);
@@ -287,24 +290,22 @@ class Run {
     }
   }
 
-  void run_move(int64_t image, int number, const Tile& tile, const Area& area, Workspace& space, Floats& floats) {
-    const Move& move = course_.moves[number];
+  void run_move(int64_t image, const Move& move, const Area& area, Workspace& space, Floats& floats) {
     const std::vector<Area> parts = parts_of(image, move, area);
     if (reads_input(move))
       for (const Area& part : parts) load(image, move, part, space, floats);
     if (!parts.empty()) space.run(move.step, Areas(parts.data(), parts.size()));
     if (args_.exit_at == nullptr) return;
     const int32_t dst = move.step.in.dst;
-    const FeatureMap& map = space.maps()[dst];
     const bool carries = move.section == Section::kStages && move.carry != dst;
-    if (!carries && (args_.kept == nullptr || move.renews())) return;
+    // leftovers that nothing reads: in strips that are compared they must be the same each time
+    const bool clears = args_.kept != nullptr && !move.renews();
+    if (!carries && !clears) return;
     for (const Area& part : other_parts(area, parts)) {
-      if (!carries)
-        strips_.clear_given(number, tile, part, map);  // leftovers, that nothing reads, would differ each time
-      else if (move.carry == kNoBuffer)
-        clear(map, part);
+      if (carries && move.carry != kNoBuffer)
+        copy(space.maps()[move.carry], space.maps()[dst], part);
       else
-        copy(space.maps()[move.carry], map, part);
+        clear(space.maps()[dst], part);
     }
   }
 

@@ -79,13 +79,6 @@ bool Strips::give(int number, const Tile& tile, const FeatureMap& map, bool comp
   return differs;
 }
 
-void Strips::clear_given(int number, const Tile& tile, const Area& area, const FeatureMap& map) const {
-  const Span span = span_of(number, tile);
-  if (span.keep == 0) return;
-  clear(map, overlap(area, span.below()));
-  clear(map, overlap(area, span.before(span.left + span.size)));
-}
-
 Strips::Span Strips::span_of(int number, const Tile& tile) const {
   const Move& move = course_.moves[number];
   const int q = move.resolution;

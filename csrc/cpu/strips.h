@@ -34,8 +34,6 @@ class Strips {
   // The last rows and columns of the tile's own, from the map to the strips. compare: whether to tell if they differ
   // from what was there.
   bool give(int number, const Tile& tile, const FeatureMap& map, bool compare) const;
-  // Clears pixels of the map that `give` takes from it.
-  void clear_given(int number, const Tile& tile, const Area& area, const FeatureMap& map) const;
 
  private:
   // Where a step computes a tile, not cut off by the image's edge.
