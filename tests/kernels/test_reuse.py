@@ -61,10 +61,14 @@ def two_threads():
 
 @st.composite
 def changes(draw):
-    """What becomes of an image: a rectangle of other pixels, as shares of its sides; cells that run otherwise."""
+    """What becomes of an image: a rectangle of other pixels, where as shares of its sides; cells that run otherwise."""
     place = tuple(draw(st.floats(0, 1)) for _ in range(2))
     sides = tuple(draw(st.sampled_from((0, 1, 3, 30, 1000))) for _ in range(2))
-    return place, sides, draw(st.booleans())
+    channels = draw(st.sampled_from((slice(None), slice(0, 1), slice(2, 3))))
+    return place, sides, channels, draw(st.booleans())
+
+
+STILL = (0, 0), (0, 0), slice(None), False
 
 
 @on_cpu
@@ -86,11 +90,11 @@ class TestEachPictureIsTheWholeRun:
         some = torch.randint(-1, stages, (1, *cells_of(*sides, CELL)), generator=generator)
         torch.set_num_threads(threads)
         try:
-            for place, size, other_plan in [((0, 0), (0, 0), False), *steps]:
+            for place, size, channels, other_plan in [STILL, *steps]:
                 top, left = (int(share * side) for share, side in zip(place, sides, strict=True))
-                part = image[:, :, top : top + size[0], left : left + size[1]]
                 image = image.clone()
-                image[:, :, top : top + size[0], left : left + size[1]] = torch.rand(part.shape, generator=generator)
+                part = image[:, channels, top : top + size[0], left : left + size[1]]
+                part.copy_(torch.rand(part.shape, generator=generator))
                 if other_plan:
                     cell = int(torch.randint(some.numel(), (1,), generator=generator))
                     some = some.clone()
@@ -120,9 +124,9 @@ class TestEachPictureIsTheWholeRun:
         made, alone = (np.zeros((*(side * packed.shape.scale for side in sides), 3), dtype) for _ in range(2))
         kept = keep(packed, *sides)
         cells = torch.from_numpy(generator.integers(-1, stages, (1, *cells_of(*sides, CELL))))
-        for place, size, _ in [((0, 0), (0, 0), False), *steps]:
+        for place, size, channels, _ in [STILL, *steps]:
             top, left = (int(share * side) for share, side in zip(place, sides, strict=True))
-            part = image[top : top + size[0], left : left + size[1]]
+            part = image[top : top + size[0], left : left + size[1], channels]
             part[...] = generator.integers(0, peak, part.shape, dtype)
             depths = Depths(cells if planned else None, CELL, RING)
             run_levels(Levels(image, made, 1.0), packed, depths, kept=kept)
