@@ -298,14 +298,21 @@ class Run {
     if (args_.exit_at == nullptr) return;
     const int32_t dst = move.step.in.dst;
     const bool carries = move.section == Section::kStages && move.carry != dst;
-    // leftovers that nothing reads: in strips that are compared they must be the same each time
+    // What nothing reads is left over from other tiles. In strips that are compared it must be the same each time.
     const bool clears = args_.kept != nullptr && !move.renews();
     if (!carries && !clears) return;
+    const FeatureMap& map = space.maps()[dst];
+    const Area below{area.bottom() - move.keep, area.x, move.keep, area.width};
+    const Area right{area.y, area.right() - move.keep, area.height, move.keep};
     for (const Area& part : other_parts(area, parts)) {
-      if (carries && move.carry != kNoBuffer)
-        copy(space.maps()[move.carry], space.maps()[dst], part);
-      else
-        clear(space.maps()[dst], part);
+      if (carries && move.carry != kNoBuffer) {
+        copy(space.maps()[move.carry], map, part);
+      } else if (carries || move.section == Section::kHead) {  // stages carry on what the head leaves
+        clear(map, part);
+      } else {
+        clear(map, overlap(part, below));
+        clear(map, overlap(part, right));
+      }
     }
   }
 
