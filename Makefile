@@ -20,7 +20,7 @@ bench: venv
 # The native core under AddressSanitizer and UndefinedBehaviorSanitizer, without CUDA, in a package of its own.
 ASAN_TESTS ?= test_native test_backends test_ops test_patches test_cpu_bf16 test_rcan test_rrdb test_vdsr test_compact \
   test_ecbsr test_basicsr test_folded test_head_exit test_images test_levels test_windows test_parts \
-  test_plan_statistics test_plan_tones
+  test_plan_statistics test_plan_tones test_reuse
 asan: venv
 	APE_SANITIZE=address,undefined APE_BUILD_CUDA=0 $(PIP) --no-deps --upgrade --target build/asan .
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \

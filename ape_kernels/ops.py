@@ -29,6 +29,8 @@ from ape_kernels.backends.protocol import (
     Depths,
     Exits,
     FitTensors,
+    KeepingBackend,
+    Kept,
     LevelsPicture,
     PatchResults,
     Picture,
@@ -165,6 +167,12 @@ def tiling(packed: PackedProgram, backend: str) -> Tiling | None:
     """As `TiledBackend.tiling`; None where the last bits of a picture may depend on all of the image."""
     found = get_backend(backend)
     return found.tiling(packed) if isinstance(found, TiledBackend) else None
+
+
+def keep(packed: PackedProgram, sharing: Tensor, sides: tuple[int, int], backend: str) -> Kept | None:
+    """As `KeepingBackend.keep`; None too where the backend runs whole images alone."""
+    found = get_backend(backend)
+    return found.keep(packed, sharing, sides) if isinstance(found, KeepingBackend) else None
 
 
 def statistics(image: Tensor, cell: int, value_range: float, backend: str) -> Tensor:

@@ -2,55 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import NamedTuple
+import math
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import max_pool2d, pad
 
+from ape_kernels.backends.protocol import Kept
 from ape_kernels.forward import APEForward
 from ape_kernels.inputs import checked_pixels
 from ape_kernels.packed import Packed
 from ape_kernels.plan.fit import ExitFit
 from ape_kernels.plan.plan import Plan
-from ape_kernels.run.images import RING
-from ape_kernels.run.windows import Window, Windows
-
-MOST = 0.8  # of an image's area: where windows take more, it is run whole
+from ape_kernels.plan.work import areas
+from ape_kernels.run import levels
+from ape_kernels.run.levels import Levels
+from ape_kernels.run.runner import Runner
 
 
 class Reused(NamedTuple):
-    """Of one image: its cells, how many were computed again, and of all how many are interpolated."""
+    """Of one image, in its pixels: all, those for which the picture was computed again, and of all the interpolated."""
 
-    cells: int
+    pixels: int
     renewed: int
     interpolated: int
-
-
-class _Shown(NamedTuple):
-    """What the last call has shown, and what it was made with."""
-
-    packed: Packed
-    fit: ExitFit | None
-    image: Tensor  # each pixel as it was when its cell was renewed last
-    exit_at: Tensor | None
-    picture: Tensor
 
 
 class FrameReuse:
     """Runs an `APEForward` on images that follow each other, and computes again what changed.
 
-    A cell of the picture is kept where image and plan are what they were, as far around as the last bits of its pixels
-    depend on: the picture is ``fast(image)`` bit for bit. Deep networks depend on pixels far away, and gain less.
-    Backends that do not run images in tiles (all but cpu) keep a picture whole or not at all.
+    The picture is ``fast(image)`` bit for bit. The cpu backend computes a tile of 72x72 pixels again where its pixels
+    have changed, or the plan, or what the tiles above and to the left hand on: as far as the change reaches, and no
+    further. Other backends keep a picture whole or not at all; so does cpu where the memory for it would be too much.
 
     fast: with the context "model" and a network that shares feature maps. Its settings may change between calls.
-    tolerance: difference of a pixel, as a share of the range, up to which it counts as unchanged since its cell was
-        computed last. 0 is exact; above it the picture may differ by what the network makes of such differences.
+    tolerance: difference of a pixel, as a share of the range, up to which it counts as unchanged: it is taken as it was
+        then. 0 is exact; above it the picture is that of an image whose pixels differ by no more.
     last: what became of the last image; None before any.
 
+    Several threads may call it: they take turns.
     Raises ValueError for a module with another context, and for a tolerance outside 0 to 1.
     """
 
@@ -62,10 +56,12 @@ class FrameReuse:
         self.fast, self.tolerance = fast, tolerance
         self.last: Reused | None = None
         self._shown: _Shown | None = None
+        self._lock = threading.Lock()
 
     def reset(self) -> None:
         """Forget what was shown: the next image is computed whole."""
-        self._shown, self.last = None, None
+        with self._lock:
+            self._shown, self.last = None, None
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
@@ -74,93 +70,179 @@ class FrameReuse:
         pixels = checked_pixels(image, "image", packed.program, packed.weights.device)
         if len(pixels) != 1:
             raise ValueError(f"image: expected one, [1, C, H, W], got {list(image.shape)}")
-        plan = self.fast.runner().plan(pixels)
-        cell = self.fast.cell if plan is None else plan.cell
-        fit = self.fast.fit
-        windows = Windows.of(packed, 1 if plan is None else cell, RING if fit is None else fit.ring)
-        shown = self._shown
-        if shown is None or not self._alike(shown, packed, pixels, plan):
-            return self._whole(pixels, packed, plan, cell)
-        stale = _cells(self._changed(shown.image, pixels), cell)
-        renew = _grown(stale, -(-(windows.reach if self.tolerance else windows.bits) // cell))
-        if plan is not None:
-            assert shown.exit_at is not None
-            renew |= _grown(plan.exit_at != shown.exit_at, -(-windows.margin // cell))
-        if not renew.any():
-            return self._done(shown, renew, plan)
-        parts = [(part, windows.around(part, pixels.shape[2:])) for part in _rectangles(renew[0], cell, pixels)]
-        area = sum(window.height * window.width for _, window in parts)
-        if not windows.exact or area > MOST * pixels.shape[2] * pixels.shape[3]:
-            return self._whole(pixels, packed, plan, cell)
-        picture, seen = shown.picture.clone(), shown.image.clone()
-        for part, window in parts:
-            made = self._run(pixels, window, plan)
-            to, at = part.scaled(self.fast.scale), window.scaled(self.fast.scale)
-            picture[:, :, to.top : to.bottom, to.left : to.right] = made[
-                :, :, to.top - at.top : to.bottom - at.top, to.left - at.left : to.right - at.left
-            ]
-            rows, columns = slice(part.top, part.bottom), slice(part.left, part.right)
-            seen[:, :, rows, columns] = pixels[:, :, rows, columns]
-        return self._done(_Shown(packed, fit, seen, None if plan is None else plan.exit_at, picture), renew, plan)
-
-    def _alike(self, shown: _Shown, packed: Packed, pixels: Tensor, plan: Plan | None) -> bool:
-        """Whether anything shown can be kept."""
-        if shown.packed is not packed or shown.fit is not self.fast.fit or shown.image.shape != pixels.shape:
-            return False
-        if plan is None or shown.exit_at is None:
-            return plan is None and shown.exit_at is None
-        return plan.exit_at.shape == shown.exit_at.shape
-
-    def _changed(self, before: Tensor, now: Tensor) -> Tensor:
-        """Pixels, bool ``[1, 1, H, W]``."""
         white = float(getattr(self.fast.model, "rgb_range", 1.0))
-        return ((now - before).abs() > self.tolerance * white).any(1, keepdim=True)
+        height, width = (side * packed.shape.scale for side in pixels.shape[2:])
+        with self._lock:
+            picture = self._next(_Floats(self.fast.runner(), pixels, self.tolerance * white))
+            return picture[:, :, :height, :width].clone()
 
-    def _run(self, pixels: Tensor, window: Window, plan: Plan | None) -> Tensor:
-        rows, columns = slice(window.top, window.bottom), slice(window.left, window.right)
-        part = pixels[:, :, rows, columns]
-        if plan is None:
-            return self.fast.runner().run(part, report=False)[0]
-        down, across = (slice(span.start // plan.cell, -(-span.stop // plan.cell)) for span in (rows, columns))
-        cut = replace(plan, exit_at=plan.exit_at[:, down, across])
-        return self.fast.runner().run(part, plan=cut, report=False)[0]
+    @torch.no_grad()
+    def run_levels(self, given: Levels, planes: Callable[[NDArray[Any]], Tensor]) -> bool:
+        """The same for an image and a picture of whole numbers, with no floats of all of them in between.
 
-    def _whole(self, pixels: Tensor, packed: Packed, plan: Plan | None, cell: int) -> Tensor:
-        picture = self.fast.runner().run(pixels, plan=plan, report=False)[0]
-        everything = torch.ones(1, *(-(-side // cell) for side in pixels.shape[2:]), dtype=torch.bool)
-        shown = _Shown(packed, self.fast.fit, pixels.clone(), None if plan is None else plan.exit_at, picture)
-        return self._done(shown, everything, plan)
+        planes: gives such an image as float32 ``[1, C, H, W]``, if a plan must be made from it.
+        Returns False, and has done nothing, where the backend cannot do that.
+        Raises ValueError for arrays of another dtype or shape.
+        """
+        if not levels.can(self.fast.packed_for_images):
+            return False
+        with self._lock:
+            given.out[...] = self._next(_Numbers(self.fast.runner(), given, planes, self.tolerance))
+        return True
 
-    def _done(self, shown: _Shown, renewed: Tensor, plan: Plan | None) -> Tensor:
-        self._shown = shown
-        interpolated = 0 if plan is None else int((plan.exit_at < 0).sum())
-        self.last = Reused(renewed.numel(), int(renewed.sum()), interpolated)
-        return shown.picture.clone()
-
-
-def _cells(pixels: Tensor, cell: int) -> Tensor:
-    """Cells ``[1, R, K]`` of which a pixel ``[1, 1, H, W]`` is set."""
-    height, width = pixels.shape[2:]
-    padded = pad(pixels.float(), (0, -width % cell, 0, -height % cell))
-    return max_pool2d(padded, cell)[:, 0] > 0
-
-
-def _grown(cells: Tensor, by: int) -> Tensor:
-    """Cells within `by` cells of one that is set."""
-    return max_pool2d(cells[:, None].float(), 2 * by + 1, 1, by)[:, 0] > 0
-
-
-def _rectangles(cells: Tensor, cell: int, image: Tensor) -> Iterator[Window]:
-    """Rectangles of whole cells ``[R, K]`` that hold all that are set: rows that touch together, then their columns."""
-    height, width = image.shape[2:]
-    for top, bottom in _runs(cells.any(1)):
-        for left, right in _runs(cells[top:bottom].any(0)):
-            first, last = cell * top, cell * left
-            yield Window(first, last, min(cell * bottom, height) - first, min(cell * right, width) - last)
+    def _next(self, images: _Images) -> Any:
+        """The picture, which stays in use."""
+        shown, self._shown = self._shown, None  # if anything fails, the next image is computed whole
+        runner, now = images.runner, images.now
+        if shown is not None and not (
+            shown.packed is runner.packed and shown.fit is runner.fit and shown.form == images.form
+        ):
+            shown = None
+        if shown is not None and self.tolerance:
+            now = images.steady(shown.seen)
+        plan = images.plan(now)
+        exit_at = None if plan is None else plan.exit_at
+        picture, kept = (None, runner.keep(*images.sides)) if shown is None else (shown.picture, shown.kept)
+        renewed = 0.0
+        if shown is None or kept is not None or not images.same(now, shown.seen) or not _same(exit_at, shown.exit_at):
+            picture = images.run(now, plan, kept, picture)
+            renewed = 1.0 if kept is None else kept.renewed
+        if now is images.now and (self.tolerance or kept is None):
+            now = images.copy(now)
+        self._shown = _Shown(runner.packed, runner.fit, images.form, now, exit_at, kept, picture)
+        pixels = math.prod(images.sides)
+        interpolated = 0 if plan is None else _interpolated(plan, images.sides)
+        self.last = Reused(pixels, round(renewed * pixels), interpolated)
+        return picture
 
 
-def _runs(flags: Tensor) -> list[tuple[int, int]]:
-    """Stretches of set flags, as [begin, end)."""
-    edges = pad(flags.int(), (1, 1)).diff().tolist()
-    begins = [i for i, edge in enumerate(edges) if edge == 1]
-    return list(zip(begins, [i for i, edge in enumerate(edges) if edge == -1], strict=True))
+class _Shown(NamedTuple):
+    """What was shown last, and what it was made with. kept: None where the backend keeps nothing."""
+
+    packed: Packed
+    fit: ExitFit | None
+    form: tuple[object, ...]
+    seen: Any
+    exit_at: Tensor | None
+    kept: Kept | None
+    picture: Any
+
+
+class _Images(Protocol):
+    """An image, tensor or array, and what is done with images of its kind."""
+
+    @property
+    def runner(self) -> Runner: ...
+    @property
+    def now(self) -> Any: ...
+    @property
+    def sides(self) -> tuple[int, int]: ...
+    @property
+    def form(self) -> tuple[object, ...]:
+        """Of images of another form nothing can be kept."""
+        ...
+
+    def steady(self, before: Any) -> Any:
+        """The image, but as before where it differs by no more than the tolerance."""
+        ...
+
+    def plan(self, image: Any) -> Plan | None:
+        """What the settings ask for."""
+        ...
+
+    def run(self, image: Any, plan: Plan | None, kept: Kept | None, picture: Any) -> Any:
+        """The picture. kept: what changed is computed, in the picture of the image before, if there was one."""
+        ...
+
+    def same(self, one: Any, other: Any) -> bool: ...
+    def copy(self, image: Any) -> Any: ...
+
+
+class _Floats(NamedTuple):
+    """float32 ``[1, C, H, W]``. tolerance: in the range of the pixels."""
+
+    runner: Runner
+    now: Tensor
+    tolerance: float
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        return (self.now.shape,)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        return self.now.shape[2], self.now.shape[3]
+
+    def steady(self, before: Tensor) -> Tensor:
+        still = ((self.now - before).abs() <= self.tolerance).all(1, keepdim=True)
+        return torch.where(still, before, self.now)
+
+    def plan(self, image: Tensor) -> Plan | None:
+        return self.runner.plan(image)
+
+    def run(self, image: Tensor, plan: Plan | None, kept: Kept | None, picture: Tensor | None) -> Tensor:
+        if kept is None:
+            return self.runner.run(image, plan=plan, report=False)[0]
+        return self.runner.run_again(image, plan, kept, picture)
+
+    def same(self, one: Tensor, other: Tensor) -> bool:
+        return torch.equal(one, other)
+
+    def copy(self, image: Tensor) -> Tensor:
+        return image.clone()
+
+
+class _Numbers(NamedTuple):
+    """Whole numbers ``[H, W, C]``. tolerance: as a share of the range."""
+
+    runner: Runner
+    given: Levels
+    planes: Callable[[NDArray[Any]], Tensor]
+    tolerance: float
+
+    @property
+    def now(self) -> NDArray[Any]:
+        return self.given.image
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        image, out, value_range = self.given
+        return image.shape, image.dtype, out.shape, value_range
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        return self.now.shape[0], self.now.shape[1]
+
+    def steady(self, before: NDArray[Any]) -> NDArray[Any]:
+        apart = np.maximum(self.now, before) - np.minimum(self.now, before)
+        still = (apart <= self.tolerance * np.iinfo(before.dtype).max).all(2, keepdims=True)
+        return np.where(still, before, self.now)
+
+    def plan(self, image: NDArray[Any]) -> Plan | None:
+        return self.runner.plan(self.planes(image)) if self.runner.plans else None
+
+    def run(
+        self, image: NDArray[Any], plan: Plan | None, kept: Kept | None, picture: NDArray[Any] | None
+    ) -> NDArray[Any]:
+        if picture is None:
+            picture = np.empty(self.given.out.shape, self.given.out.dtype)
+        given = self.given._replace(image=image, out=picture)
+        self.runner.run_levels(given, lambda: self.planes(image), plan=plan, kept=kept)
+        return picture
+
+    def same(self, one: NDArray[Any], other: NDArray[Any]) -> bool:
+        return np.array_equal(one, other)
+
+    def copy(self, image: NDArray[Any]) -> NDArray[Any]:
+        return image.copy()
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether plans are equal."""
+    return one is other if one is None or other is None else torch.equal(one, other)
+
+
+def _interpolated(plan: Plan, sides: tuple[int, int]) -> int:
+    """Pixels of an image."""
+    heights, widths = areas(*sides, plan.cell, plan.exit_at.device)
+    return int((heights * widths)[plan.exit_at[0] < 0].sum())

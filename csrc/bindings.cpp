@@ -89,12 +89,22 @@ void cpu_run_stage(uintptr_t table, int64_t table_rows, uintptr_t weights, int64
 void cpu_run_image(uintptr_t table, int64_t table_rows, uintptr_t weights, int64_t weight_count, uintptr_t sharing,
                    uintptr_t folded, uintptr_t exit_at, uintptr_t sr, int64_t count, int height, int width, int cell,
                    int ring, uintptr_t colours, int colour_channels, int scale, const ape::cpu::Levels& levels,
-                   uintptr_t watch, int threads) {
+                   uintptr_t watch, ape::cpu::Kept* kept, int threads) {
   const ape::cpu::Program program(pointer<const int32_t>(table), table_rows, weight_count);
   ape::cpu::run_image(
       program, {pointer<const float>(weights), pointer<const int32_t>(sharing), pointer<const float>(folded),
                 pointer<const int64_t>(exit_at), pointer<float>(sr), count, height, width, cell, ring,
-                pointer<const float>(colours), colour_channels, scale, levels, pointer<int64_t>(watch), threads});
+                pointer<const float>(colours), colour_channels, scale, levels, pointer<int64_t>(watch), threads, kept});
+}
+
+int64_t cpu_kept_bytes(uintptr_t table, int64_t table_rows, uintptr_t, int64_t weight_count, uintptr_t sharing,
+                       int height, int width) {
+  ape::cpu::ImageArgs args{};
+  args.sharing = pointer<const int32_t>(sharing);
+  args.count = args.cell = args.scale = args.threads = 1;
+  args.height = height;
+  args.width = width;
+  return ape::cpu::kept_bytes({pointer<const int32_t>(table), table_rows, weight_count}, args);
 }
 
 int cpu_image_tile(uintptr_t table, int64_t table_rows, uintptr_t, int64_t weight_count) {
@@ -159,6 +169,9 @@ void export_cpu(py::module_& m) {
   py::class_<ape::cpu::Levels>(m, "CpuLevels")
       .def(py::init(&cpu_levels), py::kw_only(), "image"_a, "width"_a, "channels"_a, "to_value"_a, "picture"_a, "row"_a,
            "pixel"_a, "rows"_a, "columns"_a, "shown"_a, "to_level"_a, "bytes"_a);
+  py::class_<ape::cpu::Kept>(m, "CpuKept", "What an image leaves for the next: cpu/kept.h.")
+      .def(py::init<>())
+      .def_property_readonly("renewed", &ape::cpu::Kept::renewed);
   def_split<int>(m, "cpu_split", ape::cpu_split, "threads"_a);
   def_merge<int>(m, "cpu_merge", ape::cpu_merge, "threads"_a);
   m.def("cpu_isas", &ape::cpu::isas, "Instruction sets this build and this CPU can run, best first.");
@@ -171,7 +184,10 @@ void export_cpu(py::module_& m) {
         "width"_a, "boundary"_a, "threads"_a, Unlocked());
   m.def("cpu_run_image", &cpu_run_image, py::kw_only(), "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a,
         "sharing"_a, "folded"_a, "exit_at"_a, "sr"_a, "count"_a, "height"_a, "width"_a, "cell"_a, "ring"_a, "colours"_a,
-        "colour_channels"_a, "scale"_a, "levels"_a = ape::cpu::Levels{}, "watch"_a = 0, "threads"_a, Unlocked());
+        "colour_channels"_a, "scale"_a, "levels"_a = ape::cpu::Levels{}, "watch"_a = 0, "kept"_a = py::none(),
+        "threads"_a, Unlocked());
+  m.def("cpu_kept_bytes", &cpu_kept_bytes, py::kw_only(), "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a,
+        "sharing"_a, "height"_a, "width"_a);
   m.def("cpu_image_tile", &cpu_image_tile, py::kw_only(), "table"_a, "table_rows"_a, "weights"_a, "weight_count"_a);
   m.def("cpu_statistics", &cpu_statistics, py::kw_only(), "image"_a, "out"_a, "batch"_a, "channels"_a, "height"_a,
         "width"_a, "cell"_a, "value_range"_a, "threads"_a, Unlocked());

@@ -75,18 +75,29 @@ class Depths(NamedTuple):
     ring: int
 
 
+class Kept(Protocol):
+    """What a backend keeps of an image, so that of the next one only what changed is computed (`KeepingBackend`)."""
+
+    @property
+    def renewed(self) -> float:
+        """Share of the picture that the last run computed, from 0 to 1."""
+        ...
+
+
 class Picture(NamedTuple):
     """Where the result of an image goes, and what cells are interpolated from.
 
     out: float32 ``[B, out_channels, scale * H, scale * W]``. colours: float32 ``[B, C, H, W]``, not folded. Both are
     contiguous.
     progress: told how far the run is by a backend that takes its time before it returns.
+    kept: from `KeepingBackend.keep`, B being 1: `out` still holds what the run before with it has written.
     """
 
     out: Tensor
     colours: Tensor
     scale: int
     progress: Progress | None = None
+    kept: Kept | None = None
 
 
 class LevelsPicture(NamedTuple):
@@ -94,7 +105,7 @@ class LevelsPicture(NamedTuple):
 
     image: uint8 or uint16 ``[H, W, C]``, contiguous, its sides divisible by the fold. out: of the same dtype, at most
     ``[scale * H, scale * W, 3 or 1]``; the channels of a pixel side by side. colours: float32 ``[1, C, H, W]``,
-    contiguous; None for the image itself. level_range: what the greatest number is for the network.
+    contiguous; None for the image itself. level_range: what the greatest number is for the network. kept: as there.
     """
 
     image: NDArray[Any]
@@ -103,6 +114,7 @@ class LevelsPicture(NamedTuple):
     level_range: float
     scale: int
     progress: Progress | None
+    kept: Kept | None = None
 
 
 class FitTensors(NamedTuple):
@@ -225,4 +237,16 @@ class LevelsBackend(Protocol):
         self, packed: PackedProgram, sharing: Tensor, fold: int, depths: Depths, picture: LevelsPicture
     ) -> None:
         """`run_image` of one image in whole numbers. fold: squares of pixels that are pixels of the program."""
+        ...
+
+
+@runtime_checkable
+class KeepingBackend(Protocol):
+    """A backend that runs images which follow each other, and of each only what changed; bit for bit."""
+
+    def keep(self, packed: PackedProgram, sharing: Tensor, sides: tuple[int, int]) -> Kept | None:
+        """To be handed in with images of these sides, folded; None if it would take too much memory.
+
+        After a run that failed everything is computed again. One run at a time.
+        """
         ...

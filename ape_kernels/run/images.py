@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ape_kernels import ops
-from ape_kernels.backends.protocol import Depths, Picture
+from ape_kernels.backends.protocol import Depths, Kept, Picture
 from ape_kernels.folding import fold_pixels, reflect_to_multiple
 from ape_kernels.inputs import check_cells, checked_program, expect
 from ape_kernels.packed import Packed, PictureShape
@@ -52,6 +52,29 @@ def run_image(
     return torch.ops.ape_kernels.run_image(
         image, program, packed.shape, depths.exit_at, (depths.cell, depths.ring), colours, packed.backend
     )
+
+
+def run_again(
+    image: Tensor, packed: Packed, depths: Depths, colours: Tensor | None, kept: Kept, picture: Tensor | None
+) -> Tensor:
+    """`run_image` of one image after another, of which it computes what changed.
+
+    kept: from `ops.keep`. picture: what the call before with `kept` has returned, which is written over; None in the
+    first. Its sides are those of an image that the fold divides.
+    """
+    sharing, shape = packed.sharing, packed.shape
+    assert sharing is not None
+    check_image(image, packed.tensors, sharing, depths, colours, shape.fold)
+    colours = image if colours is None else colours
+    image, colours = (reflect_to_multiple(each, shape.fold).contiguous() for each in (image, colours))
+    if picture is None:
+        picture = image.new_empty(1, shape.out_channels, *(side * shape.scale for side in image.shape[2:]))
+    exit_at = None if depths.exit_at is None else depths.exit_at.contiguous()
+    depths = Depths(exit_at, depths.cell // shape.fold, -(-depths.ring // shape.fold))
+    result = Picture(picture, colours, shape.scale, kept=kept)
+    folded = fold_pixels(image, shape.fold).contiguous()
+    ops.run_image(packed.tensors, sharing, folded, depths, result, packed.backend)
+    return picture
 
 
 def _run_image(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ape_kernels import ops
 from ape_kernels.backends import get_backend
-from ape_kernels.backends.protocol import Depths, LevelsBackend, LevelsPicture
+from ape_kernels.backends.protocol import Depths, Kept, LevelsBackend, LevelsPicture
 from ape_kernels.folding import reflect_to_multiple
 from ape_kernels.packed import Packed
 from ape_kernels.progress import Progress
@@ -43,10 +43,11 @@ def run_levels(
     depths: Depths,
     colours: Tensor | None = None,
     progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> None:
     """`run_image` with whole numbers: rounded to the nearest, halves to even, and held in the range of the dtype.
 
-    colours: as `run_image` takes them, float32 ``[1, C, H, W]``.
+    colours: as `run_image` takes them, float32 ``[1, C, H, W]``. kept: from `ops.keep`, always with the same `out`.
 
     Raises ValueError for arrays of another dtype or shape, and as `run_image` does.
     """
@@ -66,6 +67,7 @@ def run_levels(
         levels.value_range,
         shape.scale,
         progress,
+        kept,
     )
     depths = Depths(exit_at, depths.cell // shape.fold, -(-depths.ring // shape.fold))
     ops.run_levels(packed.tensors, sharing, shape.fold, depths, picture, packed.backend)

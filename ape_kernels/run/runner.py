@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ape_kernels.backends.protocol import Depths, Exits
+from ape_kernels import ops
+from ape_kernels.backends.protocol import Depths, Exits, Kept
 from ape_kernels.geometry import folded_geometry
 from ape_kernels.inputs import checked_depths
 from ape_kernels.packed import Packed
@@ -19,7 +20,7 @@ from ape_kernels.plan.plan import Plan, make_plan, plan_within
 from ape_kernels.progress import Progress
 from ape_kernels.report import Report, make_cell_report, make_report
 from ape_kernels.run import levels
-from ape_kernels.run.images import RING, Put, run_image
+from ape_kernels.run.images import RING, Put, run_again, run_image
 from ape_kernels.run.levels import Levels
 from ape_kernels.run.patches import Cut, run_images
 
@@ -96,16 +97,34 @@ class Runner:
         area = math.prod(min(patch_size, -(-side // fold)) for side in pixels.shape[2:])
         return results.sr, make_report(self.packed.program, results.exit_index, results.capacity, area)
 
+    def keep(self, height: int, width: int) -> Kept | None:
+        """For images of that size that follow each other; None where whole images are run, one like the other."""
+        if self.cut is not None or self.packed.sharing is None:
+            return None
+        sides = (-(-side // self.packed.shape.fold) for side in (height, width))
+        return ops.keep(self.packed.tensors, self.packed.sharing, (next(sides), next(sides)), self.packed.backend)
+
+    def run_again(self, pixels: Tensor, plan: Plan | None, kept: Kept, picture: Tensor | None) -> Tensor:
+        """The picture of one image after another, of which it computes what changed.
+
+        pixels: float32 ``[1, C, H, W]``. plan: None for full depth. kept: from `keep`. picture: what the call before
+        has returned, which is written over; None in the first.
+        """
+        way = self._way(lambda: pixels, pixels, None, plan)
+        return run_again(pixels, self.packed, way.depths, way.colours, kept, picture)
+
     def run_levels(
         self,
         given: Levels,
         pixels: Callable[[], Tensor],
         progress: Progress | None = None,
         plan: Plan | None = None,
+        kept: Kept | None = None,
     ) -> Report | None:
         """The picture of an image as whole numbers, with no picture or image of floats in between.
 
         pixels: gives the image as float32 ``[1, C, H, W]``, if a plan must be made from it. plan: as `run` takes it.
+        kept: as `levels.run_levels` takes it.
         Returns None, and has done nothing, where the backend cannot do that or the image runs on patches.
         """
         if self.cut is not None or not levels.can(self.packed):
@@ -113,7 +132,7 @@ class Runner:
         height, width, channels = given.image.shape
         like = torch.empty(1).expand(1, channels, height, width)  # its shape, without its memory
         way = self._way(pixels, like, None, plan)
-        levels.run_levels(given, self.packed, way.depths, way.colours, progress)
+        levels.run_levels(given, self.packed, way.depths, way.colours, progress, kept)
         return make_cell_report(self.packed.program, way.depths, like, way.plan)
 
     def _way(self, pixels: Callable[[], Tensor], like: Tensor, exit_at: Tensor | None, plan: Plan | None) -> _Way:

@@ -45,14 +45,11 @@ class Windows:
     """How images are cut for one program.
 
     step: low-resolution pixels; windows begin and end at multiples of it, or at the image's edge.
-    reach: pixels around a pixel that its colour depends on. bits: those that its last bits depend on. margin: the same
-    for what changes how tiles run, which are plans and the image's edge.
+    margin: pixels around a window that are run with it, so that its last bits do not depend on what lies beyond.
     exact: whether a window's bits are the whole image's; else they are to rounding.
     """
 
     step: int
-    reach: int
-    bits: int
     margin: int
     exact: bool
 
@@ -62,12 +59,11 @@ class Windows:
         if packed.sharing is None:
             raise ValueError("program: expected one that runs on shared feature maps")
         fold, tiling = packed.shape.fold, ops.tiling(packed.tensors, packed.backend)
-        reach = fold * receptive_field(packed.table) + ring
         if tiling is None:
-            return cls(math.lcm(fold, cell), reach, reach, reach + ring, False)
+            return cls(math.lcm(fold, cell), fold * receptive_field(packed.table) + 2 * ring, False)
         bits = fold * receptive_field(packed.table, tiling.beyond) + ring
         margin = bits + ring + fold * (tiling.side + int(packed.sharing[:, Share.REACH].max()))
-        return cls(math.lcm(fold * tiling.side, cell), reach, bits, margin, True)
+        return cls(math.lcm(fold * tiling.side, cell), margin, True)
 
     def around(self, wanted: Window, sides: Sequence[int]) -> Window:
         """What has to be run for `wanted`. sides: height and width of the image."""

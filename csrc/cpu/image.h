@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kept.h"
 #include "levels.h"
 #include "program.h"
 
@@ -24,10 +25,16 @@ struct ImageArgs {
   Levels levels;   // of one image, instead of floats
   int64_t* watch;  // parts done, parts there are, and whether to stop, which others may write; or null
   int threads;
+  // Of the image before, or null. Then count is 1, and the picture holds what the run before with it has written: tiles
+  // for which nothing changed are left as they are.
+  Kept* kept = nullptr;
 };
 
 // Low-resolution pixels a side of the tiles in which images run.
 int image_tile(const Program& program);
+
+// Bytes that are kept of an image.
+int64_t kept_bytes(const Program& program, const ImageArgs& args);
 
 // Throws std::invalid_argument for a program or `sharing` that cannot run so, std::bad_alloc, std::runtime_error when
 // it was to stop.

@@ -1,20 +1,45 @@
 #include "maps.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace ape::cpu {
 
-void copy(const FeatureMap& from, const FeatureMap& to, const Area& area) {
-  if (area.empty()) return;
+namespace {
+
+// Calls visit(from, to, count) for the elements of each row of the pixels of `area`, in each form that both maps have,
+// until it returns false. Returns whether it never did.
+template <class F>
+bool for_rows(const FeatureMap& from, const FeatureMap& to, const Area& area, F visit) {
+  if (area.empty()) return true;
   for (int y = area.y; y < area.bottom(); y++) {
-    if (from.pixels != nullptr && to.pixels != nullptr)
-      std::copy_n(from.pixels + y * from.row + area.x * from.pixel, area.width * from.pixel,
-                  to.pixels + y * to.row + area.x * to.pixel);
+    if (from.pixels != nullptr && to.pixels != nullptr &&
+        !visit(from.pixels + y * from.row + area.x * from.pixel, to.pixels + y * to.row + area.x * to.pixel,
+               area.width * from.pixel))
+      return false;
     if (from.rounded == nullptr || to.rounded == nullptr) continue;
     for (int slice = 0; slice < slices(from.channels); slice++)
-      std::copy_n(from.rounded + slice * from.rounded_slice + y * from.rounded_row + area.x * kSlice,
-                  area.width * kSlice, to.rounded + slice * to.rounded_slice + y * to.rounded_row + area.x * kSlice);
+      if (!visit(from.rounded + slice * from.rounded_slice + y * from.rounded_row + area.x * kSlice,
+                 to.rounded + slice * to.rounded_slice + y * to.rounded_row + area.x * kSlice,
+                 int64_t(area.width) * kSlice))
+        return false;
   }
+  return true;
+}
+
+}  // namespace
+
+void copy(const FeatureMap& from, const FeatureMap& to, const Area& area) {
+  for_rows(from, to, area, [](const auto* source, auto* target, int64_t count) {
+    std::copy_n(source, count, target);
+    return true;
+  });
+}
+
+bool same(const FeatureMap& from, const FeatureMap& to, const Area& area) {
+  return for_rows(from, to, area, [](const auto* one, const auto* other, int64_t count) {
+    return std::memcmp(one, other, size_t(count) * sizeof *one) == 0;
+  });
 }
 
 void clear(const FeatureMap& map, const Area& area) {

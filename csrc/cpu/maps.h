@@ -19,6 +19,8 @@ struct Planes {
 
 // Copies the pixels of `area`, each form that both maps have.
 void copy(const FeatureMap& from, const FeatureMap& to, const Area& area);
+// Whether `copy` would change nothing, not a bit.
+bool same(const FeatureMap& from, const FeatureMap& to, const Area& area);
 void clear(const FeatureMap& map, const Area& area);
 
 // What one worker owns, whatever the image size: 64 channels of 48x48 pixels are 0.64 MB as floats, 0.32 MB as bf16.

@@ -73,6 +73,11 @@ std::vector<Area> active_parts(const Cells& cells, int64_t stage, int around, co
   });
 }
 
+Area overlap(const Area& a, const Area& b) {
+  const int y = std::max(a.y, b.y), x = std::max(a.x, b.x);
+  return {y, x, std::min(a.bottom(), b.bottom()) - y, std::min(a.right(), b.right()) - x};
+}
+
 std::vector<Area> other_parts(const Area& area, const std::vector<Area>& parts) {
   std::vector<int> edges;
   for (const Area& part : parts) {

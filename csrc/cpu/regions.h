@@ -20,6 +20,9 @@ struct Cells {
 // least, as rectangles that do not overlap.
 std::vector<Area> active_parts(const Cells& cells, int64_t stage, int around, const Area& area, int resolution);
 
+// What two rectangles have in common; empty if they have nothing.
+Area overlap(const Area& a, const Area& b);
+
 // What is left of `area` without `parts`, which lie in it and do not overlap.
 std::vector<Area> other_parts(const Area& area, const std::vector<Area>& parts);
 

@@ -90,7 +90,7 @@ class TestPictures:
         assert_same(read_video(output).frames, expected)
         line = capsys.readouterr().out.splitlines()[0]
         assert line.startswith("in.mp4: 960x96 -> 1920x192, 6 frames in ")
-        reused = float(line.split("% of the cells reused")[0].split()[-1])
+        reused = float(line.split("% of the picture reused")[0].split()[-1])
         assert 10 < reused < 95
 
     def test_networks_on_patches(self, clip, tmp_path, patch_weights, capsys):
@@ -108,7 +108,7 @@ class TestPictures:
         for tolerance in (0, 2):
             assert run(source, tmp_path / "o.mkv", fitted_weights, *LOSSLESS, "--reuse-tolerance", tolerance) == 0
             line = capsys.readouterr().out.splitlines()[0]
-            shares.append(float(line.split("% of the cells reused")[0].split()[-1]))
+            shares.append(float(line.split("% of the picture reused")[0].split()[-1]))
         assert shares == [0, 75], "the first of four frames is computed"
         first, *others = read_video(tmp_path / "o.mkv").frames
         assert all(np.array_equal(first, other) for other in others)

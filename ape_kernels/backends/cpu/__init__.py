@@ -26,6 +26,7 @@ from ape_kernels.backends.protocol import (
     Depths,
     Exits,
     FitTensors,
+    Kept,
     LevelsPicture,
     PatchResults,
     Picture,
@@ -47,6 +48,7 @@ SLICE = 32  # input channels of a bf16 convolution are packed in slices of this 
 # Xeon core: AMX 4.7 against 15.4, AVX512-BF16 90 against 15.4, AVX2 170 against 28. The last two run what was packed
 # for AMX.
 FAST_BF16 = ("amx",)
+KEPT_BYTES = 2 << 30  # of strips, that are kept of an image for the next one
 FEW_CHANNELS = 16  # convolutions with fewer input channels run directly and in float32
 
 
@@ -193,8 +195,15 @@ def _image_arguments(
         cell=depths.cell,
         ring=depths.ring,
         scale=picture.scale,
+        kept=picture.kept,
         threads=torch.get_num_threads(),
     )
+
+
+def keep(packed: PackedProgram, sharing: Tensor, sides: tuple[int, int]) -> Kept | None:
+    height, width = sides
+    strips = dict(**program_arguments(packed), sharing=sharing.data_ptr(), height=height, width=width)
+    return core().CpuKept() if core().cpu_kept_bytes(**strips) <= KEPT_BYTES else None
 
 
 def image_bytes(packed: PackedProgram) -> int:

@@ -122,9 +122,9 @@ def run(args: argparse.Namespace) -> None:
 def describe(frames: int, seconds: float, enlarger: Enlarger) -> str:
     """What a run did, in one line."""
     words = [f"{frames} frame{'' if frames == 1 else 's'} in {seconds:.2f} s ({frames / seconds:.2f} per second)"]
-    if enlarger.cells:
-        words.append(f"{1 - enlarger.renewed / enlarger.cells:.1%} of the cells reused")
-        words.append(f"{enlarger.interpolated / enlarger.cells:.1%} interpolated")
+    if enlarger.pixels:
+        words.append(f"{1 - enlarger.renewed / enlarger.pixels:.1%} of the picture reused")
+        words.append(f"{enlarger.interpolated / enlarger.pixels:.1%} interpolated")
     return ", ".join(words)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ape_kernels.reuse import FrameReuse
+from ape_kernels.run.levels import Levels
 from ape_sr.errors import UserError, memory_for
 from ape_sr.models.base import pixel_range
 from ape_sr.pictures.planes import from_planes, to_planes
@@ -20,15 +21,15 @@ class Enlarger:
 
     tolerance: levels of 8 bits by which a pixel may differ and count as unchanged. With 0 every picture is what
         `Upscaler.upscale` makes of its frame alone.
-    cells, renewed, interpolated: of all frames so far: the cells, how many of them were computed, and how many the plan
-        left to interpolation. Networks that run on patches have no cells, and compute everything.
+    pixels, renewed, interpolated: of all frames so far: all, those whose part of the picture was computed, and those
+        that the plan left to interpolation. Networks that run on patches compute everything, and leave them at 0.
 
     Raises UserError for a tolerance above 0 with a network that runs on patches.
     """
 
     def __init__(self, upscaler: Upscaler, tolerance: float = 0) -> None:
         self.scale, self.tolerance = upscaler.scale, tolerance
-        self.cells = self.renewed = self.interpolated = 0
+        self.pixels = self.renewed = self.interpolated = 0
         self._upscaler = upscaler
         self._reuse: FrameReuse | None = None
         if upscaler.network.context == "model" and upscaler.network.packed_for_images.sharing is not None:
@@ -51,16 +52,21 @@ class Enlarger:
 
     def _reused(self, reuse: FrameReuse, pixels: np.ndarray) -> np.ndarray:
         rgb_range = pixel_range(self._upscaler.network.model)
-        frame = torch.from_numpy(to_planes(pixels, rgb_range)).to(self._upscaler.device)
-        planes = reuse(frame)[0]
+        height, width, channels = pixels.shape
+        picture = np.empty((height * self.scale, width * self.scale, channels), pixels.dtype)
+
+        def planes(image: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(to_planes(image, rgb_range)).to(self._upscaler.device)
+
+        if not reuse.run_levels(Levels(pixels, picture, rgb_range), planes):
+            sr = reuse(planes(pixels))[0]
+            self._upscaler.check_finite(sr)
+            if sr.device.type == "cpu":
+                from_planes(sr.numpy(), rgb_range, picture)
+            else:
+                from_device(sr, rgb_range, picture)
         assert reuse.last is not None
-        self.cells += reuse.last.cells
+        self.pixels += reuse.last.pixels
         self.renewed += reuse.last.renewed
         self.interpolated += reuse.last.interpolated
-        self._upscaler.check_finite(planes)
-        picture = np.empty((*planes.shape[1:], 3), pixels.dtype)
-        if planes.device.type == "cpu":
-            from_planes(planes.numpy(), rgb_range, picture)
-        else:
-            from_device(planes, rgb_range, picture)
         return picture
