@@ -86,7 +86,11 @@ def named_device(name: str) -> torch.device:
 
 def default_device(backend: str) -> torch.device:
     """The GPU of this process, or the CPU if there is no GPU or the backend is "cpu", by name or by APE_BACKEND."""
-    wish = os.environ.get("APE_BACKEND", "auto") if backend == "auto" else backend
-    if wish == "cpu" or not torch.cuda.is_available():
+    if not wants_gpu(backend) or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", ranks_from_environment().local % torch.cuda.device_count())
+
+
+def wants_gpu(backend: str) -> bool:
+    """Whether a GPU is to be used where there is one: not for the backend "cpu", by name or by APE_BACKEND."""
+    return (os.environ.get("APE_BACKEND", "auto") if backend == "auto" else backend) != "cpu"

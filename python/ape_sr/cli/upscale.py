@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ape_sr.cli.arguments import Commands, fidelity, fraction, non_negative_float, positive_float, positive_int
+from ape_sr.cli.many import run_on_ray
 from ape_sr.cli.network import DEFAULT_SCALE, add_network_arguments, network_settings, open_network, weights_path
 from ape_sr.cli.windows import LARGE, goes_by_windows, run_by_windows
 from ape_sr.errors import UserError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from ape_sr.folder.jobs import Job
-    from ape_sr.folder.work import Work
+    from ape_sr.folder.work import Options, Work
     from ape_sr.upscaler import Upscaler
 
 MAX_PIXELS = 180_000_000
@@ -86,6 +87,14 @@ def add_parser(commands: Commands) -> None:
         help="read one TIFF file by windows and write a TIFF file in tiles, of any size; where it can it does so by "
         f"itself above {LARGE} pixels",
     )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const="",
+        help="share the images among the workers of a Ray cluster (HOST:PORT, or auto), without an address of this "
+        "machine alone; a report.parquet is written with the results",
+    )
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument(
         "--fidelity",
@@ -132,7 +141,8 @@ def _run(args: argparse.Namespace, given: list[Path]) -> None:
     from ape_sr.files import remove_leftovers
     from ape_sr.folder.inputs import find_inputs
     from ape_sr.folder.jobs import plan
-    from ape_sr.folder.work import Options, Work
+    from ape_sr.folder.work import Work
+    from ape_sr.many.cluster import check_ray
 
     inputs = find_inputs(given, args.recursive)
     networks = Networks(args)
@@ -143,10 +153,38 @@ def _run(args: argparse.Namespace, given: list[Path]) -> None:
     alone = len(given) == 1 and not given[0].is_dir()
     if alone and jobs and jobs[0].fault is not None:
         raise UserError(jobs[0].fault)
+    if args.ray is not None:
+        if ranks.world > 1:
+            raise UserError("ray: expected one process, got several of torchrun, which share the images themselves")
+        check_ray(args.ray or None)
     for folder in {job.picture.parent for job in jobs}:
         _create(folder)
     remove_leftovers(target for job in jobs for target in (job.picture, job.exits))
-    options = Options(
+    options = options_of(args, networks, alone)
+    one = jobs[0] if alone and jobs else None
+    if (jobs or not alone) and goes_by_windows(args, one, networks.size, networks.default):
+        if args.ray is not None:
+            raise UserError("ray: expected images that are upscaled as a whole, got one that goes by windows")
+        run_by_windows(jobs[0], networks.default, options.settings, _say)
+        return
+    for fault in inputs.faults:
+        _say(f"ape-sr: error: {fault}", sys.stderr)
+    if args.ray is not None:
+        failures = inputs.faults + run_on_ray(args, jobs, alone, _say)
+    else:
+        announce = (lambda job: _say(f"{job.source.name}: upscaling {label} ...", sys.stderr)) if alone else None
+        failures = inputs.faults + _run_jobs(Work(options, networks, announce), jobs, alone, ranks.leads)
+    if inputs.passed and ranks.leads:
+        _say(f"passed over: {inputs.describe_passed()}", sys.stderr)
+    if failures:
+        raise UserError(f"{len(failures)} of {len(jobs) + len(inputs.faults)} images could not be upscaled")
+
+
+def options_of(args: argparse.Namespace, networks: Networks, alone: bool) -> Options:
+    """What the arguments say of all images. alone: whether one image was given, and no folder."""
+    from ape_sr.folder.work import Options
+
+    return Options(
         networks.size,
         networks.settings() | {"quality": args.quality, "first_frame": args.first_frame},
         exit_map=args.exit_map,
@@ -155,19 +193,6 @@ def _run(args: argparse.Namespace, given: list[Path]) -> None:
         max_pixels=args.max_pixels,
         resume=not alone,
     )
-    one = jobs[0] if alone and jobs else None
-    if (jobs or not alone) and goes_by_windows(args, one, networks.size, networks.default):
-        run_by_windows(jobs[0], networks.default, options.settings, _say)
-        return
-    announce = (lambda job: _say(f"{job.source.name}: upscaling {label} ...", sys.stderr)) if alone else None
-    work = Work(options, networks, announce)
-    for fault in inputs.faults:
-        _say(f"ape-sr: error: {fault}", sys.stderr)
-    failures = inputs.faults + _run_jobs(work, jobs, alone, ranks.leads)
-    if inputs.passed and ranks.leads:
-        _say(f"passed over: {inputs.describe_passed()}", sys.stderr)
-    if failures:
-        raise UserError(f"{len(failures)} of {len(jobs) + len(inputs.faults)} images could not be upscaled")
 
 
 def _run_jobs(work: Work, jobs: list[Job], alone: bool, leads: bool) -> list[str]:
