@@ -18,6 +18,7 @@ from ape_sr.cli.windows import LARGE, goes_by_windows, run_by_windows
 from ape_sr.errors import UserError
 from ape_sr.folder.sizes import Size, scale_that_suffices
 from ape_sr.pictures.formats import BY_NAME, FOLDER_FORMATS, SUFFIXES
+from ape_sr.places import Url, place
 from ape_sr.process import silence
 from ape_sr.weights import shipped_names, shipped_weights
 
@@ -58,15 +59,16 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "inputs",
         metavar="INPUT",
-        type=Path,
+        type=place,
         nargs="*",
-        help=f"image ({formats}; avif where Pillow reads it, heif and heic with pillow-heif), or folder of images",
+        help=f"image ({formats}; avif where Pillow reads it, heif and heic with pillow-heif), folder of images, or "
+        "a .txt or .parquet file with their paths; each may be an address such as s3://BUCKET/PHOTOS (docs/scale.md)",
     )
-    parser.add_argument("-i", "--input", type=Path, action="append", default=[], help="the same")
+    parser.add_argument("-i", "--input", type=place, action="append", default=[], help="the same")
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=place,
         help="file to write, or folder (made if needed), where the pictures are called NAME_xSCALE.png; without it "
         "they stand beside the inputs",
     )
@@ -140,7 +142,7 @@ def _run(args: argparse.Namespace, given: list[Path]) -> None:
     from ape_sr.distributed import ranks_from_environment
     from ape_sr.files import remove_leftovers
     from ape_sr.folder.inputs import find_inputs
-    from ape_sr.folder.jobs import plan
+    from ape_sr.folder.jobs import is_alone, plan
     from ape_sr.folder.work import Work
     from ape_sr.many.cluster import check_ray
 
@@ -150,7 +152,7 @@ def _run(args: argparse.Namespace, given: list[Path]) -> None:
     jobs = plan(given, inputs, args.output, label, args.format, args.first_frame)
     ranks = ranks_from_environment()
     jobs = jobs[ranks.rank :: ranks.world]
-    alone = len(given) == 1 and not given[0].is_dir()
+    alone = is_alone(given)
     if alone and jobs and jobs[0].fault is not None:
         raise UserError(jobs[0].fault)
     if args.ray is not None:
@@ -350,6 +352,8 @@ def _say(line: str, stream: TextIO) -> None:
 def _create(folder: Path) -> None:
     from ape_sr.files import check_writable
 
+    if isinstance(folder, Url):
+        return
     with suppress(OSError):  # said in the next line
         folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder, "output", folder=True)

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ape_sr.errors import UserError
+from ape_sr.folder.lists import is_list, read_list
 from ape_sr.pictures.formats import SUFFIXES
 from ape_sr.pictures.read import read_note
+from ape_sr.places import Url
 
 
 @dataclass
@@ -31,13 +33,18 @@ class Inputs:
 
 
 def find_inputs(given: Sequence[Path], recursive: bool) -> Inputs:
-    """The picture files given, and those in the folders given, by name. recursive: in their sub folders too.
+    """The picture files given, and those in the folders and lists given. recursive: in sub folders of folders too.
 
-    A file that was given is an input whatever it is. UserError if one does not exist, or if there is none at all.
+    Any other file that was given is an input whatever it is. Whether the files of a list exist is seen when their turn
+    comes. UserError if one that was given does not exist, for a list that cannot be read, or if there is none at all.
     """
     inputs = Inputs()
     for path in given:
-        if path.is_dir():
+        if is_list(path):
+            inputs.files += read_list(path)
+        elif isinstance(path, Url) and path.is_dir():
+            inputs.files += _at_url(path, recursive, inputs)
+        elif path.is_dir():
             inputs.files += _in_folder(path, Path(), recursive, inputs)
         elif path.exists():
             inputs.files.append((path, Path()))
@@ -68,6 +75,20 @@ def _in_folder(folder: Path, below: Path, recursive: bool, inputs: Inputs) -> It
             inputs.passed[kind] += 1
         else:
             yield path, below
+
+
+def _at_url(folder: Url, recursive: bool, inputs: Inputs) -> Iterator[tuple[Path, Path]]:
+    """As `_in_folder`; whether a file is a result is seen when it is read, as its turn comes."""
+    for path, is_folder in folder.entries(recursive):
+        below = path.relative_to(folder)
+        if any(part.startswith(".") for part in below.parts):
+            inputs.passed["hidden"] += 1
+        elif is_folder:
+            inputs.passed["sub folders (-r takes them)"] += 1
+        elif path.suffix.lower() not in SUFFIXES:
+            inputs.passed["of other kinds"] += 1
+        else:
+            yield path, Path(*below.parent.parts)
 
 
 def _kind(entry: os.DirEntry[str], path: Path) -> str:

@@ -20,11 +20,13 @@ from ape_sr.pictures.read import read_file, read_note
 from ape_sr.pictures.resize import lanczos
 from ape_sr.pictures.write import write_picture
 from ape_sr.pipeline import Stages
+from ape_sr.places import Url, local_copy, local_target
 
 if TYPE_CHECKING:  # PyTorch comes with it
     import numpy as np
 
     from ape_sr.upscaler import Report, Upscaler
+
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,12 @@ class Work:
             and (job.exits.is_file() or not self.options.exit_map)
         ):
             return self.done_before(job)
-        file = read_file(job.source, max_pixels=self.options.max_pixels, first_frame=self.options.first_frame)
+        with local_copy(job.source) as source:
+            if isinstance(job.source, Url) and self.options.resume and read_note(source) is not None:
+                return f"{job.name}: passed over, a result of ape-sr"  # of other files it is known beforehand
+            file = read_file(source, max_pixels=self.options.max_pixels, first_frame=self.options.first_frame)
+            if source != job.source:  # which is removed
+                file = replace(file, frames=list(file.frames))
         frames = iter(file.frames)
         first = next(frames)
         seconds = time.perf_counter() - started
@@ -135,7 +142,8 @@ class Work:
         if not self.options.first_frame:
             check_frames(job.picture, form, item.file.kind, item.file.count)
         for target in (job.picture, job.exits) if self.options.exit_map else (job.picture,):
-            check_writable(target, "output")
+            if not isinstance(target, Url):
+                check_writable(target, "output")
         return item.first.pixels.nbytes * sides[0] * sides[1] * item.file.count // (width * height)
 
     def compute(self, job: Job, item: Item) -> Result:
@@ -179,15 +187,14 @@ class Work:
         """The files; gives the line that reports them."""
         started = time.perf_counter()
         if result.exits is not None:
-            write_picture(job.exits, [Frame(result.exits)], note=json.dumps({"exit map of": job.name}), threads=helpers)
-        lost = write_picture(
-            job.picture,
-            result.frames,
-            result.carried,
-            note=result.note,
-            quality=self.options.quality,
-            threads=helpers,
-        )
+            note = json.dumps({"exit map of": job.name})
+            with local_target(job.exits) as target:
+                write_picture(target, [Frame(result.exits)], note=note, threads=helpers)
+        quality = self.options.quality
+        with local_target(job.picture) as target:
+            lost = write_picture(
+                target, result.frames, result.carried, note=result.note, quality=quality, threads=helpers
+            )
         seconds = time.perf_counter() - started
         self.seconds.add("write", seconds)
         height, width = result.frames[0].pixels.shape[:2]
@@ -203,9 +210,12 @@ class Work:
 
 def note_of(job: Job, settings: dict[str, object]) -> str:
     """All that a result depends on. UserError if the source is gone."""
-    try:
-        source = job.source.stat()
-    except OSError as error:
-        raise UserError(f"{job.source}: cannot be read: {error.strerror or error}") from None
-    identity = {"source": job.name, "bytes": source.st_size, "modified": source.st_mtime_ns}
-    return json.dumps(settings | identity)
+    if isinstance(job.source, Url):
+        size, modified = job.source.identity()
+    else:
+        try:
+            source = job.source.stat()
+        except OSError as error:
+            raise UserError(f"{job.source}: cannot be read: {error.strerror or error}") from None
+        size, modified = source.st_size, source.st_mtime_ns
+    return json.dumps(settings | {"source": job.name, "bytes": size, "modified": modified})

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ape_sr.errors import UserError
-from ape_sr.many.scratch import scratch_folder
+from ape_sr.scratch import scratch_folder
 
 NEEDED = ("ray", "pyarrow", "fsspec")  # of the extra
 THREADS = 1  # of a worker without a GPU: see docs/scale.md

@@ -11,8 +11,10 @@ from typing import Any
 from ape_sr.files import atomic_path
 from ape_sr.folder.jobs import Job
 from ape_sr.many.worker import Record
+from ape_sr.places import local_target
 
 NAME = "report.parquet"
+FIGURES = ("width", "height", "seconds", "share", "fidelity", "exits", "interpolated")
 ROWS = 1000  # that are held until they are written
 
 
@@ -27,6 +29,8 @@ class Report:
         row = asdict(record) | {"source": str(job.source), "picture": str(job.picture)}
         line = row.pop("line")
         row["error"] = line if record.state == "failed" else None
+        if record.state != "done":
+            row |= dict.fromkeys(FIGURES)
         self._rows.append(row)
         if len(self._rows) >= ROWS:
             self.write()
@@ -66,7 +70,7 @@ def report_to(path: Path) -> Generator[Report, None, None]:
     """A report that is at `path` in the end, also if an interruption made it shorter."""
     from pyarrow.parquet import ParquetWriter  # pyright: ignore[reportMissingTypeStubs]
 
-    with atomic_path(path) as temporary, ParquetWriter(temporary, schema()) as writer:
+    with local_target(path) as target, atomic_path(target) as temporary, ParquetWriter(temporary, schema()) as writer:
         report = Report(writer)
         try:
             yield report

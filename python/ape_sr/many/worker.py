@@ -20,6 +20,7 @@ from ape_sr.folder.jobs import Job
 from ape_sr.folder.work import Options, Result, Work
 from ape_sr.many.cluster import Setting
 from ape_sr.pipeline import Done, run_stages
+from ape_sr.places import tidy
 from ape_sr.upscaler import Upscaler
 
 
@@ -27,10 +28,11 @@ from ape_sr.upscaler import Upscaler
 class Record:
     """What became of one picture.
 
-    state: "done", "found" (done before) or "failed". line: for a person; what went wrong if it failed.
-    The rest is 0, or empty, of pictures that were not done now: width and height of the input; seconds that it took,
-    with files; share of the computation; fidelity in dB to full depth that was predicted, infinite at full depth, None
-    without a plan; patches per exit, and of them interpolated.
+    state: "done", "found" (done before), "passed" (over, as a result itself) or "failed".
+    line: for a person; what went wrong if it failed.
+    The rest is 0 or empty of those that were not done now. width, height: of the input. seconds: that it took, with
+    files. share: of the computation. fidelity: in dB to full depth, as predicted, infinite at full depth; None without
+    a plan. exits: patches per exit. interpolated: patches that were.
     """
 
     state: str
@@ -60,7 +62,9 @@ class _Recorded(Work):
         record = self._records.pop(done.job, None)
         if done.error is not None:
             return Record("failed", str(done.error))
-        return Record("found", done.line) if record is None else record
+        if record is None:
+            record = Record("found" if done.line == self.done_before(done.job) else "passed", done.line)
+        return record
 
     def write(self, job: Job, result: Result, helpers: ThreadPoolExecutor) -> str:
         """As the plain command's."""
@@ -126,7 +130,7 @@ class Upscaling:
         """End what is running before its next result, and wait for that."""
         self._stopped.set()
         with self._running:
-            pass
+            tidy()
 
     def _check_stopped(self, images: float) -> None:
         if self._stopped.is_set():

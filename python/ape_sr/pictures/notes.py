@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import struct
 from html import escape, unescape
-from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from PIL import Image
 
@@ -30,15 +29,15 @@ def as_text(note: str) -> str:
     return f"{KEY} {note}"
 
 
-def find_note(path: Path) -> str | None:
+def find_note(file: IO[bytes]) -> str | None:
     """The note in a picture file, None without one. Reads no pixels. OSError and others for a file that is damaged."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        if start == b"\x89PNG\r\n\x1a\n":
-            return _note_of_png(file)
+    start = file.read(8)
+    if start == b"\x89PNG\r\n\x1a\n":
+        return _note_of_png(file)
+    file.seek(0)
     if start[:2] in (b"II", b"MM"):
-        return _note_of_text(_software(path))
-    with Image.open(path) as image:
+        return _note_of_text(_software(file))
+    with Image.open(file) as image:
         xmp = image.info.get("xmp")
         if isinstance(xmp, bytes) and XMP_START in xmp:
             return unescape(xmp.partition(XMP_START)[2].partition(XMP_END)[0].decode())
@@ -51,18 +50,18 @@ def _note_of_text(text: object) -> str | None:
     return text.removeprefix(f"{KEY} ") if isinstance(text, str) and text.startswith(f"{KEY} ") else None
 
 
-def _software(path: Path) -> object:
+def _software(source: IO[bytes]) -> object:
     """The tag of this name of a TIFF file."""
     from tifffile import TiffFile, TiffFileError
 
     try:
-        with TiffFile(path) as file:
+        with TiffFile(source) as file:
             return cast(Any, file.pages[0]).tags.valueof(305)
     except TiffFileError:
         return None
 
 
-def _note_of_png(file: Any) -> str | None:
+def _note_of_png(file: IO[bytes]) -> str | None:
     """The note in the chunks before the pixels. It is read without Pillow, which refuses large results."""
     wanted = KEY.encode() + b"\0"
     while len(head := file.read(8)) == 8:

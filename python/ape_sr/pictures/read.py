@@ -19,6 +19,7 @@ from ape_sr.pictures.formats import READ_ONLY, Kind
 from ape_sr.pictures.frames import Carried, Frame, ImageFile
 from ape_sr.pictures.notes import find_note
 from ape_sr.pictures.tiff_read import deep_pages, is_deep, read_deep_page
+from ape_sr.places import opened
 
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # other formats' further frames are previews
 
@@ -98,7 +99,8 @@ def has_pages(path: Path) -> bool:
 def read_note(path: Path) -> str | None:
     """The note that `write_picture` left; None without one or without a readable picture."""
     try:
-        return find_note(path)
+        with opened(path) as file:
+            return find_note(file)
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
         return None
 
