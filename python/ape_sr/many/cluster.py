@@ -8,8 +8,8 @@ import re
 import signal
 import socket
 import threading
-import warnings
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -132,29 +132,23 @@ def joined_cluster(address: str | None, gpus: bool = True) -> Generator[Cluster,
     if ray.is_initialized():
         yield Cluster(False, gpus)
         return
-    handlers = _handlers()
     if address is not None:
-        _connect(loud, address=address)
-        try:
-            _restore(handlers)
+        with _connected(loud, address=address):
             yield Cluster(False, gpus)
-        finally:
-            ray.shutdown()
         return
-    with scratch_folder("ape-ray-") as folder:
-        _connect(
+    cores = len(os.sched_getaffinity(0))
+    with (
+        scratch_folder("ape-ray-") as folder,
+        _connected(
             loud,
             address="local",
             include_dashboard=False,
             object_store_memory=OBJECTS,
-            num_cpus=len(os.sched_getaffinity(0)),
+            num_cpus=cores,
             _temp_dir=str(folder),
-        )
-        try:
-            _restore(handlers)
-            yield Cluster(True, gpus)
-        finally:
-            ray.shutdown()
+        ),
+    ):
+        yield Cluster(True, gpus)
 
 
 def _import_ray(loud: bool) -> Any:
@@ -184,31 +178,38 @@ def check_ray(address: str | None) -> None:
             raise UserError(f"ray: {address} cannot be reached: {error}") from None
 
 
-def _connect(loud: bool, **options: Any) -> None:
+@contextmanager
+def _connected(loud: bool, **options: Any) -> Generator[None, None, None]:
+    """`ray.init` and `ray.shutdown`.
+
+    The first runs in a thread, which then waits: in the main thread it would put a handler of its own in the place of
+    this process's, and an interruption amid it would leave half a cluster. Ray's processes end with the thread.
+    """
     import ray
 
+    level = logging.INFO if loud else logging.CRITICAL
     if not loud:
-        logging.getLogger("ray").setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            if not loud:
-                warnings.simplefilter("ignore")
-            level = logging.INFO if loud else logging.CRITICAL
-            ray.init(configure_logging=loud, log_to_driver=loud, logging_level=level, **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
-        ray.shutdown()
-        where = "a local cluster" if options["address"] == "local" else options["address"]
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"ray: {where} cannot be reached: {reason}") from None
+        logging.getLogger("ray").setLevel(level)
+    with ThreadPoolExecutor(1, "ray") as thread:
+        start = thread.submit(ray.init, configure_logging=loud, log_to_driver=loud, logging_level=level, **options)
+        try:
+            try:
+                start.result()
+            except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+                where = "a local cluster" if options["address"] == "local" else options["address"]
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise UserError(f"ray: {where} cannot be reached: {reason}") from None
+            _handle_signals()
+            yield
+        finally:
+            wait([start])
+            ray.shutdown()
 
 
-def _handlers() -> dict[int, Any]:
-    """What this process does on signals; `ray.init` would put its own in their place."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-
-def _restore(handlers: dict[int, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def _handle_signals() -> None:
+    """Python's handlers again, in the place of those that Ray's native part has put there."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if handler is not None:
+                signal.signal(number, handler)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ape_sr.files import atomic_path
+from ape_sr.files import atomic_path, remove_leftovers
 from ape_sr.folder.jobs import Job
 from ape_sr.many.worker import Record
 from ape_sr.places import local_target
@@ -67,12 +67,11 @@ def schema() -> Any:
 
 @contextmanager
 def report_to(path: Path) -> Generator[Report, None, None]:
-    """A report that is at `path` in the end, also if an interruption made it shorter."""
+    """A report that is at `path` in the end; after an interruption there is none."""
     from pyarrow.parquet import ParquetWriter  # pyright: ignore[reportMissingTypeStubs]
 
+    remove_leftovers([path])
     with local_target(path) as target, atomic_path(target) as temporary, ParquetWriter(temporary, schema()) as writer:
         report = Report(writer)
-        try:
-            yield report
-        finally:
-            report.write()
+        yield report
+        report.write()
