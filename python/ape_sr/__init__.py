@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ape_sr.errors import UserError
+    from ape_sr.many.api import upscale_many
     from ape_sr.upscaler import Report, Upscaler, load
 
-__all__ = ["Report", "Upscaler", "UserError", "load"]
+__all__ = ["Report", "Upscaler", "UserError", "load", "upscale_many"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,6 +22,10 @@ def __getattr__(name: str) -> Any:
         from ape_sr.errors import UserError
 
         return UserError
+    if name == "upscale_many":
+        from ape_sr.many.api import upscale_many
+
+        return upscale_many
     if name in __all__:
         from ape_sr.extras import how_to_install, missing
 

@@ -53,19 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the arguments, by default those of the process. Without any the help is printed.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = _Parser(prog="ape-sr", description="Super-resolution with adaptive patch exiting.")
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
     try:
-        for name, line in COMMANDS.items():
-            if name == next(iter(argv), None):
-                import_module(f"ape_sr.cli.{name}").add_parser(commands)
-            else:
-                commands.add_parser(name, help=line)
         if not argv:
-            parser.print_help()
+            _parser(argv).print_help()
             return 0
-        args = parser.parse_args(argv)
+        args = parse(argv)
         import_module("ape_sr.upscaler")  # with PyTorch: amid it Ctrl-C would be a traceback after begin_work
         begin_work()
         args.run(args)
@@ -81,3 +73,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("ape-sr: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command. UserError if one is wrong."""
+    return _parser(argv).parse_args(argv)
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Knows the settings of the command that `argv` names, and the names of the others."""
+    parser = _Parser(prog="ape-sr", description="Super-resolution with adaptive patch exiting.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, line in COMMANDS.items():
+        if name == next(iter(argv), None):
+            import_module(f"ape_sr.cli.{name}").add_parser(commands)
+        else:
+            commands.add_parser(name, help=line)
+    return parser

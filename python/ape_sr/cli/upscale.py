@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -25,6 +26,7 @@ from ape_sr.weights import shipped_names, shipped_weights
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from ape_sr.folder.inputs import Inputs
     from ape_sr.folder.jobs import Job
     from ape_sr.folder.work import Options, Work
     from ape_sr.upscaler import Upscaler
@@ -125,43 +127,67 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Upscale. An image that fails is reported, and the others are done."""
+    with any_size():
+        _run(args, prepared(args, [*args.inputs, *args.input]))
+
+
+@contextmanager
+def any_size() -> Generator[None, None, None]:
+    """Pillow without its limit to pixels, in the place of which there is --max-pixels, and without its warnings."""
     from PIL import Image
 
-    given = [*args.inputs, *args.input]
-    _check(args, given)
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # --max-pixels instead
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # of damaged EXIF data
-            _run(args, given)
+            yield
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _run(args: argparse.Namespace, given: list[Path]) -> None:
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can begin. alone: whether there is one image, which was given itself. leads: whether it has the bar."""
+
+    inputs: Inputs
+    jobs: list[Job]
+    networks: Networks
+    alone: bool
+    leads: bool
+
+
+def prepared(args: argparse.Namespace, given: list[Path]) -> Prepared:
+    """Everything before the first image: UserError for what is wrong with arguments or inputs. Folders are made."""
     from ape_sr.distributed import ranks_from_environment
     from ape_sr.files import remove_leftovers
     from ape_sr.folder.inputs import find_inputs
     from ape_sr.folder.jobs import is_alone, plan
-    from ape_sr.folder.work import Work
     from ape_sr.many.cluster import check_ray
 
-    inputs = find_inputs(given, args.recursive)
-    networks = Networks(args)
-    label = networks.size.label(networks.default.scale)
-    jobs = plan(given, inputs, args.output, label, args.format, args.first_frame)
+    _check(args, given)
     ranks = ranks_from_environment()
-    jobs = jobs[ranks.rank :: ranks.world]
-    alone = is_alone(given)
-    if alone and jobs and jobs[0].fault is not None:
-        raise UserError(jobs[0].fault)
     if args.ray is not None:
         if ranks.world > 1:
             raise UserError("ray: expected one process, got several of torchrun, which share the images themselves")
         check_ray(args.ray or None)
+    inputs = find_inputs(given, args.recursive)
+    networks = Networks(args)
+    label = networks.size.label(networks.default.scale)
+    jobs = plan(given, inputs, args.output, label, args.format, args.first_frame)
+    jobs = jobs[ranks.rank :: ranks.world]
+    alone = is_alone(given)
+    if alone and jobs and jobs[0].fault is not None:
+        raise UserError(jobs[0].fault)
     for folder in {job.picture.parent for job in jobs}:
         _create(folder)
     remove_leftovers(target for job in jobs for target in (job.picture, job.exits))
+    return Prepared(inputs, jobs, networks, alone, ranks.leads)
+
+
+def _run(args: argparse.Namespace, prepared: Prepared) -> None:
+    from ape_sr.folder.work import Work
+
+    inputs, jobs, networks, alone = prepared.inputs, prepared.jobs, prepared.networks, prepared.alone
     options = options_of(args, networks, alone)
     one = jobs[0] if alone and jobs else None
     if (jobs or not alone) and goes_by_windows(args, one, networks.size, networks.default):
@@ -174,9 +200,10 @@ def _run(args: argparse.Namespace, given: list[Path]) -> None:
     if args.ray is not None:
         failures = inputs.faults + run_on_ray(args, jobs, alone, _say)
     else:
+        label = networks.size.label(networks.default.scale)
         announce = (lambda job: _say(f"{job.source.name}: upscaling {label} ...", sys.stderr)) if alone else None
-        failures = inputs.faults + _run_jobs(Work(options, networks, announce), jobs, alone, ranks.leads)
-    if inputs.passed and ranks.leads:
+        failures = inputs.faults + _run_jobs(Work(options, networks, announce), jobs, alone, prepared.leads)
+    if inputs.passed and prepared.leads:
         _say(f"passed over: {inputs.describe_passed()}", sys.stderr)
     if failures:
         raise UserError(f"{len(failures)} of {len(jobs) + len(inputs.faults)} images could not be upscaled")
