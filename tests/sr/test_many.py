@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import resource
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-dev.txt")
 
@@ -23,7 +25,7 @@ import ape_sr
 from ape_sr.cli import main
 from ape_sr.data.images import write_image
 from ape_sr.many import run as many_run
-from ape_sr.many.cluster import Cluster
+from ape_sr.many.cluster import Cluster, Setting
 from ape_sr.many.handing import KILLS, GivenUp, hand_out
 from ape_sr.many.worker import Upscaling
 
@@ -55,7 +57,6 @@ def bucket():
 @pytest.fixture(scope="module")
 def machines(bucket):
     """Two machines with a core each, to which this process is connected."""
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     machines = Machines(initialize_head=True, head_node_args=MACHINE)
     machines.add_node(**MACHINE)
     ray.init(address=machines.address, log_to_driver=False, logging_level=logging.CRITICAL)
@@ -167,20 +168,44 @@ class TestHandingOut:
         for actor in actors:
             ray.kill(actor)
 
+    def test_workers_that_cannot_begin(self, machines):
+        class Unready(Doubling):
+            def ready(self):
+                raise ape_sr.UserError("weights: no such file")
+
+        class Broken(Doubling):
+            def __init__(self, setting, folder):
+                raise OSError("no such library")
+
+        with pytest.raises(ape_sr.UserError, match=r"^weights: no such file$"):
+            list(hand_out(Cluster(False, gpus=False).start(Unready, None), range(5)))
+        with pytest.raises(ape_sr.UserError, match=r"^ray: no worker could be started: .*no such library"):
+            list(hand_out(Cluster(False, gpus=False).start(Broken, None), range(5)))
+
+
+def test_another_version_on_a_machine():
+    worker = Upscaling(Setting(torch.get_num_threads(), os.getcwd(), {}), argparse.Namespace(), False, "9.9.9")
+    with pytest.raises(ape_sr.UserError, match=r"^ray: expected version 9\.9\.9 of ape-kernels on .*, got 0"):
+        worker.ready()
+
 
 class Poisoned(Upscaling):
-    """Some pictures end its process as a fault in a decoder would."""
+    """Some pictures end its process, as too little memory would, when half of the result is on the disk."""
 
     def ready(self):
+        from ape_sr.files import atomic_path
+
         super().ready()
-        compute = self._work.compute
+        write = self._work.write
 
-        def poisoned(job, item):
-            if job.name.startswith("poison"):
+        def poisoned(job, result, helpers):
+            if not job.name.startswith("poison"):
+                return write(job, result, helpers)
+            with atomic_path(job.picture) as path:
+                path.write_bytes(b"half")
                 os.kill(os.getpid(), signal.SIGKILL)
-            return compute(job, item)
 
-        self._work.compute = poisoned
+        self._work.write = poisoned
 
 
 class TestFolders:

@@ -147,7 +147,7 @@ def any_size() -> Generator[None, None, None]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that can begin. alone: whether there is one image, which was given itself. leads: whether it has the bar."""
+    """A run that can begin. alone: whether there is one image, which was given itself. leads: whether it has a bar."""
 
     inputs: Inputs
     jobs: list[Job]

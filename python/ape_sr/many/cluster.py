@@ -153,7 +153,7 @@ def joined_cluster(address: str | None, gpus: bool = True) -> Generator[Cluster,
 
 def _import_ray(loud: bool) -> Any:
     """The module, which reads these variables once."""
-    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     if not loud:
         settings["RAY_DEDUP_LOGS_SKIP_REGEX"] = "."  # of lines on the cluster that are not to be printed here
     for name, value in settings.items():

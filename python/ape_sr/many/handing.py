@@ -118,7 +118,7 @@ class _Hands(Generic[Job]):
             if isinstance(error, ActorDiedError):  # for good: Ray starts it again where that is possible
                 self.workers.remove(worker)
             if not self.workers:
-                raise UserError(f"ray: no worker could be started: {_reason(error)}") from None
+                raise UserError(f"ray: no worker could be started: {str(error).strip().splitlines()[-1]}") from None
         given_up = None
         tasks, alone = list(worker.tasks), worker.alone
         worker.tasks.clear()
@@ -171,10 +171,10 @@ def hand_out(actors: list[Any], jobs: Iterable[Job]) -> Generator[tuple[Job, Any
 
 def _reason(error: Exception) -> str:
     """One line of what Ray says at length."""
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
     if isinstance(error, RayTaskError):
         return f"{type(error.cause).__name__}: {error.cause}".splitlines()[0]
-    if isinstance(error, RayActorError):
+    if isinstance(error, (RayActorError, OutOfMemoryError)):
         return "it ended its process, or the machine's memory did not suffice"
     return str(error).splitlines()[0] if str(error) else type(error).__name__

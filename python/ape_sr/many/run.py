@@ -11,6 +11,7 @@ from pathlib import Path
 from time import perf_counter
 
 import ape_kernels
+from ape_sr.files import remove_leftovers
 from ape_sr.folder.jobs import Job
 from ape_sr.many.cluster import Cluster
 from ape_sr.many.handing import GivenUp, hand_out
@@ -61,6 +62,7 @@ def run_jobs(
             if report is not None:
                 report.add(job, record)
             tell(job, record, outcome)
+    remove_leftovers(target for job in jobs for target in (job.picture, job.exits))  # of workers that were killed
     return outcome
 
 
