@@ -86,20 +86,21 @@ class Cluster:
         where = "this machine" if self.local else f"{self.machines} machine{'s' * (self.machines > 1)}"
         return f"{count} worker{'s' * (count > 1)} on {where}, {each}"
 
-    def start(self, kind: type, *arguments: object) -> list[Any]:
-        """One actor for every share, as ``kind(setting, *arguments)``; they are there when a first call returns.
+    @contextmanager
+    def actors(self, kind: type, *arguments: object) -> Generator[list[Any], None, None]:
+        """One actor for every share, as ``kind(setting, *arguments)``; they end with the context.
 
-        Ray starts an actor whose process or machine has gone again, on any machine that has what it needs.
-        Two of its methods run beside each other, so that it can be asked while it works.
+        They are there when a first call returns. Ray starts an actor whose process or machine has gone again, on any
+        machine that has what it needs. Two of its methods run beside each other, so that it can be asked as it works.
         """
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        remote = ray.remote(kind)
         variables = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
-        return [
-            remote.options(
-                num_cpus=share.threads if not share.gpu else 1,
+        remote = ray.remote(kind).options
+        actors: list[Any] = [
+            remote(
+                num_cpus=1 if share.gpu else share.threads,
                 num_gpus=int(share.gpu),
                 max_restarts=-1,
                 max_concurrency=2,
@@ -107,6 +108,11 @@ class Cluster:
             ).remote(Setting(share.threads, os.getcwd(), variables), *arguments)
             for share in self.shares
         ]
+        try:
+            yield actors
+        finally:
+            for actor in actors:
+                ray.kill(actor)
 
 
 def _shares(node: dict[str, Any], gpu: bool) -> list[Share]:

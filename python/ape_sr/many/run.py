@@ -69,8 +69,10 @@ def run_jobs(
 def _records(
     cluster: Cluster, args: argparse.Namespace, jobs: list[Job], alone: bool
 ) -> Generator[tuple[Job, Record], None, None]:
-    actors = cluster.start(Upscaling, args, alone, ape_kernels.__version__)
-    with closing(hand_out(actors, jobs)) as results:
+    with (
+        cluster.actors(Upscaling, args, alone, ape_kernels.__version__) as actors,
+        closing(hand_out(actors, jobs)) as results,
+    ):
         for job, record in results:
             if isinstance(record, GivenUp):
                 record = Record("failed", f"{job.source}: {record.line}")
