@@ -48,7 +48,7 @@ def cut(path):
 FAULTS = {
     "empty": (lambda path: path.write_bytes(b""), "not an image file that can be read"),
     "cut": (cut, "cannot be read as an image"),
-    "folder": (lambda path: path.mkdir(), "cannot be read as an image"),
+    "folder": (lambda path: path.mkdir(), "cannot be read: Is a directory"),
     "missing": (lambda path: None, "no such file"),
 }
 

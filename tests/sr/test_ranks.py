@@ -105,7 +105,7 @@ def test_what_has_changed_is_done_again(tmp_path, photos, fitted_weights, cat, c
     assert [line.split(":")[0] for line in lines if "done already" in line] == ["c.webp"]
     assert re.match(r"2 images in \d+.\d\d s, 1 done already; of the parts ", printed.err.splitlines()[-1])
     assert main(arguments) == 0
-    assert capsys.readouterr().err.splitlines()[-1] == "3 of 3 images were done already"
+    assert capsys.readouterr().err.splitlines()[-1] == "3 of 3 images done already"
     for options in (
         ["--threshold", "0.2"],
         ["--budget", "0.5"],

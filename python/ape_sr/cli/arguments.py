@@ -64,6 +64,11 @@ def fidelity(text: str) -> float | str | None:
     return value
 
 
+def counted(count: int) -> str:
+    """A number of images, in words."""
+    return f"{count} image{'' if count == 1 else 's'}"
+
+
 def _float(text: str) -> float:
     try:
         return float(text)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ape_kernels import APEForward, Report
 from ape_kernels.policy import Fidelity, threshold_from_gain
-from ape_sr.cli.arguments import Commands, existing_folder, fidelity, fraction, non_negative_float
+from ape_sr.cli.arguments import Commands, counted, existing_folder, fidelity, fraction, non_negative_float
 from ape_sr.cli.network import add_network_arguments, open_network
 from ape_sr.data.images import write_image
 from ape_sr.errors import UserError
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     rows = evaluate(network, tqdm(pairs, unit="image", disable=None), methods, watch, skip)
     if len(faults) == len(pairs):
         raise UserError(f"input: none of {len(pairs)} images could be taken")
-    print(f"{len(pairs) - len(faults)} images, scale {upscaler.scale}, backend {upscaler.backend}, {args.dtype}")
+    print(f"{counted(len(pairs) - len(faults))}, scale {upscaler.scale}, backend {upscaler.backend}, {args.dtype}")
     print(format_table(rows))
     if args.csv is not None:
         write_csv(args.csv, rows)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ape_kernels import fit_exits, to_program
 from ape_sr.checkpoint import load_model, save_model
-from ape_sr.cli.arguments import Commands, positive_float, positive_int
+from ape_sr.cli.arguments import Commands, counted, positive_float, positive_int
 from ape_sr.data.degrade import bicubic_downscale, modcrop
 from ape_sr.data.images import read_image, to_tensor
 from ape_sr.distributed import default_device
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     model.to(default_device("auto"))
     check_writable(args.output, "output")
     alone = args.output.name.endswith(SUFFIX)
-    _say(f"{path.name}: fitting to {len(found.files)} images, or as many as two minutes allow ...")
+    _say(f"{path.name}: fitting to {counted(len(found.files))}, or as many as two minutes allow ...")
     _say(f"then writes {args.output}: {'the fit alone' if alone else 'the weights with the fit inside'}")
     if found.passed:
         _say(f"passed over: {found.describe_passed()}")

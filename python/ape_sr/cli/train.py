@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ape_sr.checkpoint import load_model
-from ape_sr.cli.arguments import Commands, existing_folder, positive_float, positive_int
+from ape_sr.cli.arguments import Commands, counted, existing_folder, positive_float, positive_int
 from ape_sr.data.crops import CropSampler
 from ape_sr.data.resident import ResidentCrops
 from ape_sr.distributed import joined, named_device
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
         if ranks.leads:
             for fault in sampler.faults:
                 print(f"ape-sr: error: {fault}; left out", file=sys.stderr)
-            print(f"{len(sampler.pairs)} images ({sampler.skipped} smaller than {args.patch}x{args.patch} left out)")
+            print(f"{counted(len(sampler.pairs))} ({sampler.skipped} smaller than {args.patch}x{args.patch} left out)")
         config = TrainingConfig(**{field.name: getattr(args, field.name) for field in SETTINGS})
         weights = TrainingRun(model, _crops(sampler, device), config, args.out, str(device), ranks).run()
         if ranks.leads:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ape_sr.cli.arguments import Commands, fidelity, fraction, non_negative_float, positive_float, positive_int
+from ape_sr.cli.arguments import Commands, counted, fidelity, fraction, non_negative_float, positive_float, positive_int
 from ape_sr.cli.many import run_on_ray
 from ape_sr.cli.network import DEFAULT_SCALE, add_network_arguments, network_settings, open_network, weights_path
 from ape_sr.cli.windows import LARGE, goes_by_windows, run_by_windows
@@ -253,9 +253,9 @@ def _run_jobs(work: Work, jobs: list[Job], alone: bool, leads: bool) -> list[str
                 _say(" ".join(["written:", *map(str, written)]), sys.stdout)
     if not alone:
         parts, new = work.seconds, len(jobs) - len(failures) - already
-        line = f"{already} of {len(jobs)} images were done already"
+        line = f"{already} of {counted(len(jobs))} done already"
         if new or not already:
-            line = f"{new} images in {perf_counter() - started:.2f} s{f', {already} done already' if already else ''}"
+            line = f"{counted(new)} in {perf_counter() - started:.2f} s{f', {already} done already' if already else ''}"
             line += (
                 f"; of the parts beside each other: reading {parts.read:.2f} s, network {parts.network:.2f} s, "
                 f"writing {parts.write:.2f} s"
