@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # PyTorch comes with it
     from ape_sr.upscaler import Report, Upscaler
 
 
-
 @dataclass(frozen=True)
 class Options:
     """What the user wants of all images. settings: all else that a result depends on, for its note."""
