@@ -136,6 +136,7 @@ def run(args: argparse.Namespace) -> None:
         if ranks.leads:
             check_writable(args.out, "out", folder=True)
         sampler = CropSampler(args.data, args.scale, args.patch, args.seed, args.lr_data)
+        ranks.check_same("data", f"{len(sampler.pairs)} images of {sampler.nbytes} bytes decoded")
         if ranks.leads:
             print(f"{len(sampler.pairs)} images ({sampler.skipped} smaller than {args.patch}x{args.patch} left out)")
         config = TrainingConfig(**{field.name: getattr(args, field.name) for field in SETTINGS})
