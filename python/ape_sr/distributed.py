@@ -6,11 +6,14 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from ape_sr.errors import UserError
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,24 @@ class Ranks:
         total = values.clone()
         distributed.all_reduce(total)
         return total / self.world
+
+    def from_first(self, value: Value) -> Value:
+        """The value that the first process gives. Every process must call it."""
+        if self.world == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def check_same(self, name: str, value: object) -> None:
+        """UserError, which begins with `name`, unless all processes give the same. Every process must call it."""
+        if self.world == 1:
+            return
+        values: list[object] = [None] * self.world
+        distributed.all_gather_object(values, value)
+        others = [str(other) for other in values if other != values[0]]
+        if others:
+            raise UserError(f"{name}: expected the same in all processes, got {values[0]} and {others[0]}")
 
 
 def ranks_from_environment() -> Ranks:

@@ -81,6 +81,31 @@ class TestExif:
             tags = file.pages[0].tags
             assert tags.valueof(271) == "A maker" and tags.valueof(0x8769)["FNumber"] == pytest.approx(2.8)
 
+    @pytest.mark.parametrize("big", [False, True])
+    def test_directories_of_tiff(self, tmp_path, monkeypatch, big):
+        """Results above 4 GB are BigTIFF, whose directories have another form."""
+        if big:
+            monkeypatch.setattr("ape_sr.pictures.tiff_write.BIG_BYTES", 0)
+        data = exif(1)
+        data.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + bytes(range(1, 200))
+        data[0x8769] = data.get_ifd(0x8769) | {0xA005: {1: "R98"}}
+        data[0x8825] = {1: "N", 2: (48.0, 51.0, 29.5)}
+        given = Carried(exif=data.tobytes().removeprefix(b"Exif\0\0"))
+        write_picture(tmp_path / "out.tif", [Frame(deep(3)), Frame(deep(3))], given)
+        with tifffile.TiffFile(tmp_path / "out.tif") as file:
+            assert file.is_bigtiff == big and len(file.pages) == 2
+            tags = file.pages[0].tags
+            assert tags.valueof(271) == "A maker" and tags.valueof(0x8769)["FNumber"] == pytest.approx(2.8)
+            assert tags.valueof(0x8825)["GPSLatitude"] == (48, 1, 51, 1, 59, 2)
+        with Image.open(tmp_path / "out.tif") as image:
+            kept = image.getexif()
+            assert float(kept.get_ifd(0x8769)[0x829D]) == pytest.approx(2.8)
+            assert kept.get_ifd(0x8769)[0x9286].endswith(bytes(range(1, 200)))
+            assert kept.get_ifd(0x8825)[2] == (48, 51, 29.5)
+            place = kept.get_ifd(0x8769).get(0xA005)
+        assert (place is None) == big  # left out there
+        assert big or b"R98\0" in (tmp_path / "out.tif").read_bytes()[place : place + 14]
+
     @pytest.mark.parametrize("orientation", range(1, 9))
     @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
     def test_every_orientation(self, tmp_path, cat, orientation, suffix):

@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,6 +51,107 @@ def test_two_processes_train_as_one(tmp_path, photos):
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-4, msg=name)
     refused = main(command(*arguments, "-o", tmp_path / "two", "--batch", 3))
     assert refused == 2, "the folder holds the run of both"
+
+
+# The command, which writes a checkpoint after every step, and of which a process may be killed at a step.
+TRAINING = """
+import functools, os, signal, sys
+from ape_sr.cli import main, train
+from ape_sr.data.crops import CropSampler
+
+train.TrainingConfig = functools.partial(train.TrainingConfig, save_seconds=0)
+
+def batch(self, step, size, real=CropSampler.batch):
+    if os.environ.get("DIES_AT") == str(step) and os.environ.get("RANK", "1") == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, step, size)
+
+CropSampler.batch = batch
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+class TestKilledTraining:
+    """A process is killed at the sixth of eight steps; given once more, the command ends as if nothing had been."""
+
+    @pytest.fixture
+    def program(self, tmp_path):
+        (tmp_path / "training.py").write_text(TRAINING)
+        return tmp_path / "training.py"
+
+    @pytest.fixture
+    def arguments(self, photos):
+        size = ("-s", 2, "--blocks", 2, "--feats", 8, "--exit-every", 1, "--patch", 32, "--batch", 4)
+        return ("train", "-i", photos, *size, "--steps", 8, "--lr", 1e-3, "--schedule", "cosine", "--device", "cpu")
+
+    def nodes(self, program, arguments, folders, **variables):
+        """Two machines with a process each, as torchrun sees it, and their folders; the statuses and what they say."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", **variables}
+        agents = [
+            subprocess.Popen(
+                command(
+                    *(sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--node-rank", number),
+                    *("--nproc-per-node", 1, "--master-addr", "127.0.0.1", "--master-port", port),
+                    *(program, *arguments, "-o", folder),
+                ),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=environment,
+            )
+            for number, folder in enumerate(folders)
+        ]
+        said = [agent.communicate(timeout=300)[0] for agent in agents]
+        return [agent.returncode for agent in agents], said
+
+    def losses(self, folder):
+        return [row[:1] + row[2:] for row in csv.reader((folder / "log.csv").read_text().splitlines())]
+
+    def assert_same(self, folder, whole):
+        """The losses, and every bit of the weights."""
+        assert self.losses(folder) == self.losses(whole)
+        one, other = (load_model(each / "model.safetensors").state_dict() for each in (folder, whole))
+        assert all(torch.equal(one[name], value) for name, value in other.items())
+
+    def test_one_process(self, tmp_path, program, arguments):
+        once = command(sys.executable, program, *arguments, "-o")
+        assert subprocess.run([*once, str(tmp_path / "whole")], capture_output=True).returncode == 0
+        killed = [*once, str(tmp_path / "killed")]
+        ended = subprocess.run(killed, capture_output=True, env=os.environ | {"DIES_AT": "5"})
+        assert ended.returncode == -signal.SIGKILL
+        assert len(self.losses(tmp_path / "killed")) == 1 + 5
+        with open(tmp_path / "killed" / "log.csv", "a") as log:
+            log.write("3")  # half a line, of step 39 say
+        assert subprocess.run(killed, capture_output=True).returncode == 0
+        self.assert_same(tmp_path / "killed", tmp_path / "whole")
+
+    def test_two_nodes(self, tmp_path, program, arguments):
+        """They share no folder, and do as one node of two processes does."""
+        whole = torchrun(*arguments, "-o", tmp_path / "whole")
+        assert whole.returncode == 0, whole.stderr
+        folders = tmp_path / "first", tmp_path / "second"
+        statuses, _ = self.nodes(program, arguments, folders, DIES_AT="5")
+        assert all(statuses)
+        assert not folders[1].exists() and len(self.losses(folders[0])) == 1 + 5
+        statuses, said = self.nodes(program, arguments, folders)
+        assert statuses == [0, 0], said
+        assert "weights: " in said[0] and "weights: " not in said[1]
+        assert not folders[1].exists()
+        self.assert_same(folders[0], tmp_path / "whole")
+
+    def test_nodes_with_other_pictures(self, tmp_path, program, arguments, photos):
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / "a.png").write_bytes((photos / "a.png").read_bytes())
+        changed = f"import os, sys; os.environ['RANK'] == '1' and sys.argv.extend(['-i', {str(other)!r}])\n"
+        program.write_text(changed + TRAINING)
+        statuses, said = self.nodes(program, arguments, (tmp_path / "first", tmp_path / "second"))
+        assert all(statuses)
+        assert all("data: expected the same in all processes, got 3 images of " in each for each in said)
 
 
 @pytest.fixture

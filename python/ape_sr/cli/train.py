@@ -146,6 +146,7 @@ def run(args: argparse.Namespace) -> None:
         if ranks.leads:
             check_writable(args.out, "out", folder=True)
         sampler = CropSampler(args.data, args.scale, args.patch, args.seed, args.lr_data)
+        ranks.check_same("data", f"{len(sampler.pairs)} images of {sampler.nbytes} bytes decoded")
         if ranks.leads:
             for fault in sampler.faults:
                 print(f"ape-sr: error: {fault}; left out", file=sys.stderr)

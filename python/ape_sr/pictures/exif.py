@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 ORIENTATION = 0x0112
-EXIF_IFD, GPS_IFD = 0x8769, 0x8825
+EXIF_IFD, GPS_IFD, INTEROP_IFD = 0x8769, 0x8825, 0xA005
 TEXTS = {270: "ImageDescription", 271: "Make", 272: "Model", 306: "DateTime", 315: "Artist", 33432: "Copyright"}
 
 
@@ -38,7 +38,10 @@ def exif_ifds(exif: bytes) -> tuple[dict[int, str], dict[int, Any], dict[int, An
     parsed = Image.Exif()
     parsed.load(exif)
     texts = {tag: str(parsed[tag]) for tag in TEXTS if tag in parsed}
-    return texts, dict(parsed.get_ifd(EXIF_IFD)), dict(parsed.get_ifd(GPS_IFD))
+    inside = dict(parsed.get_ifd(EXIF_IFD))
+    if INTEROP_IFD in inside:  # a place in the old structure
+        inside[INTEROP_IFD] = dict(parsed.get_ifd(INTEROP_IFD))
+    return texts, inside, dict(parsed.get_ifd(GPS_IFD))
 
 
 def _described(exif: Image.Exif) -> bytes:

@@ -27,7 +27,8 @@ class TrainingLog:
     def __init__(self, out: Path, step: int) -> None:
         self.path, self.picture = out / "log.csv", out / "log.png"
         header, *rows = self._rows() or [[]]
-        kept = [row for row in rows if row and row[0].isdigit() and int(row[0]) <= step]
+        whole = (row for row in rows if len(row) == len(header))  # a kill may have cut off the last
+        kept = [row for row in whole if row[0].isdigit() and int(row[0]) <= step]
         with atomic_path(self.path) as temporary, open(temporary, "w", newline="") as file:
             csv.writer(file).writerows([header, *kept] if kept else [])
 

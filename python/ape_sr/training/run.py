@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ class TrainingRun:
     crops: gives the batches by `batch(step, size)`.
     device: such as "cpu" or "cuda:0".
     ranks: the processes that train together (`ape_sr.distributed.joined`). Each computes a share of every batch, and
-    gradients are averaged. The first process writes.
+    gradients are averaged. The first process reads the checkpoint and writes; `out` is a folder of its machine.
 
     Raises UserError for settings that do not go together, and for a folder that holds another run or a damaged
     checkpoint.
@@ -108,9 +109,13 @@ class TrainingRun:
         on_gpu = self.device.type == "cuda"
         self.optimizer = torch.optim.Adam(self._parameter_groups(), fused=on_gpu or None, capturable=on_gpu)
         self.step, self.seconds = 0, 0.0
-        out.mkdir(parents=True, exist_ok=True)
-        if self.checkpoint.exists():
-            self._resume()
+        saved = None
+        if ranks.leads:
+            out.mkdir(parents=True, exist_ok=True)
+            saved = self.checkpoint.read_bytes() if self.checkpoint.exists() else None
+        saved = ranks.from_first(saved)  # other machines do not have the file
+        if saved is not None:
+            self._resume(saved)
         objective: nn.Module = _Objective(self.model, config)
         if ranks.world > 1:
             objective = DistributedDataParallel(objective)
@@ -227,9 +232,10 @@ class TrainingRun:
         save_model(self.weights, self.model)
         log.draw()
 
-    def _resume(self) -> None:
+    def _resume(self, content: bytes) -> None:
+        """content: of a checkpoint."""
         try:
-            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
             identity = state["identity"]
         except Exception as error:  # torch raises many types for a damaged file
             raise UserError(f"out: {self.checkpoint} cannot be resumed: {str(error).splitlines()[0]}") from None
