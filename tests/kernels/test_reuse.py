@@ -222,11 +222,11 @@ class TestWhatIsComputed:
 
 @on_cpu
 def test_after_an_interruption_nothing_that_is_kept_counts(two_threads):
-    packed = pack(spread_network(4, 6, 64, 1), Wish("cpu", images=True))
+    packed = pack(spread_network(4, 6, 32, 1), Wish("cpu", images=True))
     generator = np.random.default_rng(0)
-    first, second = (generator.integers(0, 255, (400, 600, 3), np.uint8) for _ in range(2))
-    out, alone = (np.zeros((1600, 2400, 3), np.uint8) for _ in range(2))
-    kept = keep(packed, 400, 600)
+    first, second = (generator.integers(0, 255, (250, 330, 3), np.uint8) for _ in range(2))
+    out, alone = (np.zeros((1000, 1320, 3), np.uint8) for _ in range(2))
+    kept = keep(packed, 250, 330)
     run_levels(Levels(first, out, 1.0), packed, Depths(None, CELL, RING), kept=kept)
 
     def stop(share):
