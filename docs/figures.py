@@ -19,10 +19,10 @@ from PIL import Image, ImageDraw, ImageFont
 import ape_sr
 from ape_kernels import PatchGrid
 from ape_kernels.plan import ExitFit, make_plan
-from ape_kernels.reuse import FrameReuse
 from ape_sr.data.images import to_tensor
 from ape_sr.exit_map import COLORMAP, colours_of, draw_exit_map
 from ape_sr.models.base import pixel_range
+from ape_sr.pictures.planes import to_planes
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "bench"))
@@ -108,26 +108,23 @@ def write_plan(photo: Image.Image, fit: ExitFit, upscaler: ape_sr.Upscaler) -> N
 def write_video(fit: ExitFit, upscaler: ape_sr.Upscaler) -> None:
     """A frame of the drawn clip of bench/video.py, its plan, and what changed since the frame before."""
     drawn = {clip.options.get("qp", "by default"): clip for clip in video.CLIPS if clip.made is video.drawn}
-    rgb_range = pixel_range(upscaler.network.model)
     panels: list[Image.Image] = []
     for coding, how in (("0", "without loss"), ("by default", "by x264 as by default")):
         with tempfile.TemporaryDirectory() as folder:
-            before, frame = video.coded(drawn[coding], SHOWN + 1, Path(folder) / "clip.mp4", rgb_range)[-2:]
-        reuse = FrameReuse(upscaler.network)
-        reuse(before)
-        reuse(frame)
-        assert reuse.last is not None
-        again = reuse.last.renewed / reuse.last[0]
-        pixels = np.rint(frame[0].permute(1, 2, 0).numpy() * (255 / rgb_range)).astype(np.uint8)
+            before, pixels = video.coded(drawn[coding], SHOWN + 1, Path(folder) / "clip.mp4")[-2:]
+        reused = video.Reused(upscaler)
+        reused(before)
+        reused(pixels)
+        again = reused.counts[-1][1] / reused.counts[-1][0]
         if not panels:
-            plan = upscaler.network.plan(frame)
+            plan = upscaler.network.plan(torch.from_numpy(to_planes(pixels, pixel_range(upscaler.network.model))))
             grid = PatchGrid(*pixels.shape[:2], plan.cell, 0)
             exits, stages = plan.exit_at[0].numpy(), fit.stages
             exit_map = draw_exit_map(pixels, exits, grid, stages, float(plan.share))
             panels.append(_captioned(_halved(Image.fromarray(pixels)), "A frame, on which the disc moves"))
             panels.append(_halved(Image.fromarray(exit_map)))
         grey = pixels.mean(2, keepdims=True) * 0.4 + 150
-        changed = (frame != before).any(1)[0].numpy()
+        changed = (pixels != before).any(2)
         shown = np.where(changed[..., None], (215, 25, 28), grey).astype(np.uint8)
         words = (f"What changed since the frame before, coded {how}", f"computed again: {again:.0%} of the picture")
         panels.append(_captioned(_halved(Image.fromarray(shown)), *words))

@@ -14,7 +14,7 @@ from support import DEVICE, ISAS, spread_network, test_patches
 from test_images import NETWORKS
 from test_rrdb import BasicSR
 
-from ape_kernels import APEForward, Wish, ops, pack
+from ape_kernels import APEForward, Wish, ops, pack, progress
 from ape_kernels.backends import cpu
 from ape_kernels.backends.protocol import Depths
 from ape_kernels.geometry import cells_of
@@ -221,16 +221,17 @@ class TestWhatIsComputed:
 
 
 @on_cpu
-def test_after_an_interruption_nothing_that_is_kept_counts(two_threads):
-    packed = pack(spread_network(4, 6, 64, 1), Wish("cpu", images=True))
+def test_after_an_interruption_nothing_that_is_kept_counts(two_threads, monkeypatch):
+    monkeypatch.setattr(progress, "INTERVAL", 1e-4)
+    packed = packed_of("edsr x4")
     generator = np.random.default_rng(0)
-    first, second = (generator.integers(0, 255, (400, 600, 3), np.uint8) for _ in range(2))
-    out, alone = (np.zeros((1600, 2400, 3), np.uint8) for _ in range(2))
-    kept = keep(packed, 400, 600)
+    first, second = (generator.integers(0, 255, (250, 330, 3), np.uint8) for _ in range(2))
+    out, alone = (np.zeros((1000, 1320, 3), np.uint8) for _ in range(2))
+    kept = keep(packed, 250, 330)
     run_levels(Levels(first, out, 1.0), packed, Depths(None, CELL, RING), kept=kept)
 
     def stop(share):
-        if share > 0:
+        if 0 < share < 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
