@@ -234,7 +234,7 @@ class TestFolders:
         assert rows["corrupt.png"]["state"] == "failed" and "corrupt.png: " in rows["corrupt.png"]["error"]
         assert rows["corrupt.png"]["width"] is None
         assert run(*plain, "-o", tmp_path / "ray", "--ray") == 2
-        assert "; 12 were done already; report: " in capsys.readouterr().err
+        assert "12 of 13 images were done already; report: " in capsys.readouterr().err
 
     def test_a_picture_that_ends_its_process(self, machines, tmp_path, many, fitted_weights, monkeypatch, capsys):
         (many / "poison.png").write_bytes((many / "11.png").read_bytes())
