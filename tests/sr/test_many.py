@@ -350,5 +350,5 @@ def test_without_ray(tmp_path, many, weights, monkeypatch, capsys):
 def test_arguments_of_the_python_interface(tmp_path, many):
     with pytest.raises(TypeError, match=r"settings: expected recursive, .*, got colour"):
         ape_sr.upscale_many(many, tmp_path / "out", colour=1)
-    with pytest.raises(ape_sr.UserError, match="fidelity: expected a number of dB from 20 to 80, got 1"):
+    with pytest.raises(ape_sr.UserError, match="fidelity: expected dB from 20 to 80, full or auto, got 1"):
         ape_sr.upscale_many(many, tmp_path / "out", fidelity=1)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ape_sr.many.run import Outcome
     from ape_sr.many.worker import Record
 
-BAR = "{percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} images, {rate_fmt}{postfix}, {elapsed}, {remaining} left"
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} images, {rate_noinv_fmt}{postfix}, {elapsed}, {remaining} left"
 
 
 def run_on_ray(args: argparse.Namespace, jobs: list[Job], alone: bool, say: Callable[[str, TextIO], None]) -> list[str]:
