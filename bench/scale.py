@@ -175,17 +175,17 @@ def main() -> None:
     parser.add_argument("what", choices=("photographs", "tiny", "recovery"))
     parser.add_argument("folder", type=Path, nargs="?", help="of photographs")
     parser.add_argument("--count", type=int, default=500)
-    parser.add_argument("--size", default="640x480", help="of the crops")
+    parser.add_argument("--size", help="of the pictures (640x480, tiny 64x64)")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        width, height = map(int, (args.size or {"photographs": "640x480"}.get(args.what, "64x64")).split("x"))
         if args.what == "photographs":
-            width, height = map(int, args.size.split("x"))
             pictures = [Image.open(path).convert("RGB") for path in sorted(args.folder.iterdir())]
             source = crops(pictures, Path(folder) / "in", args.count, width, height)
             rounds(source, args)
         elif args.what == "tiny":
-            source = crops(own(), Path(folder) / "in", args.count, 64, 64)
+            source = crops(own(), Path(folder) / "in", args.count, width, height)
             if args.rounds > 1:
                 rounds(source, args)
                 return

@@ -23,11 +23,12 @@ def scratch_folder(prefix: str) -> Generator[Path, None, None]:
         _remove_unless_held(entry)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():  # not if another took it for a leftover in between
-            break
-        os.close(lock)
+        with suppress(FileNotFoundError):  # if another process took it for a leftover in between, here or below
+            lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                break
+            os.close(lock)
     try:
         yield folder
     finally:

@@ -234,7 +234,7 @@ class TestFolders:
         assert rows["corrupt.png"]["state"] == "failed" and "corrupt.png: " in rows["corrupt.png"]["error"]
         assert rows["corrupt.png"]["width"] is None
         assert run(*plain, "-o", tmp_path / "ray", "--ray") == 2
-        assert "; 12 were done already; report: " in capsys.readouterr().err
+        assert "12 of 13 images were done already; report: " in capsys.readouterr().err
 
     def test_a_picture_that_ends_its_process(self, machines, tmp_path, many, fitted_weights, monkeypatch, capsys):
         (many / "poison.png").write_bytes((many / "11.png").read_bytes())
@@ -350,5 +350,5 @@ def test_without_ray(tmp_path, many, weights, monkeypatch, capsys):
 def test_arguments_of_the_python_interface(tmp_path, many):
     with pytest.raises(TypeError, match=r"settings: expected recursive, .*, got colour"):
         ape_sr.upscale_many(many, tmp_path / "out", colour=1)
-    with pytest.raises(ape_sr.UserError, match="fidelity: expected a number of dB from 20 to 80, got 1"):
+    with pytest.raises(ape_sr.UserError, match="fidelity: expected dB from 20 to 80, full or auto, got 1"):
         ape_sr.upscale_many(many, tmp_path / "out", fidelity=1)

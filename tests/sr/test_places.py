@@ -137,6 +137,17 @@ class TestLists:
         assert "list.txt: " in capsys.readouterr().err
 
 
+def test_temporary_folders_of_processes_that_start_at_once():
+    code = (
+        "from ape_sr.scratch import scratch_folder\n"
+        "for _ in range(300):\n"
+        "    with scratch_folder('ape-test-') as folder:\n"
+        "        (folder / 'file').write_text('here')\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate(timeout=100)[1] for process in processes] == ["", "", ""]
+
+
 def test_a_temporary_folder_outlives_no_process(tmp_path):
     code = (
         "import os, sys\nfrom ape_sr.scratch import scratch_folder\n"

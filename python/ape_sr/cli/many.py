@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ape_sr.many.run import Outcome
     from ape_sr.many.worker import Record
 
-BAR = "{percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} images, {rate_fmt}{postfix}, {elapsed}, {remaining} left"
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} images, {rate_noinv_fmt}{postfix}, {elapsed}, {remaining} left"
 
 
 def run_on_ray(args: argparse.Namespace, jobs: list[Job], alone: bool, say: Callable[[str, TextIO], None]) -> list[str]:
@@ -51,8 +51,11 @@ def run_on_ray(args: argparse.Namespace, jobs: list[Job], alone: bool, say: Call
 
 
 def _describe(outcome: Outcome) -> str:
-    done, found, seconds = outcome.states["done"], outcome.states["found"], outcome.seconds or 1
-    words = [f"{done} images in {outcome.seconds:.2f} s"]
+    done, found, seconds = outcome.states["done"], outcome.states["found"], outcome.seconds
+    if found and not done:
+        line = f"{found} of {sum(outcome.states.values())} images were done already"
+    else:
+        line = f"{done} images in {seconds:.2f} s{f', {found} done already' if found else ''}"
     if done:
-        words.append(f"{done / seconds:.3g} images/s, {outcome.megapixels / seconds:.3g} megapixels/s")
-    return ", ".join(words) + (f"; {found} were done already" if found else "") + f"; report: {outcome.report}"
+        line += f"; {done / seconds:.3g} images/s, {outcome.megapixels / seconds:.3g} megapixels/s"
+    return f"{line}; report: {outcome.report}"

@@ -52,10 +52,13 @@ def upscale_many(
     paths: an image, folder, or list (.txt, .parquet), or several; paths, or addresses such as "s3://bucket/photos".
     out: folder or address for the results and report.parquet; None: the results stand beside the inputs.
     address: of the cluster, "auto" or HOST:PORT; None: the one that this process is connected to, else one of this
-        machine, which ends with the call. tell: called with the job, its record, and the outcome so far, as they come.
+        machine, which ends with the call.
+    tell: called with each job, its record as in the report, and the outcome so far, as they come.
     settings: of the command, such as ``weights="edsr-12x32-x4"``, ``fidelity=40``, ``exit_map=True``.
 
-    Images that fail are in the outcome. Given again, a call that was interrupted goes on.
+    Returns an outcome: ``states`` counts images that are "done", "found" (done before), "passed" (over) and "failed";
+    ``failures`` has a line for each of the last; ``report`` is the file with a row per image; ``megapixels``,
+    ``seconds``. Given again, a call that was interrupted goes on.
     Raises UserError as the command does: for inputs that are not there, settings that are wrong, a cluster that cannot
     be reached; TypeError for an unknown setting.
     """
