@@ -42,11 +42,16 @@ class Look:
 
 @dataclass
 class Run:
-    """One run of the command. at: when each picture's line came, in seconds from the start. seconds: to the end."""
+    """One run of the command. at: when each picture's line came, in seconds from the start. seconds: to the end.
+
+    share: of the computation, mean of the pictures. megabytes: of a result, mean too.
+    """
 
     at: list[float]
     seconds: float
     looks: list[Look]
+    share: float
+    megabytes: float
 
     @property
     def rate(self) -> float:
@@ -114,21 +119,24 @@ def command(source: Path, count: int, *options: str, cores: int, kill_at: int = 
             text=True,
             preexec_fn=lambda: os.sched_setaffinity(0, allowed),
         )
-        at: list[float] = []
+        at, shares = list[float](), list[float]()
         watch = Watch(process.pid, at)
         watch.start()
         for text in process.stdout or ():
             if " -> " in text:
                 at.append(time.perf_counter() - started)
+                shares.append(float(text.partition("% of the computation")[0].rpartition(" ")[2]) / 100)
                 if len(at) == kill_at:
                     os.kill(min(watch.workers), signal.SIGKILL)
         assert process.wait() == 0 and len(at) == count, f"{len(at)} of {count}"
         watch.join()
-        return Run(at, time.perf_counter() - started, watch.looks)
+        size = statistics.mean(path.stat().st_size for path in Path(folder).glob("*.png")) / 1e6
+        return Run(at, time.perf_counter() - started, watch.looks, statistics.mean(shares), size)
 
 
 def crops(pictures: list[Image.Image], folder: Path, count: int, width: int, height: int) -> Path:
-    """A folder of random parts of pictures."""
+    """A folder of random parts of those pictures that are large enough."""
+    pictures = [picture for picture in pictures if picture.width >= width and picture.height >= height]
     choice = random.Random(1)
     folder.mkdir()
     for number in range(count):
@@ -154,13 +162,13 @@ def rounds(source: Path, args: argparse.Namespace) -> None:
             runs[name].append(command(source, args.count, *options, cores=cores))
             last = runs[name][-1]
             print(
-                f"  {name}: {last.rate:.3f}/s, {last.seconds:.1f} s in all, {last.cpu:.4f} s of processors each",
+                f"  {name}: {last.rate:.3f}/s, {last.seconds:.1f} s in all, {last.cpu:.4f} s of processors each, "
+                f"{max(look.worker for look in last.looks)} MB",
                 flush=True,
             )
     base = runs["plain, 2 threads"]
-    print(
-        "| command | pictures/s | megapixels/s | of plain, paired | processor seconds per picture | start to end, s |"
-    )
+    print(f"{base[0].share:.1%} of the computation, {base[0].megabytes:.1f} MB a result")
+    print("| command | pictures/s | of plain | processor seconds per picture | of plain | start to end, s |")
     for name, several in runs.items():
         rate = statistics.median(run.rate for run in several)
         share = statistics.median(run.rate / plain.rate for run, plain in zip(several, base, strict=True))
