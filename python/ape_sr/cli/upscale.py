@@ -96,8 +96,8 @@ def add_parser(commands: Commands) -> None:
         metavar="ADDRESS",
         nargs="?",
         const="",
-        help="share the images among the workers of a Ray cluster (HOST:PORT, or auto), without an address of this "
-        "machine alone; a report.parquet is written with the results",
+        help="share the images, or the windows of a giant one, among the workers of a Ray cluster (HOST:PORT, or "
+        "auto), without an address of this machine alone; a report.parquet is written with the results of a folder",
     )
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument(
@@ -191,9 +191,7 @@ def _run(args: argparse.Namespace, prepared: Prepared) -> None:
     options = options_of(args, networks, alone)
     one = jobs[0] if alone and jobs else None
     if (jobs or not alone) and goes_by_windows(args, one, networks.size, networks.default):
-        if args.ray is not None:
-            raise UserError("ray: expected images that are upscaled as a whole, got one that goes by windows")
-        run_by_windows(jobs[0], networks.default, options.settings, _say)
+        run_by_windows(args, jobs[0], networks, options.settings, _say)
         return
     for fault in inputs.faults:
         _say(f"ape-sr: error: {fault}", sys.stderr)

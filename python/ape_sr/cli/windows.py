@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ape_sr.errors import UserError
 from ape_sr.pictures.formats import BY_NAME
 
 if TYPE_CHECKING:
+    from ape_sr.cli.upscale import Networks
     from ape_sr.folder.jobs import Job
     from ape_sr.folder.sizes import Size
+    from ape_sr.giant.run import Elsewhere
     from ape_sr.upscaler import Upscaler
 
 LARGE = 50_000_000  # pixels: a TIFF file of more goes by windows wherever it can
@@ -62,16 +65,23 @@ def _why_not(args: argparse.Namespace, job: Job | None, size: Size, upscaler: Up
 
 
 def run_by_windows(
-    job: Job, upscaler: Upscaler, settings: dict[str, object], say: Callable[[str, TextIO], None]
+    args: argparse.Namespace,
+    job: Job,
+    networks: Networks,
+    settings: dict[str, object],
+    say: Callable[[str, TextIO], None],
 ) -> None:
-    """Upscale the image of a job, or go on with it; say what becomes of it."""
+    """Upscale the image of a job, or go on with it, by the workers of a cluster with --ray; say what becomes of it.
+
+    settings: all that the result depends on.
+    """
     from tqdm import tqdm
 
     from ape_sr.folder.work import note_of
     from ape_sr.giant.run import Windowed, counted
     from ape_sr.pictures.read import read_note
 
-    note = note_of(job, settings)
+    upscaler, note = networks.default, note_of(job, settings)
     if read_note(job.picture) == note:
         say(f"{job.name}: done already", sys.stdout)
         return
@@ -84,8 +94,8 @@ def run_by_windows(
     windowed = Windowed(job, upscaler, note, begun, lambda pixels: _move(bar, pixels / 1e6))
     bar.reset(windowed.pixels / 1e6)
     try:
-        with bar:
-            line = windowed.run()
+        with bar, _workers(args, job, networks, say) as elsewhere:
+            line = windowed.run(elsewhere)
     except BaseException:
         if windowed.kept:
             say(
@@ -96,6 +106,24 @@ def run_by_windows(
         raise
     say(line, sys.stdout)
     say(f"written: {job.picture}", sys.stdout)
+
+
+@contextmanager
+def _workers(
+    args: argparse.Namespace, job: Job, networks: Networks, say: Callable[[str, TextIO], None]
+) -> Generator[Elsewhere | None, None, None]:
+    """Those of the cluster that --ray means; None without it."""
+    if args.ray is None:
+        yield None
+        return
+    from ape_sr.distributed import wants_gpu
+    from ape_sr.many.cluster import joined_cluster
+
+    with joined_cluster(args.ray or None, wants_gpu(args.backend)) as cluster:
+        from ape_sr.giant.cluster import make_windows
+
+        say(cluster.describe(), sys.stderr)
+        yield partial(make_windows, cluster, args, job, networks.settings())
 
 
 def _move(bar: Any, megapixels: float) -> None:
