@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ape_sr.errors import UserError
+from ape_sr.extras import how_to_install
 from ape_sr.scratch import scratch_folder
 
 # Where an upload is there whole or not at all. Elsewhere files are uploaded under another name, and renamed.
@@ -178,7 +179,7 @@ def _scheme(path: Url) -> str:
 def _system(path: Url) -> tuple[Any, str]:
     """The file system of an address, and the path in it."""
     if find_spec("fsspec") is None:
-        raise UserError(f'{path}: needs fsspec; run: pip install "ape-kernels[ray]"')
+        raise UserError(f"{path}: needs fsspec; run: {how_to_install('fsspec')}")
     from fsspec.core import url_to_fs  # pyright: ignore[reportMissingTypeStubs]
 
     return url_to_fs(str(path))

@@ -24,6 +24,7 @@ from ray.cluster_utils import Cluster as Machines
 import ape_sr
 from ape_sr.cli import main
 from ape_sr.data.images import write_image
+from ape_sr.extras import how_to_install
 from ape_sr.many import run as many_run
 from ape_sr.many.cluster import Cluster, Setting
 from ape_sr.many.handing import KILLS, GivenUp, hand_out
@@ -343,8 +344,8 @@ def test_a_cluster_that_is_none(tmp_path, many, weights, address, message, capsy
 def test_without_ray(tmp_path, many, weights, monkeypatch, capsys):
     monkeypatch.setattr("ape_sr.many.cluster.find_spec", lambda name: None)
     assert run(many, "-o", tmp_path / "out", "-n", weights, "--ray") == 2
-    expected = 'ape-sr: error: ray: needs ray, pyarrow, fsspec; run: pip install "ape-kernels[ray]"\n'
-    assert capsys.readouterr().err == expected
+    hint = how_to_install("ray", "pyarrow", "fsspec")
+    assert capsys.readouterr().err == f"ape-sr: error: ray: needs ray, pyarrow, fsspec; run: {hint}\n"
 
 
 def test_arguments_of_the_python_interface(tmp_path, many):

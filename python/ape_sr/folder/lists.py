@@ -8,6 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from ape_sr.errors import UserError
+from ape_sr.extras import how_to_install
 from ape_sr.places import Url, local_copy, place
 
 TEXT, PARQUET = ".txt", ".parquet"
@@ -38,7 +39,7 @@ def read_list(path: Path) -> list[tuple[Path, Path]]:
 
 def _of_parquet(path: Path, local: Path) -> list[str]:
     if find_spec("pyarrow") is None:
-        raise UserError(f'{path}: needs pyarrow; run: pip install "ape-kernels[ray]"')
+        raise UserError(f"{path}: needs pyarrow; run: {how_to_install('pyarrow')}")
     from pyarrow import types  # pyright: ignore[reportMissingTypeStubs]
     from pyarrow.parquet import read_schema, read_table  # pyright: ignore[reportMissingTypeStubs]
 

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ape_sr.errors import UserError
+from ape_sr.extras import how_to_install
 from ape_sr.scratch import scratch_folder
 
 NEEDED = ("ray", "pyarrow", "fsspec")  # of the extra
@@ -173,7 +174,7 @@ def check_ray(address: str | None) -> None:
     """UserError if Ray is not installed, or if nothing answers at the address."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        raise UserError(f'ray: needs {", ".join(missing)}; run: pip install "ape-kernels[ray]"')
+        raise UserError(f"ray: needs {', '.join(missing)}; run: {how_to_install(*missing)}")
     if address is not None and not ADDRESS.fullmatch(address):
         raise UserError(f"ray: expected no address, auto or HOST:PORT, got {address}; put --ray behind the inputs")
     if address not in (None, "auto"):
