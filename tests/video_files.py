@@ -10,6 +10,12 @@ from typing import NamedTuple
 import av
 import numpy as np
 
+import ape_sr
+from ape_sr.cli import main
+from ape_sr.video.reading import frames as frames_of
+from ape_sr.video.reading import read_shape
+
+LOSSLESS = ("--codec", "ffv1")
 TICKS = 12800  # per second: the unit of times in what `write_video` writes
 SUBTITLES = "1\n00:00:00,040 --> 00:00:00,400\nHello\n\n2\n00:00:00,500 --> 00:00:00,900\n<i>World</i>\n"
 
@@ -99,3 +105,28 @@ def read_video(path: Path) -> Held:
                 kept = held.sounds if packet.stream.type == "audio" else held.texts
                 kept.append((round(float(packet.pts * packet.time_base), 3), bytes(packet)))
     return held
+
+
+def run(source: Path, output: Path, weights: Path, *options: object) -> int:
+    return main(["video", "-i", str(source), "-o", str(output), "-n", str(weights), *map(str, options)])
+
+
+def alone(source: Path, weights: Path, **options: object) -> list[np.ndarray]:
+    """Every frame upscaled by itself."""
+    upscaler = ape_sr.load(weights, **options)
+    return [upscaler.upscale(shot.pixels) for shot in frames_of(source, read_shape(source))]
+
+
+def assert_same(got: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    assert len(got) == len(expected)
+    for number, (one, other) in enumerate(zip(got, expected, strict=True)):
+        assert np.array_equal(one, other), f"frame {number}"
+
+
+def left_beside(output: Path) -> list[str]:
+    return sorted(path.name for path in output.parent.iterdir() if path.name.startswith("."))
+
+
+def options(of_codec: dict[str, str]):
+    """Sets options of the codec."""
+    return lambda stream: stream.options.update(of_codec)

@@ -66,3 +66,23 @@ def upscaled(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def sampler(photos: Path) -> CropSampler:
     """Crops of the photos."""
     return CropSampler([photos], 2, 32, seed=3)
+
+
+@pytest.fixture
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Frames per segment of a video, few."""
+    from ape_sr.video import segments, work
+
+    for module in (segments, work):
+        monkeypatch.setattr(module, "LENGTH", 4)
+    return 4
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Ten frames of an object that moves, without loss."""
+    from video_files import moving_object, write_video
+
+    path = tmp_path / "clip.mkv"
+    write_video(path, moving_object(10))
+    return path
