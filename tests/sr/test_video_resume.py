@@ -159,6 +159,25 @@ def test_going_on_where_seeking_is_hard(tmp_path, weights, monkeypatch, short_se
     assert output.read_bytes() == whole.read_bytes()
 
 
+def test_going_on_where_the_file_lies_about_keyframes(tmp_path, weights, monkeypatch, short_segments):
+    """It says that all frames are some; what comes from such a one is not what came before the interruption."""
+    whole, output = tmp_path / "whole.mp4", tmp_path / "out.mp4"
+    set_up = options({"x264-params": "keyint=40:min-keyint=40:scenecut=0:bframes=0"})
+    write_video(tmp_path / "true.mkv", moving_object(50), codec="libx264", pixel_format="yuv420p", set_up=set_up)
+    with av.open(str(tmp_path / "true.mkv")) as true, av.open(str(tmp_path / "in.mkv"), "w") as lie:
+        stream = lie.add_stream_from_template(true.streams.video[0], opaque=True)
+        for packet in true.demux(video=0):
+            if packet.size:
+                packet.is_keyframe, packet.stream = True, stream
+                lie.mux(packet)
+    assert run(tmp_path / "in.mkv", whole, weights) == 0
+    stop_after(monkeypatch, 30)
+    assert run(tmp_path / "in.mkv", output, weights) == 130
+    stop_after(monkeypatch, None)
+    assert run(tmp_path / "in.mkv", output, weights) == 0
+    assert output.read_bytes() == whole.read_bytes() and len(read_video(output).frames) == 50
+
+
 def test_going_on_at_times_that_do_not_rise(tmp_path, weights, monkeypatch, short_segments):
     """Of a picture that stands still, whose frames nothing but their times tells apart."""
     source, whole, output = tmp_path / "in.mkv", tmp_path / "whole.mp4", tmp_path / "out.mp4"
