@@ -253,8 +253,9 @@ def in_ncnn(model: torch.nn.Module, white: float) -> Run:
         net.load_model(f"{folder}/net.ncnn.bin")
 
     def run(pixels: np.ndarray) -> np.ndarray:
+        planes = to_planes(pixels, white)  # Mat does not hold it
         extractor = net.create_extractor()
-        extractor.input("in0", ncnn.Mat(to_planes(pixels, white)[0]))
+        extractor.input("in0", ncnn.Mat(planes[0]))
         return np.array(extractor.extract("out0")[1])
 
     return run

@@ -321,6 +321,22 @@ def test_whole_numbers_are_the_floats_rounded(fitted_model):
 
 
 @on_cpu
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_whole_numbers_within_the_tolerance_are_taken_as_they_were(fitted_model, dtype):
+    fast, unit = APEForward(fitted_model, fidelity=None), np.iinfo(dtype).max // 255
+    reuse, alone = FrameReuse(fast, 2.0001 / 255), FrameReuse(fast)
+    first = np.full((40, 50, 3), 100 * unit, dtype)
+    second, steadied = first + dtype(2 * unit), first.copy()
+    second[7, 9], second[20, 30, 1] = 90 * unit, 103 * unit
+    steadied[7, 9], steadied[20, 30] = second[7, 9], second[20, 30]
+    made, expected = (np.zeros((80, 100, 3), dtype) for _ in range(2))
+    for image in (first, second):
+        assert reuse.run_levels(Levels(image, made, 1.0), lambda _: pytest.fail("there is no plan"))
+    alone.run_levels(Levels(steadied, expected, 1.0), lambda _: pytest.fail("there is no plan"))
+    assert np.array_equal(made, expected)
+
+
+@on_cpu
 def test_whole_or_not_at_all_where_memory_does_not_suffice(fitted_model, monkeypatch):
     monkeypatch.setattr(cpu, "KEPT_BYTES", 1)
     fast = APEForward(fitted_model, fidelity=45.0)
