@@ -89,6 +89,9 @@ def joined(device: torch.device) -> Generator[Ranks, None, None]:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield ranks
+        # The process may end now. Threads of gloo must not hold tensors any more then: Python is gone when they free
+        # them, and the process aborts. After a barrier they hold nothing of what came before.
+        distributed.barrier()
     finally:
         distributed.destroy_process_group()
 

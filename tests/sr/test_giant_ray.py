@@ -97,8 +97,8 @@ def kill_after(monkeypatch, count: int, actors: list) -> None:
     monkeypatch.setattr(Target, "put", killing)
 
 
-@pytest.mark.parametrize("options", [(), ("--fidelity", 40), ("--budget", 0.5)])
-def test_one_worker(scene, tmp_path, fitted_weights, plain, machines, options, capsys):
+@pytest.mark.parametrize("options", [("--fidelity", 40), ("--budget", 0.5)])
+def test_one_worker(scene, tmp_path, fitted_weights, small, machines, options, capsys):
     assert run(scene, tmp_path / "other.tif", fitted_weights, *options) == 0
     assert run(scene, tmp_path / "out.tif", fitted_weights, *options, "--ray") == 0
     assert "1 worker on 1 machine" in capsys.readouterr().err
