@@ -184,7 +184,7 @@ class TestHandingOut:
 
 
 def test_another_version_on_a_machine():
-    worker = Upscaling(Setting(torch.get_num_threads(), os.getcwd(), {}), argparse.Namespace(), False, "9.9.9")
+    worker = Upscaling(Setting(torch.get_num_threads(), os.getcwd(), {}, "9.9.9"), argparse.Namespace(), False)
     with pytest.raises(ape_sr.UserError, match=r"^ray: expected version 9\.9\.9 of ape-kernels on .*, got 0"):
         worker.ready()
 

@@ -12,7 +12,6 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-import ape_kernels
 from ape_kernels.run.windows import Window
 from ape_sr.errors import UserError
 from ape_sr.folder.jobs import Job
@@ -26,17 +25,14 @@ HELD_BYTES = 500_000_000  # of those that are made, after which none are begun
 
 
 class WindowWorker:
-    """An actor. args: of the command. job: the image. size: of its file, in bytes. settings: what a result depends on.
-
-    version: of the package where the command was given.
-    """
+    """An actor. args: of the command. job: the image. size: of its file, in bytes. settings: of the result."""
 
     def __init__(
-        self, setting: Setting, args: argparse.Namespace, job: Job, size: int, settings: dict[str, object], version: str
+        self, setting: Setting, args: argparse.Namespace, job: Job, size: int, settings: dict[str, object]
     ) -> None:
         setting.apply()
         self._setting, self._args, self._job = setting, args, job
-        self._size, self._settings, self._version = size, settings, version
+        self._size, self._settings = size, settings
         self._cut: Cut | None = None
 
     @ray.method(max_task_retries=-1)  # so that it waits for a process that is started again
@@ -57,8 +53,7 @@ class WindowWorker:
             from ape_sr.cli.upscale import Networks
 
             here, source = platform.node(), self._job.source
-            if ape_kernels.__version__ != self._version:
-                raise UserError(f"ray: expected ape-kernels {self._version} on {here}, got {ape_kernels.__version__}")
+            self._setting.check_version()
             networks = Networks(self._args)
             got = networks.settings()
             changed = [
@@ -100,7 +95,7 @@ def make_windows(
     if not windows:
         return
     size = job.source.stat().st_size
-    with cluster.actors(WindowWorker, args, job, size, settings, ape_kernels.__version__) as actors:
+    with cluster.actors(WindowWorker, args, job, size, settings) as actors:
         yield from _made_by(actors, job, windows, tile, asked)
 
 

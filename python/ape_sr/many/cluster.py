@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import re
 import signal
 import socket
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+import ape_kernels
 from ape_sr.errors import UserError
 from ape_sr.extras import how_to_install
 from ape_sr.scratch import scratch_folder
@@ -43,18 +45,25 @@ class Share:
 class Setting:
     """What a worker is told of its surroundings, to be `applied` before anything else.
 
-    folder: the working folder of the process that started it. variables: environment.
+    folder: the working folder of the process that started it. variables: environment. version: of the package there.
     """
 
     threads: int
     folder: str
     variables: dict[str, str]
+    version: str
 
     def apply(self) -> None:
         """In the worker: relative paths and APE_ variables mean what they mean where the command was given."""
         os.environ.update(self.variables)
         with suppress(OSError):  # another machine need not have it: then a relative path is reported as missing
             os.chdir(self.folder)
+
+    def check_version(self) -> None:
+        """In the worker: UserError for another version of the package than where the command was given."""
+        got = ape_kernels.__version__
+        if got != self.version:
+            raise UserError(f"ray: expected version {self.version} of ape-kernels on {platform.node()}, got {got}")
 
     def apply_threads(self) -> None:
         """In the worker, by each thread that computes."""
@@ -106,7 +115,7 @@ class Cluster:
                 max_restarts=-1,
                 max_concurrency=2,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(share.node, soft=True),
-            ).remote(Setting(share.threads, os.getcwd(), variables), *arguments)
+            ).remote(Setting(share.threads, os.getcwd(), variables, ape_kernels.__version__), *arguments)
             for share in self.shares
         ]
         try:

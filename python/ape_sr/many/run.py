@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-import ape_kernels
 from ape_sr.files import remove_leftovers
 from ape_sr.folder.jobs import Job
 from ape_sr.many.cluster import Cluster
@@ -70,7 +69,7 @@ def _records(
     cluster: Cluster, args: argparse.Namespace, jobs: list[Job], alone: bool
 ) -> Generator[tuple[Job, Record], None, None]:
     with (
-        cluster.actors(Upscaling, args, alone, ape_kernels.__version__) as actors,
+        cluster.actors(Upscaling, args, alone) as actors,
         closing(hand_out(actors, jobs)) as results,
     ):
         for job, record in results:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,8 +13,6 @@ from threading import Event, Lock
 
 from PIL import Image
 
-import ape_kernels
-from ape_sr.errors import UserError
 from ape_sr.folder.jobs import Job
 from ape_sr.folder.work import Options, Result, Work
 from ape_sr.many.cluster import Setting
@@ -85,14 +82,11 @@ class _Recorded(Work):
 
 
 class Upscaling:
-    """A `Worker` of jobs. args: of the command. alone: whether there is one image, which was given itself.
+    """A `Worker` of jobs. args: of the command. alone: whether there is one image, which was given itself."""
 
-    version: of the package where the command was given.
-    """
-
-    def __init__(self, setting: Setting, args: argparse.Namespace, alone: bool, version: str) -> None:
+    def __init__(self, setting: Setting, args: argparse.Namespace, alone: bool) -> None:
         setting.apply()
-        self._setting, self._args, self._alone, self._version = setting, args, alone, version
+        self._setting, self._args, self._alone = setting, args, alone
         self._stopped, self._running = Event(), Lock()
         self._work: _Recorded | None = None
 
@@ -100,11 +94,7 @@ class Upscaling:
         """Open the network. UserError as the command has it, and for another version of the package."""
         if self._work is not None:
             return
-        if ape_kernels.__version__ != self._version:
-            raise UserError(
-                f"ray: expected version {self._version} of ape-kernels on {platform.node()}, got "
-                f"{ape_kernels.__version__}"
-            )
+        self._setting.check_version()
         from ape_sr.cli.upscale import Networks, options_of
 
         Image.MAX_IMAGE_PIXELS = None  # --max-pixels instead
