@@ -8,7 +8,7 @@
 
 Each step is a process with a time limit of its own. A crash, a hang or an illegal access ends this step only. Each row
 is appended to OUT/results.jsonl as soon as it is measured, so an interruption loses only the current row. OUT then
-holds results.jsonl, log.txt (all output), table.txt, and from the profiler ncu.ncu-rep and ncu.csv.
+holds results.jsonl, log.txt (all output), table.txt, and for each of two kernels the profiler's report and a table.
 """
 
 from __future__ import annotations
@@ -63,30 +63,48 @@ def steps(out: Path, dry: bool) -> list[Step]:
     if dry:
         build = [sys.executable, "-c", "import ape_kernels._C"]
         cuda_tests = triton_tests = oracle_tests = [f"{kernels}test_policy.py"]
-    sanitized = pytest_command(f"{kernels}test_gpu.py", "-k", "sanitizer and cuda", processes=0)
-    sanitizer = ["compute-sanitizer", "--kernel-name", "kns=worker_kernel", "--error-exitcode", "1"]
     few = {"OMP_NUM_THREADS": "2"}  # threads per process, as several run at once
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    profile = ["ncu", "--clock-control", "none", "-k", "regex:worker_kernel", "-s", "1", "-c", "1"]
-    profile += ["--set", "full", "-f", "-o", str(out / "ncu")]
-    report = f"ncu --import {shlex.quote(str(out / 'ncu.ncu-rep'))}"
-    source = f"{report} --page details && {report} --page source --csv >{shlex.quote(str(out / 'ncu.csv'))}"
     return [
         Step("environment", 30, measure("environment")),
         Step("build", 120, build, environment=dict(APE_BUILD_CUDA="1", APE_CUDA_ARCH=_architecture(dry))),
         Step("cuda-check", 100, pytest_command(*cuda_tests, processes=0 if dry else 6), environment=few),
         Step("cuda-time", 70, measure("cuda-time")),
         Step("torch-time", 70, measure("torch-time")),
-        Step("memcheck", 60, [*sanitizer, "--tool", "memcheck", *sanitized], "compute-sanitizer", uncached),
-        Step("racecheck", 60, [*sanitizer, "--tool", "racecheck", *sanitized], "compute-sanitizer"),
-        Step("ncu", 60, [*profile, *measure("profile")], "ncu"),
-        Step("ncu-source", 30, ["sh", "-c", source], "ncu"),
+        Step("cuda-images", 50, measure("cuda-images")),
+        Step("torch-images", 60, measure("torch-images")),
+        Step("memcheck", 60, sanitized("cuda", "memcheck"), "compute-sanitizer", uncached),
+        Step("racecheck", 60, sanitized("cuda", "racecheck"), "compute-sanitizer"),
+        *profiled(out, "worker_kernel", measure("profile"), launches_before=1),
+        *profiled(out, "image_pair_kernel", measure("profile-image"), launches_before=20),
         Step("triton-check", 160, pytest_command(*triton_tests, processes=0 if dry else 8), environment=few),
+        Step("triton-memcheck", 60, sanitized("triton", "memcheck"), "compute-sanitizer", uncached),
         Step("triton-time", 100, measure("triton-time")),
-        Step("image-time", 140, measure("image-time")),
+        Step("triton-images", 60, measure("triton-images")),
         Step("oracle-check", 60, pytest_command(*oracle_tests, processes=0 if dry else 4), environment=few),
         Step("verify", 150, [sys.executable, "-m", "ape_kernels", *([] if dry else ["verify", "--dtype", "float16"])]),
         Step("compile-time", 160, measure("compile-time")),
+    ]
+
+
+def sanitized(backend: str, tool: str) -> list[str]:
+    """A tool of compute-sanitizer over the tests made for it, which looks at this backend's kernels alone."""
+    kernels = {"cuda": "kns=_ZN3ape", "triton": "regex=^[a-z_]+_kernel$"}[backend]  # in mangled names
+    command = ["compute-sanitizer", "--tool", tool, "--kernel-name", kernels, "--error-exitcode", "1"]
+    return [*command, *pytest_command("tests/kernels/test_gpu.py", "-k", f"sanitizer and {backend}", processes=0)]
+
+
+def profiled(out: Path, kernel: str, command: list[str], launches_before: int) -> list[Step]:
+    """One launch of a kernel in the profiler, and its report in two forms of text: the log's and OUT/KERNEL.csv."""
+    report = out / f"{kernel}.ncu-rep"
+    ncu = ["ncu", "--clock-control", "none", "-k", f"regex:{kernel}", "-s", str(launches_before), "-c", "1"]
+    ncu += ["--set", "full", "-f", "-o", str(report.with_suffix(""))]
+    show = f"ncu --import {shlex.quote(str(report))}"
+    text = f"{show} --page details && {show} --page source --csv >{shlex.quote(str(report.with_suffix('.csv')))}"
+    name = kernel.removesuffix("_kernel").replace("_", "-")
+    return [
+        Step(f"ncu-{name}", 60, [*ncu, *command], "ncu"),
+        Step(f"ncu-{name}-text", 30, ["sh", "-c", text], "ncu"),
     ]
 
 

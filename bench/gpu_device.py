@@ -45,6 +45,10 @@ class Gpu:
 
         return replay
 
+    def wait(self) -> None:
+        """Until everything that was started has ended."""
+        torch.cuda.synchronize()
+
 
 class StandIn:
     """The CPU in the place of a GPU. It has the same methods, so that a dry run executes the same code."""
@@ -62,6 +66,9 @@ class StandIn:
         """`run` itself, called once."""
         run()
         return run
+
+    def wait(self) -> None:
+        """Nothing runs on by itself here."""
 
 
 def samples(device: Gpu | StandIn, run: Run) -> list[float]:

@@ -5,7 +5,6 @@ Every row of ours is checked against the torch backend in float32 before it is t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,20 +26,8 @@ if TYPE_CHECKING:
 SIZES = ((540, 960), (1080, 1920))
 CELL, RING = 48, 4
 FULL = "full depth"
-BACKENDS = ("triton", "cuda", "torch")
 TOLERANCE = 2e-2  # of the oracle's standard deviation, root mean square, in float16
 WORST = 0.3  # of the same, any pixel: one that stands in a wrong place is off by more than 1
-# of the main convolution: pixels of a tile, warps, depth of the pipeline, most registers of a thread; then pixels of a
-# tile of the others. None of them spills on sm_90.
-SEARCHED = (
-    (256, 8, 3, 255, 64),
-    (256, 8, 3, 128, 64),
-    (256, 8, 3, 128, 128),
-    (256, 8, 4, 255, 64),
-    (128, 4, 3, 168, 64),
-    (128, 4, 4, 168, 64),
-    (128, 8, 4, 128, 64),
-)
 
 
 @dataclass(frozen=True)
@@ -98,63 +85,60 @@ def check(got: Tensor, oracle: Tensor) -> None:
         raise ValueError(f"another picture: {mean_square:.1e}, at worst {worst:.1e} of the oracle's deviation off")
 
 
-def ours(bench: Bench, picture: Picture) -> None:
-    """Rows of our backends, all plans."""
-    cell = 8 if bench.dry else CELL
-    packed = {}
-    for name in BACKENDS:
-        backend = bench.backend(name)
-        device = picture.image.device
-        if reason := get_backend(backend).supports_images(picture.program, device, bench.dtype):
-            print(f"{name}, {picture.name}: not run: {reason}", flush=True)
-        else:
-            packed[name] = pack(picture.model, Wish(backend, bench.dtype))
+def ours(bench: Bench, network: str, name: str) -> None:
+    """Rows of one of our backends: pictures of both sizes by all plans, the smaller one also as patches."""
+    for size in sizes(bench):
+        shared_maps(bench, Picture.of(bench, network, size), name)
+    if name != "torch":
+        picture = Picture.of(bench, network, sizes(bench)[0])
+        fast = bench.wrapped(picture.model, name)
+        label = f"{name}, patches merged, CUDA graph"
+        merged = lambda: bench.device.graph(lambda: fast(picture.image))  # noqa: E731
+        bench.row(label, picture.name, 1, FULL, picture.tflop(None, CELL), merged)
+
+
+def shared_maps(bench: Bench, picture: Picture, name: str) -> None:
+    """Rows of one picture by all plans."""
+    backend, cell = bench.backend(name), 8 if bench.dry else CELL
+    if reason := get_backend(backend).supports_images(picture.program, picture.image.device, bench.dtype):
+        raise ValueError(f"{name}, {picture.name}: {reason}")
+    packed = pack(picture.model, Wish(backend, bench.dtype))
+    label = "ape_kernels torch, shared maps" if name == "torch" else f"{name}, shared maps"
     for exits, exit_at in picture.plans(cell).items():
         depths = Depths(exit_at, cell, RING)
-        with torch.inference_mode():
-            oracle = run_image(picture.image, picture.packed, depths)
-        for name, program in packed.items():
-            run = lambda program=program, depths=depths: run_image(picture.image, program, depths)  # noqa: E731
+        run = lambda depths=depths: run_image(picture.image, packed, depths)  # noqa: E731
 
-            def eager(run=run, oracle=oracle) -> Run:
-                check(run(), oracle)
-                return run
+        def eager(run=run, depths=depths) -> Run:
+            check(run(), run_image(picture.image, picture.packed, depths))
+            return run
 
-            tflop = picture.tflop(exit_at, cell)
-            label = "ape_kernels torch, shared maps" if name == "torch" else f"{name}, shared maps"
-            bench.row(label, picture.name, 1, exits, tflop, eager)
-            if name != "torch":  # that one asks the host
-                bench.row(
-                    f"{label}, CUDA graph", picture.name, 1, exits, tflop, lambda run=run: bench.device.graph(run)
-                )
+        tflop = picture.tflop(exit_at, cell)
+        bench.row(label, picture.name, 1, exits, tflop, eager)
+        if name != "torch":  # that one asks the host
+            graphed = lambda run=run: bench.device.graph(run)  # noqa: E731
+            bench.row(f"{label}, CUDA graph", picture.name, 1, exits, tflop, graphed)
 
 
-def image_time(bench: Bench, network: str) -> None:
-    """Pictures to 3840x2160 and 7680x4320 by PyTorch's plain network, by patches merged, and on shared maps."""
-    for size in ((20, 30),) if bench.dry else SIZES:
+def sizes(bench: Bench) -> tuple[tuple[int, int], ...]:
+    """Height and width of the pictures, the smallest first."""
+    return ((20, 30),) if bench.dry else SIZES
+
+
+def torch_time(bench: Bench, network: str) -> None:
+    """The plain network in PyTorch, for pictures to 3840x2160 and 7680x4320."""
+    for size in sizes(bench):
         picture = Picture.of(bench, network, size)
         half = peers.half(picture.model, bench.device)
         whole = peers.prepared(picture.image, half)
-        rows: dict[str, Callable[[], Run]] = {
-            "torch fp16 channels_last": lambda half=half, whole=whole: lambda: half(whole),
-            "torch fp16 channels_last, CUDA graph": lambda half=half, whole=whole: bench.device.graph(
-                lambda: half(whole)
-            ),
-        }
-        if size == SIZES[0] or bench.dry:
-            for name in ("cuda", "triton"):
-                fast = bench.wrapped(picture.model, name)
-                rows[f"{name}, patches merged, CUDA graph"] = lambda fast=fast, image=picture.image: bench.device.graph(
-                    lambda: fast(image)
-                )
-        for label, prepare in rows.items():
-            bench.row(label, picture.name, 1, FULL, picture.tflop(None, CELL), prepare)
-        ours(bench, picture)
+        run = lambda half=half, whole=whole: half(whole)  # noqa: E731
+        tflop, label = picture.tflop(None, CELL), "torch fp16 channels_last"
+        bench.row(label, picture.name, 1, FULL, tflop, lambda run=run: run)
+        bench.row(f"{label}, CUDA graph", picture.name, 1, FULL, tflop, lambda run=run: bench.device.graph(run))
 
 
 def compile_time(bench: Bench, network: str) -> None:
     """torch.compile on the same pictures."""
-    for size in ((20, 30),) if bench.dry else SIZES:
+    for size in sizes(bench):
         picture = Picture.of(bench, network, size)
         half = peers.half(picture.model, bench.device)
         whole = peers.prepared(picture.image, half)
@@ -164,24 +148,9 @@ def compile_time(bench: Bench, network: str) -> None:
         bench.row(label, picture.name, 1, FULL, picture.tflop(None, CELL), run)
 
 
-def search(bench: Bench, network: str) -> None:
-    """Tiles and registers of triton's main convolution, which decide how many programs a multiprocessor holds."""
-    from ape_kernels.backends.triton import launch
-    from ape_kernels.backends.triton.config import Config
-
-    picture = Picture.of(bench, network, SIZES[0])
-    packed = pack(picture.model, Wish("triton", bench.dtype))
-    depths = Depths(None, CELL, RING)
-    with torch.inference_mode():
-        oracle = run_image(picture.image, picture.packed, depths)
-    for bm, warps, pipeline, registers, others in SEARCHED:
-        config = Config(bm, 64, 64, warps, pipeline, ".ca", True)
-        launch.shipped_for_images = lambda *_, config=config, registers=registers: (config, registers)
-        launch.ANY_BM = others
-
-        def run() -> Run:
-            check(run_image(picture.image, packed, depths), oracle)
-            return bench.device.graph(lambda: run_image(picture.image, packed, depths))
-
-        label = f"triton, shared maps, {bm} px, {warps} warps, {pipeline} deep, {registers} regs, others {others} px"
-        bench.row(label, picture.name, 1, FULL, picture.tflop(None, CELL), run)
+def profile(bench: Bench, network: str) -> None:
+    """Three runs of the smaller picture by the cuda backend."""
+    picture = Picture.of(bench, network, sizes(bench)[0])
+    packed = pack(picture.model, Wish(bench.backend("cuda"), bench.dtype))
+    for _ in range(3):
+        run_image(picture.image, packed, Depths(None, CELL, RING))

@@ -232,10 +232,9 @@ def compile_time(bench: Bench) -> None:
     images.compile_time(bench, EDSR)
 
 
-def image_time(bench: Bench) -> None:
-    images.image_time(bench, EDSR)
-    if not bench.dry:
-        images.search(bench, EDSR)
+def torch_images(bench: Bench) -> None:
+    images.torch_time(bench, EDSR)
+    images.ours(bench, EDSR, "torch")
 
 
 def profile(bench: Bench) -> None:
@@ -243,8 +242,13 @@ def profile(bench: Bench) -> None:
     fast, patches = bench.wrapped(bench.model(EDSR), "cuda"), bench.patches(2 if bench.dry else 132)
     for _ in range(2):
         fast.forward_patches(patches)
-    if not bench.dry:
-        torch.cuda.synchronize()
+    bench.device.wait()
+
+
+def profile_image(bench: Bench) -> None:
+    """Three runs of a picture by the cuda kernels. The profiler records a fused pair of the second one."""
+    images.profile(bench, EDSR)
+    bench.device.wait()
 
 
 def environment(bench: Bench) -> None:
@@ -284,8 +288,10 @@ STEPS = {
     "triton-time": triton_time,
     "torch-time": torch_time,
     "compile-time": compile_time,
-    "image-time": image_time,
+    **{f"{name}-images": partial(images.ours, network=EDSR, name=name) for name in ("cuda", "triton")},
+    "torch-images": torch_images,
     "profile": profile,
+    "profile-image": profile_image,
 }
 
 

@@ -158,6 +158,15 @@ IMAGES = [
 class TestImages:
     """Whole images on shared feature maps, by a plan."""
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+    def test_sanitizer(self, backend, dtype):
+        """Small and complete: what compute-sanitizer runs. Its windows end at the border and within cells."""
+        model = randomise(EDSR(4, 2, 64, 1)).to(DEVICE)
+        image = test_patches(1, 60, 85)
+        depths = Depths(torch.tensor([[[-1, 0, 1, 1, 0, -1]] * 4], device=DEVICE), 16, 4)
+        got = run_image(image, pack(model, Wish(backend, dtype)), depths)
+        assert_pictures_close(got, run_image(image, pack(model, Wish("torch", dtype)), depths), 2e-2)
+
     @pytest.fixture
     def run(self, backend):
         """``run(image, exit_at)``, EDSR 4x64 in float16."""

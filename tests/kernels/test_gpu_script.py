@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = [sys.executable, str(ROOT / "bench" / "gpu.py")]
+MEASURING = ["environment", "build", *(f"{name}-time" for name in ("cuda", "torch", "triton", "compile"))]
+MEASURING += [*(f"{name}-images" for name in ("cuda", "torch", "triton")), "ncu-worker", "ncu-image-pair", "verify"]
 SECONDS = 240
 
 
@@ -28,18 +30,17 @@ def start(out: Path, *arguments: str) -> subprocess.Popen:
 
 
 def test_every_measuring_step_writes_its_rows(tmp_path):
-    run = start(
-        tmp_path, "--only", "environment,build,cuda-time,torch-time,triton-time,image-time,ncu,verify,compile-time"
-    )
+    run = start(tmp_path, "--only", ",".join(MEASURING))
     printed, _ = run.communicate(timeout=SECONDS)
     records = lines(tmp_path)
     ended = {record["step"]: record["ended"] for record in records if record["kind"] == "step"}
     assert run.returncode == 0, printed
     assert set(ended.values()) <= {"ok", "skipped: ncu is not installed"}, printed
-    assert len(ended) == 9
+    assert set(ended) == set(MEASURING)
     assert not [record for record in records if record["kind"] == "refused"], printed
     rows = {record["row"] for record in records if record["kind"] == "row"}
-    assert {"cuda", "cuda in a CUDA graph", "triton", "torch fp16 channels_last", "triton, shared maps"} <= rows
+    assert {"cuda", "cuda in a CUDA graph", "triton", "torch fp16 channels_last"} <= rows
+    assert {f"{name}, shared maps" for name in ("cuda", "triton", "ape_kernels torch")} <= rows
     exits = {record["exits"] for record in records if record["kind"] == "row"}
     assert {"full depth", "50% of the body", "all leave after stage 0"} <= exits
     assert "half interpolated, a checkerboard" in exits
@@ -47,6 +48,14 @@ def test_every_measuring_step_writes_its_rows(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"results.jsonl", "log.txt", "table.txt"}
     assert "x own full depth" in printed
     assert (tmp_path / "table.txt").read_text().strip() in printed
+
+
+@pytest.mark.parametrize("step", ["profile", "profile-image"])
+def test_what_the_profiler_looks_at_runs(tmp_path, step):
+    folders = os.pathsep.join(str(ROOT / name) for name in ("", "python", "tests"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": folders}
+    command = [sys.executable, str(ROOT / "bench" / "gpu_steps.py"), step, str(tmp_path), "--dry-run"]
+    subprocess.run(command, env=environment, check=True, timeout=SECONDS)
 
 
 def test_an_interruption_keeps_what_was_measured_and_leaves_no_process(tmp_path):
