@@ -110,6 +110,16 @@ class TestCalibrate:
         assert run("calibrate", "-i", photos, "-n", weights, "-o", out, "--flops-share", 0.01) == 2
         assert "flops-share: expected at least 0." in capsys.readouterr().err
 
+    def test_a_bad_image_is_said_once_and_the_others_count(self, tmp_path, photos, capsys):
+        weights, out = tmp_path / "w.safetensors", tmp_path / "out.safetensors"
+        save_model(weights, spread_network(2, 2, 8, 1))
+        (photos / "bad.png").write_bytes(b"no picture")
+        assert run("calibrate", "-i", photos, "-n", weights, "-o", out, "--flops-share", 0.9) == 2
+        printed = capsys.readouterr()
+        assert printed.err.count("bad.png: not an image file") == 1
+        assert "1 of 4 images could not be taken; the threshold is the others'" in printed.err
+        assert "written:" in printed.out and out.exists()
+
     def test_a_plain_network_is_refused(self, tmp_path, photos, capsys):
         save_model(tmp_path / "plain.safetensors", spread_network(2, 2, 8, None))
         assert (

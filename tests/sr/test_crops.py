@@ -109,6 +109,24 @@ class TestSampler:
         with pytest.raises(UserError, match="lr-data: expected with one folder of images, got 2"):
             CropSampler([photos, photos], 2, 32, seed=3, lr_folder=photos)
 
+    @pytest.mark.parametrize("resident", [False, True])
+    def test_a_picture_cut_off_after_its_header_is_told_and_the_next_stands_in(self, photos, resident):
+        data = (photos / "b.bmp").read_bytes()
+        (photos / "b.bmp").write_bytes((photos / "c.webp").read_bytes())
+        expected = CropSampler([photos], 2, 32, seed=3).batch(0, 16)
+        (photos / "b.bmp").write_bytes(data[: len(data) // 2])
+        told = []
+        sampler = CropSampler([photos], 2, 32, seed=3, tell=told.append)
+        assert len(sampler.pairs) == 3 and not told
+        got = (ResidentCrops(sampler, torch.device("cpu")) if resident else sampler).batch(0, 16)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+        assert len(told) == 1 and "b.bmp" in told[0] and told[0].endswith("; the next image stands in for it")
+        for name in ("a.png", "c.webp"):  # the second is no picture any more
+            data = (photos / name).read_bytes()
+            (photos / name).write_bytes(data[: len(data) // 2])
+        with pytest.raises(UserError, match="data: expected images that can be decoded, none of 2 can"):
+            CropSampler([photos], 2, 32, seed=3).batch(0, 16)
+
     def test_small_pictures_are_left_out_and_counted(self, photos):
         sampler = CropSampler([photos], 2, 50, seed=0)
         assert (len(sampler.pairs), sampler.skipped) == (2, 1)

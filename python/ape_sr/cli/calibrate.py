@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ape_kernels import APEForward
 from ape_sr.checkpoint import load_model, save_model
 from ape_sr.cli.arguments import Commands, existing_folder, fraction, positive_float
+from ape_sr.cli.faults import Faults
 from ape_sr.cli.network import add_network_arguments, open_network, weights_path
 from ape_sr.errors import UserError
 from ape_sr.evaluate import ImagePair, Row, at_thresholds, evaluate, find_pairs, format_table
@@ -28,7 +29,8 @@ def add_parser(commands: Commands) -> None:
         "calibrate",
         description="Find the largest threshold that costs at most --max-loss-db of PSNR, or the smallest that needs "
         "at most --flops-share. Write the weights with it as their own threshold. PSNR is on Y, as the mean over the "
-        "images of a folder as `ape-sr evaluate` takes it.",
+        "images of a folder as `ape-sr evaluate` takes it. An image that cannot be read is reported, and the others "
+        "count.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(
@@ -56,9 +58,10 @@ def run(args: argparse.Namespace) -> None:
     network = open_network(args).network
     if not network.program.stages[0].has_exit:
         raise UserError(f"weights: expected a network with exits, got a plain one in {args.weights}")
-    found = _narrow(network, pairs, 0.0, 1.0, args)
+    faults = Faults()
+    found = _narrow(network, pairs, 0.0, 1.0, args, faults)
     for _ in range(ROUNDS - 1):
-        found = _narrow(network, pairs, found.low, found.high, args)
+        found = _narrow(network, pairs, found.low, found.high, args, faults)
     threshold = found.threshold
     print(format_table([found.full, found.row]))
     print(f"threshold {threshold:.4g} costs {found.full.number('psnr_y') - found.row.number('psnr_y'):.4f} dB")
@@ -66,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
     model.config["exit_threshold"] = model.exit_threshold = 1 - threshold
     save_model(args.output, model)
     print(f"written: {args.output}")
+    faults.check(len(pairs), "the threshold is the others'")
 
 
 class _Found(NamedTuple):
@@ -83,11 +87,18 @@ class _Found(NamedTuple):
 
 
 def _narrow(
-    network: APEForward, pairs: Sequence[ImagePair], low: float, high: float, args: argparse.Namespace
+    network: APEForward,
+    pairs: Sequence[ImagePair],
+    low: float,
+    high: float,
+    args: argparse.Namespace,
+    faults: Faults,
 ) -> _Found:
     """Try `STEPS` + 1 thresholds from `low` to `high`."""
     thresholds = [low + (high - low) * i / STEPS for i in range(STEPS + 1)]
-    full, *rows = evaluate(network, tqdm(pairs, unit="image", disable=None), at_thresholds([0.0, *thresholds]))
+    methods = at_thresholds([0.0, *thresholds])
+    full, *rows = evaluate(network, tqdm(pairs, unit="image", disable=None), methods, skip=faults)
+    faults.check_any_left(len(pairs))
     if args.flops_share is None:
         losses = [full.number("psnr_y") - row.number("psnr_y") for row in rows]
         best = max(i for i, loss in enumerate(losses) if loss <= args.max_loss_db or i == 0)

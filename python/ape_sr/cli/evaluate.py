@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from ape_kernels import APEForward, Report
 from ape_kernels.policy import Fidelity, threshold_from_gain
 from ape_sr.cli.arguments import Commands, counted, existing_folder, fidelity, fraction, non_negative_float
+from ape_sr.cli.faults import Faults
 from ape_sr.cli.network import add_network_arguments, open_network
 from ape_sr.data.images import write_image
 from ape_sr.errors import UserError
@@ -82,16 +82,10 @@ def run(args: argparse.Namespace) -> None:
     network = upscaler.network
     methods = [BICUBIC, PLAIN, *(_methods(args, network) or [_planned("auto", network)])]
     watch = None if args.exit_maps is None else _exit_maps(upscaler, args.exit_maps)
-    faults: list[UserError] = []
-
-    def skip(fault: UserError) -> None:
-        faults.append(fault)
-        tqdm.write(f"ape-sr: error: {fault}", file=sys.stderr)
-
-    rows = evaluate(network, tqdm(pairs, unit="image", disable=None), methods, watch, skip)
-    if len(faults) == len(pairs):
-        raise UserError(f"input: none of {len(pairs)} images could be taken")
-    print(f"{counted(len(pairs) - len(faults))}, scale {upscaler.scale}, backend {upscaler.backend}, {args.dtype}")
+    faults = Faults()
+    rows = evaluate(network, tqdm(pairs, unit="image", disable=None), methods, watch, faults)
+    faults.check_any_left(len(pairs))
+    print(f"{counted(len(rows[0].results))}, scale {upscaler.scale}, backend {upscaler.backend}, {args.dtype}")
     print(format_table(rows))
     if args.csv is not None:
         write_csv(args.csv, rows)
@@ -109,8 +103,7 @@ def run(args: argparse.Namespace) -> None:
         }
         with atomic_path(args.json) as temporary:
             temporary.write_text(json.dumps(detail, indent=2, allow_nan=False) + "\n")
-    if faults:
-        raise UserError(f"{len(faults)} of {len(pairs)} images could not be taken; the figures are of the others")
+    faults.check(len(pairs), "the figures are of the others")
 
 
 def _methods(args: argparse.Namespace, network: APEForward) -> list[Method]:

@@ -9,6 +9,7 @@ from inspect import signature
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from ape_sr.checkpoint import load_model
 from ape_sr.cli.arguments import Commands, counted, existing_folder, positive_float, positive_int
@@ -145,16 +146,24 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(str(error)) from None
         if ranks.leads:
             check_writable(args.out, "out", folder=True)
-        sampler = CropSampler(args.data, args.scale, args.patch, args.seed, args.lr_data)
+        tell = _say if ranks.leads else _say_nothing
+        sampler = CropSampler(args.data, args.scale, args.patch, args.seed, args.lr_data, tell)
         ranks.check_same("data", f"{len(sampler.pairs)} images of {sampler.nbytes} bytes decoded")
         if ranks.leads:
-            for fault in sampler.faults:
-                print(f"ape-sr: error: {fault}; left out", file=sys.stderr)
             print(f"{counted(len(sampler.pairs))} ({sampler.skipped} smaller than {args.patch}x{args.patch} left out)")
         config = TrainingConfig(**{field.name: getattr(args, field.name) for field in SETTINGS})
         weights = TrainingRun(model, _crops(sampler, device), config, args.out, str(device), ranks).run()
         if ranks.leads:
             print(f"weights: {weights}")
+
+
+def _say(fault: str) -> None:
+    """Print what is wrong with an image, above the bar."""
+    tqdm.write(f"ape-sr: error: {fault}", file=sys.stderr)
+
+
+def _say_nothing(fault: str) -> None:
+    """The first process says it."""
 
 
 def network_config(args: argparse.Namespace) -> dict[str, object]:

@@ -43,29 +43,35 @@ class CropSampler:
     scale: upscaling factor. patch: side of the HR crops in pixels, a multiple of `scale`. seed: of the whole run.
 
     Pictures are decoded and downscaled when they are drawn first, and kept as uint8, up to `MEMORY` bytes of them.
-    `nbytes` counts the bytes of all pictures, LR and HR. `skipped` counts the pictures that were left out,
-    and `faults` has a line for each that is none: its header cannot be read.
+    `nbytes` counts the bytes of all pictures, LR and HR. `skipped` counts the small pictures that were left out.
+    tell: called with a line for each file that is no picture, and for each that cannot be decoded when it is drawn; the
+    next one that can then stands in for it.
 
     Raises UserError for a patch that the scale does not divide, for an LR folder beside several folders, and for
     folders without a picture that is large enough.
     """
 
     def __init__(
-        self, folders: Sequence[Path], scale: int, patch: int, seed: int, lr_folder: Path | None = None
+        self,
+        folders: Sequence[Path],
+        scale: int,
+        patch: int,
+        seed: int,
+        lr_folder: Path | None = None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         if patch % scale:
             raise UserError(f"patch: expected a multiple of the scale {scale}, got {patch}")
         if lr_folder is not None and len(folders) > 1:
             raise UserError(f"lr-data: expected with one folder of images, got {len(folders)}")
-        self.scale, self.patch, self.seed = scale, patch, seed
+        self.scale, self.patch, self.seed, self._tell = scale, patch, seed, tell
         self.pairs: list[tuple[Path, Path | None]] = []
         self.skipped = self.nbytes = 0
-        self.faults: list[str] = []
         for pair in (pair for folder in folders for pair in find_training_pairs(folder, scale, lr_folder)):
             try:
                 width, height = (side - side % scale for side in image_size(pair[0]))
             except UserError as error:
-                self.faults.append(str(error))
+                tell(f"{error}; left out")
                 continue
             if min(width, height) < patch:
                 self.skipped += 1
@@ -77,6 +83,7 @@ class CropSampler:
             raise UserError(f"data: expected images of at least {patch}x{patch} pixels in {names}, found none")
         self._decoded: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._bytes = 0
+        self._broken: set[int] = set()
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         """LR ``[size, 3, patch / scale, patch / scale]`` and HR ``[size, 3, patch, patch]``, float32 in [0, 1]."""
@@ -96,11 +103,18 @@ class CropSampler:
             top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
             yield Crop(picture, top, left, int(rng.integers(4)), int(rng.integers(2)))
 
-    def load_all(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """LR and HR of every picture in turn, uint8 ``[h, w, 3]``. All cores decode files."""
+    def load_all(self) -> Iterator[tuple[np.ndarray, np.ndarray] | None]:
+        """LR and HR of every picture in turn, uint8 ``[h, w, 3]``; None for a broken one. All cores decode files."""
         with ThreadPoolExecutor() as pool:
-            for index, (lr, hr) in enumerate(pool.map(self._read, range(len(self.pairs)))):
-                yield self._matched(index, lr, hr)
+            for index, sides in enumerate(pool.map(self._read, range(len(self.pairs)))):
+                yield None if sides is None else self._matched(index, *sides)
+
+    def stand_in(self, picture: int) -> int:
+        """The number of the picture that is drawn in its place: its own, or if it is broken, the next that is not."""
+        for number in (*range(picture, len(self.pairs)), *range(picture)):
+            if number not in self._broken:
+                return number
+        raise UserError(f"data: expected images that can be decoded, none of {len(self.pairs)} can")
 
     def _cut(self, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
         lr, hr = self._pair(crop.picture)
@@ -111,20 +125,29 @@ class CropSampler:
 
     def _pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """LR and HR of a picture. Both are kept while there is room; the pair drawn longest ago goes first."""
-        if index in self._decoded:
-            self._decoded.move_to_end(index)
-            return self._decoded[index]
-        lr, hr = self._matched(index, *self._read(index))
+        sides = None
+        while sides is None:
+            index = self.stand_in(index)
+            if index in self._decoded:
+                self._decoded.move_to_end(index)
+                return self._decoded[index]
+            sides = self._read(index)
+        lr, hr = self._matched(index, *sides)
         self._decoded[index] = lr, hr
         self._bytes += lr.nbytes + hr.nbytes
         while self._bytes > MEMORY and len(self._decoded) > 1:
             self._bytes -= sum(side.nbytes for side in self._decoded.popitem(last=False)[1])
         return lr, hr
 
-    def _read(self, index: int) -> tuple[np.ndarray | None, np.ndarray]:
-        """The LR side from disk, or None if it has to be made, and the HR side."""
+    def _read(self, index: int) -> tuple[np.ndarray | None, np.ndarray] | None:
+        """The LR side from disk, or None if it has to be made, and the HR side. None for a pair that is broken."""
         hr_path, lr_path = self.pairs[index]
-        return None if lr_path is None else read_image(lr_path), modcrop(read_image(hr_path), self.scale)
+        try:
+            return None if lr_path is None else read_image(lr_path), modcrop(read_image(hr_path), self.scale)
+        except UserError as error:
+            self._broken.add(index)
+            self._tell(f"{error}; the next image stands in for it")
+            return None
 
     def _matched(self, index: int, lr: np.ndarray | None, hr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Both sides. The LR side is made, or its size is checked."""

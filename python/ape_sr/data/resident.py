@@ -23,12 +23,15 @@ class ResidentCrops:
         self._starts: list[tuple[int, int]] = []  # of the LR and the HR side of every picture
         self._lr_sizes: list[tuple[int, int]] = []
         used = 0
-        for lr, hr in sampler.load_all():
+        nothing = np.empty((0, 0, 3), np.uint8)
+        for lr, hr in (sides or (nothing, nothing) for sides in sampler.load_all()):
             self._starts.append((used, used + lr.size))
             self._lr_sizes.append(lr.shape[:2])
             for side in (lr, hr):
                 flat[used : used + side.size] = side.ravel()
                 used += side.size
+        for told in (self._starts, self._lr_sizes):
+            told[:] = [told[sampler.stand_in(number)] for number in range(len(told))]
         self._levels = torch.from_numpy(flat).to(device)
         self._white = torch.tensor(255.0, device=device)  # a tensor, because PyTorch multiplies by 1 / 255 for a number
 
