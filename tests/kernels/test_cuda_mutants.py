@@ -22,6 +22,7 @@ from ape_kernels.run.images import run_image
 from ape_sr.models import RCAN
 
 SECONDS = 20  # a mistake may also hang
+QUICK = "-O0"  # a mistake is built for a few runs: most of its time is the compiler's
 
 
 def problems() -> list[Callable[[], tuple[torch.Tensor, ...]]]:
@@ -127,9 +128,9 @@ def test_mistakes_are_noticed(monkeypatch, threads, mistake):
 
 def assert_noticed(monkeypatch, edit: tuple[str, str, str]) -> None:
     """The kernel is right as it is, and a run fails with the mistake planted."""
-    host = install(monkeypatch, HostLauncher(build()))
+    host = install(monkeypatch, HostLauncher(build(level=QUICK)))
     runs = problems()
     results = [run() for run in runs]
     assert unnoticed(host, "", runs, results)
-    host.library = build((edit,))
+    host.library = build((edit,), QUICK)
     assert not unnoticed(host, "", runs, results)
