@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from dataclasses import replace
 
 if os.environ.get("APE_TEST_DEVICE", "cpu") == "cpu":
@@ -31,6 +32,10 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
 
     # Without a check for integer overflow at each addition it is almost twice as fast.
     interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts the tests in the background has Ctrl-C ignored, and what they start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.backends.cudnn.allow_tf32 = False  # literal forwards are float32 too, and not TF32 as by default
 
