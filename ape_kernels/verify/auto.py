@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import ape_kernels
+from ape_kernels.precision import matmul_precision
 from ape_kernels.program import PatchProgram
 from ape_kernels.verify import cache
 from ape_kernels.verify.device import Device
@@ -94,7 +95,7 @@ def make_task(
         Device.of(device),
         str(dtype).removeprefix("torch."),
         (patch_size, patch_size),
-        torch.get_float32_matmul_precision(),
+        matmul_precision(),
         limit_s,
         operation,
     )

@@ -53,6 +53,7 @@ def run(folder: Path, module: str) -> None:
     """
     task = Task.read(folder / TASK)
     _end_with_parent(task.limit_s)
+    torch.set_float32_matmul_precision("highest")  # NVIDIA's containers set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE
     try:
         device = task.device.find()
         make, examine = (make_reference, measure)

@@ -54,6 +54,8 @@ class _Court:
             return Finding(backend, **json.loads(report.read_text()))
         if fault is not None:
             return Finding(backend, fault.text, passing=fault.late)
+        if not (self.folder / f"{module}.npz").exists():
+            return Finding(backend, "ended without results")
         results = self.arrays(f"{module}.npz")
         own = self.folder / f"{self.candidates[FALLBACK]}.npz"
         judged = why_images_wrong if self.task.operation == IMAGES else why_wrong

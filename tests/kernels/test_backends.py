@@ -178,6 +178,13 @@ class TestNativeBitwise:
         assert all(bitwise(results[0], other) for other in results[1:])
 
 
+# PyTorch's two ways to say so; after the second torch.get_float32_matmul_precision() raises.
+ALLOW_TF32 = (
+    lambda: torch.set_float32_matmul_precision("high"),
+    lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+)
+
+
 def test_float32_is_not_tf32_within_the_torch_backend(monkeypatch):
     """cuDNN's default is TF32, 1e-3 of the range off; what the user has set is put back, and "high" is respected."""
     model, patches = spread_network(), test_patches(2)
@@ -197,10 +204,12 @@ def test_float32_is_not_tf32_within_the_torch_backend(monkeypatch):
             assert "tf32" not in seen
             assert settings.allow_tf32 == before
         settings.allow_tf32 = True
-        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-        seen.clear()
-        fast.forward_patches(patches)
-        assert set(seen) == {"tf32"}
+        for allow in ALLOW_TF32:
+            allow()
+            seen.clear()
+            fast.forward_patches(patches)
+            assert set(seen) == {"tf32"}
+            torch.set_float32_matmul_precision("highest")
     finally:
         settings.allow_tf32 = allowed
 

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,12 @@ PLANTED = """
     from ape_kernels.backends import torch as honest
 
     assert os.environ["APE_AUTO"] == "off", "would verify again"
+    tf32 = []
 
     def run_patches(packed, patches, exits, out):
         honest.run_patches(packed, patches, exits, out)
         sr, exits, capacity = out
+        tf32.append(torch.backends.cuda.matmul.fp32_precision == "tf32")
         {spoil}
 """
 SPOILT = {
@@ -52,6 +55,7 @@ SPOILT = {
     "aborts": "os.abort()",
     "faults": "import ctypes; ctypes.string_at(0)",
     "quits": "print('planted', flush=True); os._exit(3)",
+    "silent": "os._exit(0)",
     "slow": "time.sleep(0.05)",
 }
 WHY_NOT = {
@@ -61,6 +65,7 @@ WHY_NOT = {
     "aborts": "crashed: SIGABRT",
     "faults": "crashed: SIGSEGV",
     "quits": "ended with status 3: planted",
+    "silent": "ended without results",
 }
 
 
@@ -147,6 +152,14 @@ class TestCandidates:
         task(limit_s=1.0).write(tmp_path / TASK)
         fault = run_module(["verify", "--candidate", "planted_hangs", "--folder", str(tmp_path)], tmp_path, 60)
         assert fault == Fault("crashed: SIGALRM")
+
+    def test_float32_is_exact_whatever_the_environment_says_and_timed_as_the_caller_has_it(self, plant, monkeypatch):
+        """TF32 in the reference would make every backend that computes in float32 wrong."""
+        monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
+        spy = plant("spy", PLANTED.format(spoil="assert tf32[-1] == (len(tf32) > 2), tf32"))
+        for precision, reason in (("high", ""), ("highest", "AssertionError: [False, False, False]")):
+            verdict = judge.verify(replace(task(), precision=precision), TORCH | spy, 60)
+            assert verdict.findings[1].why_not == reason
 
     def test_without_a_reference_nothing_is_judged(self, plant):
         verdict = judge.verify(task(), plant("torch", "import os; os.abort()") | plant("other", "1 / 0"), 60)

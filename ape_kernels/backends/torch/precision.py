@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
+from ape_kernels.precision import matmul_precision
+
 
 class _ExactFloat32:
     """In this context, float32 convolutions are computed in float32 and not in TF32.
 
     TF32 is cuDNN's default and is wrong by 1e-3 of the range of values.
-    ``torch.set_float32_matmul_precision("high")`` allows TF32 here, as it does in matrix products. The setting belongs
-    to the whole process: the first thread that enters changes it, and the last one that leaves restores it.
+    Who allows TF32 in matrix products (`matmul_precision`) allows it here. The setting belongs to the whole process:
+    the first thread that enters changes it, and the last one that leaves restores it.
     """
 
     def __init__(self) -> None:
@@ -25,7 +27,7 @@ class _ExactFloat32:
         cudnn: Any = torch.backends.cudnn  # its type declarations lack conv and rnn
         with self._lock:
             self._inside += 1
-            wanted = torch.get_float32_matmul_precision() == "highest" and cudnn.conv.fp32_precision == "tf32"
+            wanted = matmul_precision() == "highest" and cudnn.conv.fp32_precision == "tf32"
             if self._inside == 1 and wanted:
                 self._recurrent = cudnn.rnn.fp32_precision
                 cudnn.allow_tf32 = False  # for convolutions and RNNs: PyTorch raises where the two differ
