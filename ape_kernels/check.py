@@ -85,7 +85,9 @@ def _probe(program: PatchProgram, device: torch.device) -> Tensor:
     """A small random patch, in the range that the network reads."""
     generator = torch.Generator().manual_seed(0)
     size = [side * program.fold + -side * program.fold % program.multiple_of for side in PROBE_SIZE]
-    patch = value_range(program) * torch.rand(1, program.in_channels, *size, generator=generator)
+    patch = value_range(program) * torch.rand(
+        1, program.in_channels, *size, generator=generator, dtype=torch.float32, device="cpu"
+    )
     return patch.to(device)
 
 

@@ -86,9 +86,11 @@ class ExitFit:
         state = {}
         for name, value in vars(self).items():
             if isinstance(value, str):
-                state[name] = torch.tensor(list(bytes.fromhex(value)), dtype=torch.uint8)
+                state[name] = torch.tensor(list(bytes.fromhex(value)), dtype=torch.uint8, device="cpu")
             elif value is not None:
-                state[name] = value.cpu().contiguous() if isinstance(value, Tensor) else torch.tensor(value)
+                state[name] = (
+                    value.cpu().contiguous() if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
+                )
         return state
 
     @classmethod
