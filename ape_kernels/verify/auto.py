@@ -130,10 +130,11 @@ def find(key: Json, task: Task, candidates: Mapping[str, str], begin: float) -> 
             return kept, True
         if reason := why_none():
             return Verdict(why_not=reason), False
-        with cache.alone(key, task.limit_s):
+        deadline = begin + task.limit_s
+        with cache.alone(key, deadline - time.monotonic()):
             if (kept := _kept(key, candidates)) is not None:  # another process has just found it
                 return kept, True
-            left_s = task.limit_s - (time.monotonic() - begin)
+            left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return Verdict(why_not=f"another process has been verifying for {task.limit_s:.0f} s"), False
             verdict = verify(task, candidates, left_s)
