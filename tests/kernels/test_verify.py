@@ -18,6 +18,7 @@ import pytest
 import torch
 from support import DEVICE, spread_network
 
+import ape_kernels
 from ape_kernels import APEForward, backends, to_program
 from ape_kernels.program import PatchProgram
 from ape_kernels.verify import auto, command, judge
@@ -209,6 +210,22 @@ class TestChoice:
         (tmp_path / "json.py").write_text("raise SystemExit('not the standard library')")
         verdict = judge.verify(task(), TORCH | {"wrong": "planted_wrong"}, 60)
         assert "pixels off" in verdict.findings[1].why_not
+
+    @pytest.mark.parametrize("place", ["last", "nowhere"])
+    def test_this_package_is_found_and_hides_nothing(self, plant, monkeypatch, place):
+        """Where it is installed there may be old copies of modules of the standard library (pathlib, dataclasses)."""
+        home = str(Path(ape_kernels.__file__).parents[1])
+        entries = [entry for entry in sys.path if entry and Path(entry).resolve() != Path(home)]
+        monkeypatch.setattr(sys, "path", entries + [home] * (place == "last"))
+        spoil = f"""
+        import sys, json, ape_kernels
+        assert ape_kernels.__file__ == {ape_kernels.__file__!r}
+        order = [sys.path.index(entry) for entry in ({os.path.dirname(os.__file__)!r}, {home!r})]
+        assert order[0] < order[1] or {place == "nowhere"}, sys.path
+        """
+        spy = plant("spy", PLANTED.format(spoil="pass") + spoil.replace("\n        ", "\n    "))
+        verdict = judge.verify(task(), TORCH | spy, 60)
+        assert verdict.findings[1].why_not == ""
 
     @pytest.mark.parametrize("executable", [None, "", "/usr/bin/uwsgi"])
     def test_without_a_python_to_start_torch_runs(self, program, monkeypatch, caplog, executable):

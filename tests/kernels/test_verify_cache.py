@@ -166,7 +166,6 @@ class TestAlone:
         waiting.join()
         assert found == [(Verdict((Finding("torch", milliseconds=1.0),)), True)]
 
-
     def test_all_the_waiting_together_is_within_the_limit(self, monkeypatch):
         """For another thread first, which `begin` tells, and then for another process."""
         asked = replace(task(), limit_s=30.0)
