@@ -6,7 +6,7 @@ import torch
 
 
 def matmul_precision() -> str:
-    """ "highest", or "high" where TF32 is allowed on a GPU, whichever of PyTorch's settings says so.
+    """Either "high", where TF32 is allowed on a GPU, or "highest", whichever of PyTorch's settings says so.
 
     `torch.get_float32_matmul_precision` cannot be asked: it raises RuntimeError once the user has set
     ``torch.backends.cuda.matmul.fp32_precision = "tf32"``.

@@ -55,9 +55,8 @@ def convert(model: Network) -> PatchProgram:
     head = fold_span_conv(model.conv_1, "conv_1")
     channels, colors = head[0].shape[:2]
     normed = getattr(model, "is_norm", True)
-    img_range, mean = (
-        normalisation(model, colors) if normed else (1.0, torch.zeros(colors, dtype=torch.float64, device="cpu"))
-    )
+    no_mean = torch.zeros(colors, dtype=torch.float64, device="cpu")
+    img_range, mean = normalisation(model, colors) if normed else (1.0, no_mean)
     cat = expect_conv(model.conv_cat, "conv_cat", kernel=1, in_channels=4 * channels, out_channels=channels)
     conv, shuffle = expect_sequence(model.upsampler, "upsampler", 2)
     if not isinstance(shuffle, nn.PixelShuffle):

@@ -90,9 +90,7 @@ class ExitFit:
             if isinstance(value, str):
                 state[name] = torch.tensor(list(bytes.fromhex(value)), dtype=torch.uint8, device="cpu")
             elif value is not None:
-                state[name] = (
-                    value.cpu().contiguous() if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
-                )
+                state[name] = torch.as_tensor(value, device="cpu").contiguous()
         return state
 
     @classmethod
@@ -122,7 +120,8 @@ def _on(value: Tensor, device: torch.device) -> Tensor:
     """`value` on `device`. The copy is kept: a copy to a GPU makes the host wait, and cannot be captured in a graph."""
     if value.device == device or torch.compiler.is_compiling():
         return value.to(device)
-    copies = _COPIES.setdefault(value, {})
+    if (copies := _COPIES.get(value)) is None:
+        copies = _COPIES[value] = {}
     if device not in copies:
         copies[device] = value.to(device)
     return copies[device]

@@ -28,9 +28,8 @@ LEAST_ERROR = 1e-9  # mean squares below count as this: 90 dB
 RIDGE = 1e-6
 KINDS = 6
 SERVED, SLACK = 0.98, 1.0  # of the cells of MEASURE pixels, so many get what was asked for less so many dB
-SHIFTS = torch.arange(
-    -2.0, 6.0, 0.1, dtype=torch.float32, device="cpu"
-)  # margins that are tried, in errors of a candidate
+# margins that are tried, in errors of a candidate
+SHIFTS = torch.arange(-2.0, 6.0, 0.1, dtype=torch.float32, device="cpu")
 SLIGHT = 1e-3  # share of the range
 NOISE = 10 / 255  # highest standard deviation of noise, as a share of the range
 
@@ -141,8 +140,8 @@ def _copies(image: Tensor, number: int, white: float) -> Iterator[Tensor]:
             yield image.mean(0, keepdim=True).expand_as(image)
         case 1:
             generator = torch.Generator().manual_seed(number)
-            made = dict(generator=generator, dtype=torch.float32, device="cpu")
-            noise = torch.randn(image.shape, **made) * torch.rand(1, **made) * NOISE * white
+            noise = torch.randn(image.shape, generator=generator, dtype=torch.float32, device="cpu")
+            noise = noise * torch.rand(1, generator=generator, dtype=torch.float32, device="cpu") * NOISE * white
             yield (image + noise.to(image.device)).clamp(0, white)
         case 2:
             yield image / 2
