@@ -16,10 +16,10 @@ import ape_kernels
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a process failed. late: whether it was killed at its time limit."""
+    """Why a process failed. passing: as in `Finding`. The system kills a process if there is no memory."""
 
     text: str
-    late: bool = False
+    passing: bool = False
 
 
 def why_none() -> str:
@@ -53,12 +53,12 @@ def run_module(arguments: list[str], folder: Path, limit_s: float) -> Fault | No
     try:
         code = process.wait(limit_s)
     except subprocess.TimeoutExpired:
-        return Fault(f"took more than {limit_s:.0f} s", late=True)
+        return Fault(f"took more than {limit_s:.0f} s", passing=True)
     finally:
         if process.poll() is None:
             _kill(process)
     if code < 0:
-        return Fault(f"crashed: {signal.Signals(-code).name}")
+        return Fault(f"crashed: {signal.Signals(-code).name}", passing=-code == signal.SIGKILL)
     return Fault(f"ended with status {code}: {_last_line(output)}") if code else None
 
 

@@ -52,7 +52,7 @@ class Finding:
 
     why_not: why the candidate is not right; empty if it is. milliseconds: per patch, or for as many pixels of an image,
     in a call that fills the device; None if the candidate is not right. passing: whether the reason may be gone another
-    time (no memory, no time).
+    time (no memory, no time, no room on the disk).
     """
 
     backend: str

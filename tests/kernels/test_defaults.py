@@ -42,7 +42,7 @@ def deterministic():
 
 @contextmanager
 def tf32():
-    """PyTorch's newer switch, after which torch.get_float32_matmul_precision() raises. It changes nothing on a CPU."""
+    """PyTorch's newer switch, after which torch.get_float32_matmul_precision() raises."""
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:
         yield
@@ -55,9 +55,9 @@ SETTINGS = {
     "float16": lambda: default_dtype(torch.float16),
     "float64": lambda: default_dtype(torch.float64),
     "inference": torch.inference_mode,
-    "deterministic": deterministic,
-    **({"TF32": tf32} if DEVICE.type == "cpu" else {}),
 }
+if DEVICE.type == "cpu":  # on a GPU the one asks for CUBLAS_WORKSPACE_CONFIG, and the other changes pictures
+    SETTINGS |= {"deterministic": deterministic, "TF32": tf32}
 NETWORKS = {
     "EDSR": spread_network,
     "RCAN": lambda: randomise(RCAN(2, 2, 2, 16)).to(DEVICE),

@@ -53,6 +53,8 @@ SPOILT = {
     "wrong": "sr[3, 1, 5, 6] += 2e-3",
     "raises": "raise ValueError('planted\\nsecond line')",
     "no_memory": "raise torch.OutOfMemoryError('planted')",
+    "no_room": "raise OSError(28, 'planted')",
+    "killed": "os.kill(os.getpid(), 9)",
     "aborts": "os.abort()",
     "faults": "import ctypes; ctypes.string_at(0)",
     "quits": "print('planted', flush=True); os._exit(3)",
@@ -63,6 +65,8 @@ WHY_NOT = {
     "wrong": "run_patches: pixels off by up to",
     "raises": "ValueError: planted",
     "no_memory": "OutOfMemoryError: planted",
+    "no_room": "OSError: [Errno 28] planted",
+    "killed": "crashed: SIGKILL",
     "aborts": "crashed: SIGABRT",
     "faults": "crashed: SIGSEGV",
     "quits": "ended with status 3: planted",
@@ -127,7 +131,7 @@ class TestCandidates:
         assert all(findings[name].right for name in ("torch", "faithful", "slow")), verdict
         assert findings["slow"].milliseconds > 50 / 24 > findings["faithful"].milliseconds
         assert verdict.chosen in ("torch", "faithful")
-        assert [name for name, finding in findings.items() if finding.passing] == ["no_memory"]
+        assert [name for name, finding in findings.items() if finding.passing] == ["no_memory", "no_room", "killed"]
         assert not verdict.settled
 
     def test_one_that_hangs_is_killed_with_all_it_started_and_leaves_time_to_the_next(self, plant, tmp_path):
