@@ -158,11 +158,12 @@ class _Rows:
         last = tail[-1]
         resolution = math.prod(step.shuffle for step in tail)
         color, row, column = torch.meshgrid(
-            *(torch.arange(n) for n in (len(last.weight) // last.shuffle**2, resolution, resolution)), indexing="ij"
+            *(torch.arange(n, device="cpu") for n in (len(last.weight) // last.shuffle**2, resolution, resolution)),
+            indexing="ij",
         )
         color, row, column = color.flatten(), row.flatten(), column.flatten()
         none = torch.zeros_like(color)
-        where = torch.stack([torch.arange(len(color)), row, column, none, none], dim=1)
+        where = torch.stack([torch.arange(len(color), device="cpu"), row, column, none, none], dim=1)
         colors = torch.eye(int(color[-1]) + 1, dtype=last.weight.dtype, device=last.weight.device)
         rows = cls(colors[_on(colors.device, color)], where, len(color), [])
         for number, step in reversed(list(enumerate(tail))):
@@ -182,7 +183,7 @@ class _Rows:
         subpixel = inner[:, 0] * factor + inner[:, 1]  # which of the shuffle's factor * factor values
         channels, size = step.weight.shape[1], step.weight.shape[2]
         weight = step.weight.unflatten(0, (-1, factor**2)).permute(1, 0, 3, 4, 2).flatten(2)
-        tap = torch.cartesian_prod(*[torch.arange(size) - size // 2] * 2)
+        tap = torch.cartesian_prod(*[torch.arange(size, device="cpu") - size // 2] * 2)
         position = position[:, None] + tap
         away = position // resolution  # in low-resolution pixels
         if away.abs().max() > reach:
@@ -222,7 +223,7 @@ def _unique(where: Tensor) -> tuple[Tensor, Tensor]:
     This is faster than ``where.unique(dim=0)``.
     """
     lowest = where.amin(dim=0)
-    key = torch.zeros(len(where), dtype=torch.int64)
+    key = torch.zeros(len(where), dtype=torch.int64, device="cpu")
     for column, low, high in zip(where.unbind(1), lowest.tolist(), where.amax(dim=0).tolist(), strict=True):
         key = key * (high - low + 1) + column - low
     keys, inverse = key.unique(return_inverse=True)
@@ -233,7 +234,7 @@ def _unique(where: Tensor) -> tuple[Tensor, Tensor]:
 
 def _add(total: Tensor, at: Tensor, amounts: Tensor, where: Tensor, classes: tuple[int, int]) -> None:
     """Add to `total` those of `amounts` that have not left a map on a side where the map ends."""
-    kept = ((where[:, 3:] & torch.tensor(classes)) == 0).all(dim=1).nonzero()[:, 0]
+    kept = ((where[:, 3:] & torch.tensor(classes, device="cpu")) == 0).all(dim=1).nonzero()[:, 0]
     total.index_add_(0, _on(total.device, at[kept]), amounts[_on(total.device, kept)])
 
 

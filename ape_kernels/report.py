@@ -109,14 +109,14 @@ def make_cell_report(program: PatchProgram, depths: Depths, image: Tensor, plan:
     """The report of images ``[B, C, H, W]`` whose cells ran to `depths` (in pixels of the image), planned by `plan`."""
     batch, _, height, width = image.shape
     stages, cell = len(program.stages), depths.cell
-    rows, columns = (torch.arange(0, side, cell) for side in (height, width))
+    rows, columns = (torch.arange(0, side, cell, device="cpu") for side in (height, width))
     area = ((rows + cell).clamp(max=height) - rows)[:, None] * ((columns + cell).clamp(max=width) - columns)
     area = area.expand(batch, -1, -1)
     exit_at = torch.full(area.shape, stages - 1, device=image.device) if depths.exit_at is None else depths.exit_at
     index = exit_at.cpu()
 
     def done(flops_to_stage: list[int]) -> int:
-        flops = torch.tensor([*flops_to_stage, 0])  # -1 is the last
+        flops = torch.tensor([*flops_to_stage, 0], device="cpu")  # -1 is the last
         return int((area * flops[index]).sum()) // program.fold**2
 
     whole = [program.flops_to_stage(i) for i in range(stages)]
@@ -124,7 +124,7 @@ def make_cell_report(program: PatchProgram, depths: Depths, image: Tensor, plan:
     pixels = int(area.sum())
     return Report(
         exit_at,
-        torch.full(area.shape, math.nan, device=image.device),
+        torch.full(area.shape, math.nan, dtype=torch.float32, device=image.device),
         torch.bincount(index[index >= 0], minlength=stages),
         int((index < 0).sum()),
         done(whole),

@@ -54,7 +54,7 @@ def sharing_of(table: Tensor) -> Tensor:
     if far := {Opcode(row[Column.OPCODE]).name for row in table.tolist() if row[Column.OPCODE] in FAR}:
         raise ValueError(f"table: expected steps that read a few pixels around alone, got {', '.join(sorted(far))}")
     program = _Rows.of(table)
-    shares = torch.tensor([[0, NO_BUFFER]] * len(table), dtype=torch.int32)
+    shares = torch.tensor([[0, NO_BUFFER]] * len(table), dtype=torch.int32, device="cpu")
     for step in program.steps():
         shares[step.row, Share.REACH], shares[step.row, Share.CARRY] = step.reach, step.carry
     return shares

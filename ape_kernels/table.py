@@ -126,7 +126,7 @@ def pack(program: PatchProgram, layout: WeightLayout, *, dtype: torch.dtype, dev
         table.add(stage.steps, program)
     table.row(Opcode.TAIL)
     table.add(program.tail, program)
-    return PackedProgram(torch.tensor(table.rows, dtype=torch.int32), table.weights())
+    return PackedProgram(torch.tensor(table.rows, dtype=torch.int32, device="cpu"), table.weights())
 
 
 class _Table:

@@ -45,7 +45,7 @@ def expect_activation(module: object, path: str, channels: int) -> tuple[Activat
         case nn.ReLU():
             return Activation.RELU, None
         case nn.LeakyReLU():
-            return Activation.PRELU, torch.full((channels,), module.negative_slope)
+            return Activation.PRELU, torch.full((channels,), module.negative_slope, dtype=torch.float32, device="cpu")
         case nn.PReLU():
             if module.num_parameters not in (1, channels):
                 raise refuse(path, f"num_parameters 1 or {channels}", module.num_parameters)

@@ -113,7 +113,7 @@ def affine(scale: float | Tensor, offset: Tensor) -> nn.Conv2d:
     """``scale * x + offset`` as a 1x1 convolution. offset: ``[C]``. scale: a number or ``[C]``."""
     conv: Any = nn.utils.skip_init(nn.Conv2d, len(offset), len(offset), 1, dtype=torch.float64)  # typed as a Module
     with torch.no_grad():
-        conv.weight.copy_((scale * torch.eye(len(offset)))[:, :, None, None])
+        conv.weight.copy_((scale * torch.eye(len(offset), dtype=torch.float32, device="cpu"))[:, :, None, None])
         conv.bias.copy_(offset)
     return conv
 

@@ -18,7 +18,8 @@ class _Reached(Exception):
 def probe_patch(like: Tensor, colors: int) -> Tensor:
     """The patch that is run: ``[1, colors, SIDE, SIDE]`` from 0 to 1, on the device and in the dtype of `like`."""
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(1, colors, SIDE, SIDE, generator=generator).to(like.device, like.dtype)
+    patch = torch.rand(1, colors, SIDE, SIDE, generator=generator, dtype=torch.float32, device="cpu")
+    return patch.to(like.device, like.dtype)
 
 
 def entering(model: nn.Module, part: nn.Module, patch: Tensor) -> Tensor | None:

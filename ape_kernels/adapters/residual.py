@@ -220,7 +220,7 @@ def _mean_shift(
         convs = convs if used else []
     if rgb_range == 1 and (fold == 1 or not convs):
         return (convs[0], convs[1]) if convs else None
-    sub_mean, add_mean = convs or [affine(1, torch.zeros(colors))] * 2
+    sub_mean, add_mean = convs or [affine(1, torch.zeros(colors, dtype=torch.float64, device="cpu"))] * 2
     return _pointwise(sub_mean, before=rgb_range, fold=fold), _pointwise(add_mean, after=1 / rgb_range)
 
 
@@ -247,5 +247,5 @@ def _pointwise(conv: nn.Conv2d, *, before: float = 1.0, after: float = 1.0, fold
     bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach().double().cpu() * after
     made = affine(1, bias.repeat_interleave(fold**2))
     with torch.no_grad():
-        made.weight.copy_(torch.kron(weight, torch.eye(fold**2, dtype=weight.dtype))[:, :, None, None])
+        made.weight.copy_(torch.kron(weight, torch.eye(fold**2, dtype=weight.dtype, device="cpu"))[:, :, None, None])
     return made

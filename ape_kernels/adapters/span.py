@@ -55,7 +55,8 @@ def convert(model: Network) -> PatchProgram:
     head = fold_span_conv(model.conv_1, "conv_1")
     channels, colors = head[0].shape[:2]
     normed = getattr(model, "is_norm", True)
-    img_range, mean = normalisation(model, colors) if normed else (1.0, torch.zeros(colors))
+    no_mean = torch.zeros(colors, dtype=torch.float64, device="cpu")
+    img_range, mean = normalisation(model, colors) if normed else (1.0, no_mean)
     cat = expect_conv(model.conv_cat, "conv_cat", kernel=1, in_channels=4 * channels, out_channels=channels)
     conv, shuffle = expect_sequence(model.upsampler, "upsampler", 2)
     if not isinstance(shuffle, nn.PixelShuffle):
@@ -63,7 +64,7 @@ def convert(model: Network) -> PatchProgram:
     scale = shuffle.upscale_factor
     conv = expect_conv(conv, "upsampler.0", kernel=3, in_channels=channels, out_channels=colors * scale**2)
     blocks = [_block(model, name, HEAD if name == BLOCKS[0] else STREAM) for name in BLOCKS]
-    keep = Conv(STREAM, FIRST, torch.eye(channels)[:, :, None, None])
+    keep = Conv(STREAM, FIRST, torch.eye(channels, dtype=torch.float32, device="cpu")[:, :, None, None])
     closing = (  # in the stage, because only one buffer leaves it
         Conv(STREAM, HIDDEN, *fold_span_conv(model.conv_2, "conv_2")),
         conv_step(cat, (HEAD, HIDDEN, FIRST, LATE), ACTIVE),
@@ -89,7 +90,7 @@ def _block(model: Network, path: str, src: int) -> list[Step]:
         fold_span_conv(getattr(block, name, None), f"{path}.{name}") for name in ("c1_r", "c2_r", "c3_r")
     )
     channels = len(first[0])
-    both = torch.eye(2 * channels)[:, :, None, None]
+    both = torch.eye(2 * channels, dtype=torch.float32, device="cpu")[:, :, None, None]
     return [
         Conv(src, HIDDEN, *first),
         Module(HIDDEN, LATE, nn.SiLU()),

@@ -287,7 +287,7 @@ class Tail:
     def _residual(self) -> None:
         """``x + conv_last / img_range``, with x made from SHIFTED again."""
         self._only("conv_last")
-        kernel = self._kernel(self._last(self.channels), torch.zeros(1, dtype=torch.float64))
+        kernel = self._kernel(self._last(self.channels), torch.zeros(1, dtype=torch.float64, device="cpu"))
         picture = TAIL + len(self.buffers)
         self.buffers.append(Buffer(self.colors))
         self.steps.append(conv_step(affine(1 / self.range, self.mean), SHIFTED, picture))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ape_kernels.backends.protocol import FitTensors, Predictions
 from ape_kernels.plan.tones import toned
@@ -63,9 +64,10 @@ class ExitFit:
 
     def to(self, device: torch.device | str) -> ExitFit:
         """The same fit with its tensors on `device`; itself if they are there."""
-        if self.mean.device == torch.device(device):
+        place = torch.device(device)
+        if self.mean.device == place:
             return self
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors = {name: _on(value, place) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
 
     def predict(self, statistics: Tensor, backend: str = "torch") -> Predictions:
@@ -79,16 +81,16 @@ class ExitFit:
 
     def colours(self, image: Tensor) -> Tensor:
         """What cells are interpolated from: the image ``[B, C, H, W]`` in the network's own tones."""
-        return image if self.tones is None else toned(image, self.tones.to(image.device), self.value_range)
+        return image if self.tones is None else toned(image, _on(self.tones, image.device), self.value_range)
 
     def state(self) -> dict[str, Tensor]:
         """All of it as tensors, for a file; `from_state` makes the fit again."""
         state = {}
         for name, value in vars(self).items():
             if isinstance(value, str):
-                state[name] = torch.tensor(list(bytes.fromhex(value)), dtype=torch.uint8)
+                state[name] = torch.tensor(list(bytes.fromhex(value)), dtype=torch.uint8, device="cpu")
             elif value is not None:
-                state[name] = value.cpu().contiguous() if isinstance(value, Tensor) else torch.tensor(value)
+                state[name] = torch.as_tensor(value, device="cpu").contiguous()
         return state
 
     @classmethod
@@ -109,6 +111,20 @@ class ExitFit:
             else:
                 values[field.name] = tensor.item()
         return cls(**values)  # pyright: ignore[reportArgumentType] - by the annotations above
+
+
+_COPIES = WeakTensorKeyDictionary()  # of the tensors of fits, by device
+
+
+def _on(value: Tensor, device: torch.device) -> Tensor:
+    """`value` on `device`. The copy is kept: a copy to a GPU makes the host wait, and cannot be captured in a graph."""
+    if value.device == device or torch.compiler.is_compiling():
+        return value.to(device)
+    if (copies := _COPIES.get(value)) is None:
+        copies = _COPIES[value] = {}
+    if device not in copies:
+        copies[device] = value.to(device)
+    return copies[device]
 
 
 def fingerprint_of(model: nn.Module) -> str:

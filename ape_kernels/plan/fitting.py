@@ -28,7 +28,8 @@ LEAST_ERROR = 1e-9  # mean squares below count as this: 90 dB
 RIDGE = 1e-6
 KINDS = 6
 SERVED, SLACK = 0.98, 1.0  # of the cells of MEASURE pixels, so many get what was asked for less so many dB
-SHIFTS = torch.arange(-2.0, 6.0, 0.1)  # margins that are tried, in errors of a candidate
+# margins that are tried, in errors of a candidate
+SHIFTS = torch.arange(-2.0, 6.0, 0.1, dtype=torch.float32, device="cpu")
 SLIGHT = 1e-3  # share of the range
 NOISE = 10 / 255  # highest standard deviation of noise, as a share of the range
 
@@ -96,7 +97,7 @@ def fit_exits(
         held_back[away] = standard.predict(cells.statistics[away], standard.solve(cells, truth, ~away))
     low, high = cells.statistics.amin(0), cells.statistics.amax(0)
     low[-1], high[-1] = -SLIGHT, 1 + SLIGHT  # black and white bars are on many pictures, and rounding moves their mean
-    kinds = torch.quantile(cells.kind, torch.arange(1, KINDS) / KINDS)
+    kinds = torch.quantile(cells.kind, torch.arange(1, KINDS, dtype=torch.float32, device="cpu") / KINDS)
     fit = ExitFit(
         fingerprint=fingerprint_of(model),
         scale=program.scale,
@@ -139,7 +140,8 @@ def _copies(image: Tensor, number: int, white: float) -> Iterator[Tensor]:
             yield image.mean(0, keepdim=True).expand_as(image)
         case 1:
             generator = torch.Generator().manual_seed(number)
-            noise = torch.randn(image.shape, generator=generator) * torch.rand(1, generator=generator) * NOISE * white
+            noise = torch.randn(image.shape, generator=generator, dtype=torch.float32, device="cpu")
+            noise = noise * torch.rand(1, generator=generator, dtype=torch.float32, device="cpu") * NOISE * white
             yield (image + noise.to(image.device)).clamp(0, white)
         case 2:
             yield image / 2
@@ -153,13 +155,13 @@ class _Standard:
 
     def __init__(self, mean: Tensor, deviation: Tensor, precision: Tensor) -> None:
         self.mean, self.deviation, self.precision = mean, deviation, precision
-        self._rows, self._columns = torch.triu_indices(len(mean) + 1, len(mean) + 1)
+        self._rows, self._columns = torch.triu_indices(len(mean) + 1, len(mean) + 1, device="cpu")
 
     @classmethod
     def of(cls, cells: Cells) -> _Standard:
         mean, deviation = cells.statistics.mean(0), cells.statistics.std(0).clamp_min(1e-3)
         z = ((cells.statistics - mean) / deviation).double()
-        precision = torch.linalg.inv(z.T @ z / len(z) + 1e-3 * torch.eye(len(mean), dtype=torch.float64))
+        precision = torch.linalg.inv(z.T @ z / len(z) + 1e-3 * torch.eye(len(mean), dtype=torch.float64, device="cpu"))
         return cls(mean, deviation, precision.float())
 
     def leverages(self, statistics: Tensor) -> Tensor:
@@ -196,7 +198,7 @@ def _needed(cells: Cells, truth: Tensor, held_back: Tensor, kind: Tensor) -> Ten
     squares = torch.where(middle, (held_back - truth).square(), 0.0).sum(0)
     error = (squares / middle.sum(0).clamp_min(1)).sqrt().clamp_min(0.5)
     reached = torch.cat([cells.error, torch.zeros_like(cells.error[:, :1])], 1)
-    needed = torch.empty(KINDS, truth.shape[1], LEVELS)
+    needed = torch.empty(KINDS, truth.shape[1], LEVELS, dtype=torch.float32, device="cpu")
     for k in range(KINDS):
         rows = (kind == k).nonzero()[:, 0]
         _, whole = torch.unique(cells.whole[rows], return_inverse=True)

@@ -61,7 +61,9 @@ class Measured(NamedTuple):
         numbers = ops.statistics(
             image, self.cell, self.value_range, choose_for_patches("cpu", image.device, image.dtype)
         )[0]
-        row, column = (torch.arange(len(side.flatten())) * self.cell // MEASURE for side in (heights, widths))
+        row, column = (
+            torch.arange(len(side.flatten()), device="cpu") * self.cell // MEASURE for side in (heights, widths)
+        )
         whole = (row[:, None] * (column[-1] + 1) + column[None]).flatten()
         error, area = self.errors(image), (heights * widths).flatten()
         kind = mean_by(kind_of(numbers).flatten().cpu(), whole)[whole]

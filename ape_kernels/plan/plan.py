@@ -86,7 +86,7 @@ def make_plan(fit: ExitFit, program: PatchProgram, image: Tensor, fidelity: floa
     backend: the one that is to compute the statistics, if it can.
     Raises ValueError for a fit of another network's shape, and for another fidelity.
     """
-    asked = torch.full((len(image),), check_fidelity(fidelity), device=image.device)
+    asked = torch.full((len(image),), check_fidelity(fidelity), dtype=torch.float32, device=image.device)
     return _Outlook.of(fit, program, image, backend).plan(asked)
 
 
@@ -102,7 +102,9 @@ def plan_within(fit: ExitFit, program: PatchProgram, image: Tensor, budget: floa
 
 def plan_for(fit: ExitFit, program: PatchProgram, image: Tensor, asked: float, backend: str = "torch") -> Plan:
     """As `make_plan`, also for what a budget allows: any number of dB, the infinite ones among them."""
-    return _Outlook.of(fit, program, image, backend).plan(torch.full((len(image),), asked, device=image.device))
+    return _Outlook.of(fit, program, image, backend).plan(
+        torch.full((len(image),), asked, dtype=torch.float32, device=image.device)
+    )
 
 
 def levels_of(fit: ExitFit, image: Tensor, backend: str = "torch") -> Tensor:

@@ -52,4 +52,4 @@ def _fidelity(fit: ExitFit, packed: Packed, samples: Sequence[Tensor]) -> float:
         deepest = (plan.exit_at[0] == fit.stages - 1).repeat_interleave(side, 0).repeat_interleave(side, 1)
         at_full_depth = squares[deepest[: squares.shape[0], : squares.shape[1]]].double()
         total, count = total + float(at_full_depth.sum()), count + at_full_depth.numel()
-    return -10 * float(torch.tensor(total / count).log10()) if total > 0 else float("inf")
+    return -10 * float(torch.tensor(total / count, device="cpu").log10()) if total > 0 else float("inf")

@@ -32,14 +32,14 @@ def measure_tones(run: Callable[[Tensor], Tensor], value_range: float, device: t
         answers = [_centre(run(_flat(part))) for part in colours.split(CHUNK)]
         return (torch.cat(answers) - colours).view(len(axis), len(axis), len(axis), 3)
 
-    grid = torch.linspace(0, value_range, COARSE, device=device)
+    grid = torch.linspace(0, value_range, COARSE, dtype=torch.float32, device=device)
     coarse = shifts(grid)
     corners = coarse.unfold(0, 2, 1).unfold(1, 2, 1).unfold(2, 2, 1)
     between = shifts((grid[1:] + grid[:-1]) / 2) - corners.mean((-1, -2, -3))
     if between.square().mean().sqrt() <= TOLERANCE * value_range:
         nothing = coarse.square().mean().sqrt() <= NOTHING * value_range
         return None if nothing else coarse
-    return shifts(torch.linspace(0, value_range, FINE, device=device))
+    return shifts(torch.linspace(0, value_range, FINE, dtype=torch.float32, device=device))
 
 
 def toned(image: Tensor, tones: Tensor, value_range: float) -> Tensor:

@@ -55,7 +55,7 @@ def run_levels(
     assert sharing is not None
     _check(levels, packed)
     height, width, channels = levels.image.shape
-    like = torch.empty(1).expand(1, channels, height, width)
+    like = torch.empty(1, dtype=torch.float32, device="cpu").expand(1, channels, height, width)
     check_image(like, packed.tensors, sharing, depths, colours, shape.fold)
     exit_at = None if depths.exit_at is None else depths.exit_at.contiguous()
     if colours is not None:
@@ -78,7 +78,7 @@ def _extended(image: NDArray[Any], fold: int) -> NDArray[Any]:
     image = np.ascontiguousarray(image)
     if image.shape[0] % fold == image.shape[1] % fold == 0:
         return image
-    places = torch.arange(image.shape[0] * image.shape[1]).view(1, 1, *image.shape[:2])
+    places = torch.arange(image.shape[0] * image.shape[1], device="cpu").view(1, 1, *image.shape[:2])
     places = reflect_to_multiple(places, fold)[0, 0].numpy()
     return image.reshape(-1, image.shape[2])[places]
 

@@ -93,7 +93,7 @@ class Parts:
         cells = (0, *self._cells(part, whole))
         cost, fidelity = plan.cost[cells].double().cpu(), plan.fidelity[cells].double().cpu()
         heights, widths = (
-            torch.tensor([min(plan.cell, side - first) for first in range(0, side, plan.cell)])
+            torch.tensor([min(plan.cell, side - first) for first in range(0, side, plan.cell)], device="cpu")
             for side in (part.height, part.width)
         )
         area = heights[:, None] * widths[None]

@@ -130,7 +130,8 @@ class Runner:
         if self.cut is not None or not levels.can(self.packed):
             return None
         height, width, channels = given.image.shape
-        like = torch.empty(1).expand(1, channels, height, width)  # its shape, without its memory
+        one = torch.empty(1, dtype=torch.float32, device="cpu")
+        like = one.expand(1, channels, height, width)  # its shape, without its memory
         way = self._way(pixels, like, None, plan)
         levels.run_levels(given, self.packed, way.depths, way.colours, progress, kept)
         return make_cell_report(self.packed.program, way.depths, like, way.plan)

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import ape_kernels
+from ape_kernels.precision import matmul_precision
 from ape_kernels.program import PatchProgram
 from ape_kernels.verify import cache
 from ape_kernels.verify.device import Device
@@ -94,7 +95,7 @@ def make_task(
         Device.of(device),
         str(dtype).removeprefix("torch."),
         (patch_size, patch_size),
-        torch.get_float32_matmul_precision(),
+        matmul_precision(),
         limit_s,
         operation,
     )
@@ -129,10 +130,11 @@ def find(key: Json, task: Task, candidates: Mapping[str, str], begin: float) -> 
             return kept, True
         if reason := why_none():
             return Verdict(why_not=reason), False
-        with cache.alone(key, task.limit_s):
+        deadline = begin + task.limit_s
+        with cache.alone(key, deadline - time.monotonic()):
             if (kept := _kept(key, candidates)) is not None:  # another process has just found it
                 return kept, True
-            left_s = task.limit_s - (time.monotonic() - begin)
+            left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return Verdict(why_not=f"another process has been verifying for {task.limit_s:.0f} s"), False
             verdict = verify(task, candidates, left_s)

@@ -2,7 +2,7 @@
 
 The key of a verdict is everything that the verdict depends on. A hash of the key names the file, and the file holds the
 key as well. A damaged file, or a file with another key, counts as missing. A verdict that is not settled (no memory, no
-time) counts for one hour.
+time, no room on the disk) counts for one hour.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ape_kernels.backends import modules_able
+from ape_kernels.precision import matmul_precision
 from ape_kernels.verify.device import Device
 from ape_kernels.verify.judge import verify
 from ape_kernels.verify.programs import PROGRAMS
@@ -72,7 +73,7 @@ def _findings(
     signature = PROGRAMS[name]
     able, reasons = modules_able(program_of(signature), device, getattr(torch, dtype), operation)
     size = (patch_size, patch_size)
-    precision = torch.get_float32_matmul_precision()
+    precision = matmul_precision()
     task = Task(signature, Device.of(device), dtype, size, precision, BY_HAND_LIMIT_S, operation)
     if able:
         yield from ((finding, True) for finding in verify(task, able, BY_HAND_LIMIT_S).findings)

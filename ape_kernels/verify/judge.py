@@ -53,7 +53,9 @@ class _Court:
         if report.exists():
             return Finding(backend, **json.loads(report.read_text()))
         if fault is not None:
-            return Finding(backend, fault.text, passing=fault.late)
+            return Finding(backend, fault.text, passing=fault.passing)
+        if not (self.folder / f"{module}.npz").exists():
+            return Finding(backend, "ended without results")
         results = self.arrays(f"{module}.npz")
         own = self.folder / f"{self.candidates[FALLBACK]}.npz"
         judged = why_images_wrong if self.task.operation == IMAGES else why_wrong

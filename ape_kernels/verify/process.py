@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import ape_kernels
@@ -15,10 +16,10 @@ import ape_kernels
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a process failed. late: whether it was killed at its time limit."""
+    """Why a process failed. passing: as in `Finding`. The system kills a process if there is no memory."""
 
     text: str
-    late: bool = False
+    passing: bool = False
 
 
 def why_none() -> str:
@@ -52,12 +53,12 @@ def run_module(arguments: list[str], folder: Path, limit_s: float) -> Fault | No
     try:
         code = process.wait(limit_s)
     except subprocess.TimeoutExpired:
-        return Fault(f"took more than {limit_s:.0f} s", late=True)
+        return Fault(f"took more than {limit_s:.0f} s", passing=True)
     finally:
         if process.poll() is None:
             _kill(process)
     if code < 0:
-        return Fault(f"crashed: {signal.Signals(-code).name}")
+        return Fault(f"crashed: {signal.Signals(-code).name}", passing=-code == signal.SIGKILL)
     return Fault(f"ended with status {code}: {_last_line(output)}") if code else None
 
 
@@ -69,9 +70,16 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _search_path() -> str:
-    """`sys.path` of this process, with this package first. Paths are absolute: the other process has another folder."""
-    entries = [Path(ape_kernels.__file__).parent.parent, *(entry for entry in sys.path if entry)]
-    return os.pathsep.join(dict.fromkeys(os.path.abspath(entry) for entry in entries))
+    """`sys.path` of this process, and before it the folder of this package unless the package is found there anyway.
+
+    Not always: what stands in site-packages must not hide the standard library. Paths are absolute, because the other
+    process has another folder.
+    """
+    entries = list(dict.fromkeys(os.path.abspath(entry) for entry in sys.path if entry))
+    found = PathFinder.find_spec("ape_kernels", entries)
+    if found is None or found.origin != ape_kernels.__file__:
+        entries.insert(0, str(Path(ape_kernels.__file__).parent.parent))
+    return os.pathsep.join(entries)
 
 
 def _last_line(output: Path) -> str:

@@ -21,8 +21,8 @@ class Task:
     """The question which backend is right and fastest on one device, for the patches or the whole images of a program.
 
     signature: of the program (`signature_of`). dtype: such as "float16". patch: height and width of the patches as the
-    program reads them (folded), in pixels. precision: `torch.get_float32_matmul_precision` of the calling process;
-    candidates are timed with it. limit_s: seconds for all candidates together. operation: "patches", or "images", which
+    program reads them (folded), in pixels. precision: `matmul_precision` of the calling process; candidates are
+    timed with it. limit_s: seconds for all candidates together. operation: "patches", or "images", which
     run on shared feature maps in cells of the size of a patch.
     """
 
@@ -52,7 +52,7 @@ class Finding:
 
     why_not: why the candidate is not right; empty if it is. milliseconds: per patch, or for as many pixels of an image,
     in a call that fills the device; None if the candidate is not right. passing: whether the reason may be gone another
-    time (no memory, no time).
+    time (no memory, no time, no room on the disk).
     """
 
     backend: str

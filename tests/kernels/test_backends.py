@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from reference import literal_forward, picture_at_exit
 from support import DEVICE, assert_exits_agree, assert_pictures_close, bitwise, spread_network, test_patches
 
-from ape_kernels import APEForward
+from ape_kernels import APEForward, to_program
 from ape_kernels.backends.torch import interpreter as oracle
+from ape_kernels.check import check_program
 from ape_kernels.policy import exit_boundary
 
 NETWORKS = {
@@ -178,6 +179,13 @@ class TestNativeBitwise:
         assert all(bitwise(results[0], other) for other in results[1:])
 
 
+# PyTorch's two ways to say so; after the second torch.get_float32_matmul_precision() raises.
+ALLOW_TF32 = (
+    lambda: torch.set_float32_matmul_precision("high"),
+    lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+)
+
+
 def test_float32_is_not_tf32_within_the_torch_backend(monkeypatch):
     """cuDNN's default is TF32, 1e-3 of the range off; what the user has set is put back, and "high" is respected."""
     model, patches = spread_network(), test_patches(2)
@@ -197,11 +205,34 @@ def test_float32_is_not_tf32_within_the_torch_backend(monkeypatch):
             assert "tf32" not in seen
             assert settings.allow_tf32 == before
         settings.allow_tf32 = True
-        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-        seen.clear()
-        fast.forward_patches(patches)
-        assert set(seen) == {"tf32"}
+        for allow in ALLOW_TF32:
+            allow()
+            seen.clear()
+            fast.forward_patches(patches)
+            assert set(seen) == {"tf32"}
+            torch.set_float32_matmul_precision("highest")
     finally:
+        settings.allow_tf32 = allowed
+
+
+@pytest.mark.parametrize("allow", [lambda: None, *ALLOW_TF32], ids=["as it comes", "high", "newer switch"])
+def test_a_network_is_recognised_in_float32_and_not_in_tf32(monkeypatch, allow):
+    """On a GPU Real-ESRGAN's own forward in TF32, which is PyTorch's default, is off by 5e-3 and was refused."""
+    model, settings, seen = spread_network(), torch.backends.cudnn, []
+    program, inner = to_program(model), torch.nn.Conv2d.forward
+    monkeypatch.setattr(
+        torch.nn.Conv2d, "forward", lambda *a: (seen.append(settings.conv.fp32_precision), inner(*a))[1]
+    )
+    allowed = settings.allow_tf32
+    try:
+        settings.allow_tf32 = True
+        allow()
+        check_program(model, program)
+        assert seen
+        assert "tf32" not in seen
+        assert settings.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
         settings.allow_tf32 = allowed
 
 

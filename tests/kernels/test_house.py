@@ -43,6 +43,22 @@ def test_a_room_does_not_know(room, unknown):
     assert found == []
 
 
+MAKERS = "arange empty eye full linspace ones rand randint randn scalar_tensor tensor tril_indices triu_indices zeros"
+
+
+def test_tensors_are_made_where_the_code_says_and_not_on_the_callers_default_device():
+    """`torch.set_default_device`. verify/ makes tensors in processes of its own alone."""
+    found = [
+        f"{path}:{node.lineno}"
+        for path in sorted(KERNELS.rglob("*.py"))
+        if path.parent.name != "verify"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and re.fullmatch(rf"torch\.({MAKERS.replace(' ', '|')})", ast.unparse(node.func))
+        if not {"device", None} & {keyword.arg for keyword in node.keywords}
+    ]
+    assert found == []
+
+
 def test_the_core_knows_no_torch():
     sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh")]
     assert sources

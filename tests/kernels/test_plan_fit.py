@@ -68,6 +68,18 @@ def test_fit_stays_with_the_model(model, fit):
     assert fit.to("meta").quadratic.device.type == "meta" and fit.to("cpu") is fit
 
 
+def test_it_is_copied_to_a_device_once(fit):
+    """Each call of a model on a GPU would else wait for ten copies, and no graph could capture it."""
+    first, second = fit.to("meta"), fit.to("meta")
+    tensors = {name: value for name, value in vars(first).items() if isinstance(value, torch.Tensor)}
+    assert len(tensors) == 10 and all(value.is_meta for value in tensors.values())
+    assert all(getattr(second, name) is value for name, value in tensors.items())
+    other = replace(fit, mean=fit.mean + 1).to("meta")
+    assert other.mean is not first.mean and other.needed is first.needed
+    assert first.colours(torch.empty(1, 3, 8, 8, device="meta")).is_meta
+    assert set(fit.state()) == set(replace(fit).state()), "nothing of it is in a file"
+
+
 def test_fingerprint_follows_the_weights(model, fit):
     other = copy.deepcopy(model)
     with torch.no_grad():

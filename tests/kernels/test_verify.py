@@ -11,12 +11,14 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from support import DEVICE, spread_network
 
+import ape_kernels
 from ape_kernels import APEForward, backends, to_program
 from ape_kernels.program import PatchProgram
 from ape_kernels.verify import auto, command, judge
@@ -38,10 +40,12 @@ PLANTED = """
     from ape_kernels.backends import torch as honest
 
     assert os.environ["APE_AUTO"] == "off", "would verify again"
+    tf32 = []
 
     def run_patches(packed, patches, exits, out):
         honest.run_patches(packed, patches, exits, out)
         sr, exits, capacity = out
+        tf32.append(torch.backends.cuda.matmul.fp32_precision == "tf32")
         {spoil}
 """
 SPOILT = {
@@ -49,18 +53,24 @@ SPOILT = {
     "wrong": "sr[3, 1, 5, 6] += 2e-3",
     "raises": "raise ValueError('planted\\nsecond line')",
     "no_memory": "raise torch.OutOfMemoryError('planted')",
+    "no_room": "raise OSError(28, 'planted')",
+    "killed": "os.kill(os.getpid(), 9)",
     "aborts": "os.abort()",
     "faults": "import ctypes; ctypes.string_at(0)",
     "quits": "print('planted', flush=True); os._exit(3)",
+    "silent": "os._exit(0)",
     "slow": "time.sleep(0.05)",
 }
 WHY_NOT = {
     "wrong": "run_patches: pixels off by up to",
     "raises": "ValueError: planted",
     "no_memory": "OutOfMemoryError: planted",
+    "no_room": "OSError: [Errno 28] planted",
+    "killed": "crashed: SIGKILL",
     "aborts": "crashed: SIGABRT",
     "faults": "crashed: SIGSEGV",
     "quits": "ended with status 3: planted",
+    "silent": "ended without results",
 }
 
 
@@ -121,7 +131,7 @@ class TestCandidates:
         assert all(findings[name].right for name in ("torch", "faithful", "slow")), verdict
         assert findings["slow"].milliseconds > 50 / 24 > findings["faithful"].milliseconds
         assert verdict.chosen in ("torch", "faithful")
-        assert [name for name, finding in findings.items() if finding.passing] == ["no_memory"]
+        assert [name for name, finding in findings.items() if finding.passing] == ["no_memory", "no_room", "killed"]
         assert not verdict.settled
 
     def test_one_that_hangs_is_killed_with_all_it_started_and_leaves_time_to_the_next(self, plant, tmp_path):
@@ -147,6 +157,14 @@ class TestCandidates:
         task(limit_s=1.0).write(tmp_path / TASK)
         fault = run_module(["verify", "--candidate", "planted_hangs", "--folder", str(tmp_path)], tmp_path, 60)
         assert fault == Fault("crashed: SIGALRM")
+
+    def test_float32_is_exact_whatever_the_environment_says_and_timed_as_the_caller_has_it(self, plant, monkeypatch):
+        """TF32 in the reference would make every backend that computes in float32 wrong."""
+        monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
+        spy = plant("spy", PLANTED.format(spoil="assert tf32[-1] == (len(tf32) > 2), tf32"))
+        for precision, reason in (("high", ""), ("highest", "AssertionError: [False, False, False]")):
+            verdict = judge.verify(replace(task(), precision=precision), TORCH | spy, 60)
+            assert verdict.findings[1].why_not == reason
 
     def test_without_a_reference_nothing_is_judged(self, plant):
         verdict = judge.verify(task(), plant("torch", "import os; os.abort()") | plant("other", "1 / 0"), 60)
@@ -196,6 +214,22 @@ class TestChoice:
         (tmp_path / "json.py").write_text("raise SystemExit('not the standard library')")
         verdict = judge.verify(task(), TORCH | {"wrong": "planted_wrong"}, 60)
         assert "pixels off" in verdict.findings[1].why_not
+
+    @pytest.mark.parametrize("place", ["last", "nowhere"])
+    def test_this_package_is_found_and_hides_nothing(self, plant, monkeypatch, place):
+        """Where it is installed there may be old copies of modules of the standard library (pathlib, dataclasses)."""
+        home = str(Path(ape_kernels.__file__).parents[1])
+        entries = [entry for entry in sys.path if entry and Path(entry).resolve() != Path(home)]
+        monkeypatch.setattr(sys, "path", entries + [home] * (place == "last"))
+        spoil = f"""
+        import sys, json, ape_kernels
+        assert ape_kernels.__file__ == {ape_kernels.__file__!r}
+        order = [sys.path.index(entry) for entry in ({os.path.dirname(os.__file__)!r}, {home!r})]
+        assert order[0] < order[1] or {place == "nowhere"}, sys.path
+        """
+        spy = plant("spy", PLANTED.format(spoil="pass") + spoil.replace("\n        ", "\n    "))
+        verdict = judge.verify(task(), TORCH | spy, 60)
+        assert verdict.findings[1].why_not == ""
 
     @pytest.mark.parametrize("executable", [None, "", "/usr/bin/uwsgi"])
     def test_without_a_python_to_start_torch_runs(self, program, monkeypatch, caplog, executable):

@@ -166,6 +166,17 @@ class TestAlone:
         waiting.join()
         assert found == [(Verdict((Finding("torch", milliseconds=1.0),)), True)]
 
+    def test_all_the_waiting_together_is_within_the_limit(self, monkeypatch):
+        """For another thread first, which `begin` tells, and then for another process."""
+        asked = replace(task(), limit_s=30.0)
+        key = auto.make_key(asked, TORCH)
+        monkeypatch.setattr(auto, "verify", None)  # would raise
+        with cache.alone(key, 10):
+            begin = time.monotonic()
+            verdict, kept = auto.find(key, asked, TORCH, begin - 29.5)
+        assert time.monotonic() - begin < 5
+        assert verdict == Verdict(why_not="another process has been verifying for 30 s") and not kept
+
 
 class TestKey:
     @pytest.fixture

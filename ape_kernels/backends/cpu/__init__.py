@@ -115,8 +115,8 @@ def run_patches(packed: PackedProgram, patches: Tensor, exits: Exits, out: Patch
 def run_stage(packed: PackedProgram, stage: int, features: Tensor, active: Tensor, exits: Exits) -> StageResults:
     height, width = features.shape[2:]
     out = features.new_empty(len(active), *features.shape[1:])
-    capacity = torch.empty(len(active))
-    leaves = torch.empty(len(active), dtype=torch.bool)
+    capacity = torch.empty(len(active), dtype=torch.float32, device="cpu")
+    leaves = torch.empty(len(active), dtype=torch.bool, device="cpu")
     core().cpu_run_stage(
         **program_arguments(packed),
         stage=stage,

@@ -24,4 +24,4 @@ def _matrix(kernel: int) -> Tensor:
         for j, other in enumerate(POINTS):
             distance *= point - other if i != j else 1.0
         rows.append([point**power / distance for power in range(kernel)])
-    return torch.tensor([*rows, [0.0] * (kernel - 1) + [1.0]], dtype=torch.float64)
+    return torch.tensor([*rows, [0.0] * (kernel - 1) + [1.0]], dtype=torch.float64, device="cpu")

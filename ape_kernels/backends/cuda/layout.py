@@ -137,7 +137,7 @@ def _units(weight: Tensor, channels: list[int], dtype: torch.dtype) -> Tensor:
     units = units.permute(0, 1, 3, 5, 2, 4)  # [V][C_out / 16][C_in / 16][k * k][C_out][C_in]
     if dtype == torch.float32:
         return units.transpose(4, 5).flatten()
-    lane, register, half = torch.meshgrid(torch.arange(32), torch.arange(4), torch.arange(2), indexing="ij")
+    lane, register, half = torch.meshgrid(*(torch.arange(n, device="cpu") for n in (32, 4, 2)), indexing="ij")
     in_channel = lane % 4 * 2 + half + register % 2 * 8
     out_channel = lane // 4 + register // 2 * 8
     return units[..., out_channel, in_channel].flatten()

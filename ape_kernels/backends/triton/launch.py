@@ -19,6 +19,7 @@ from ape_kernels.backends.triton.config import INTERPRETED, Config, choose, ship
 from ape_kernels.backends.triton.plan import Geometry, Plan, plan
 from ape_kernels.backends.triton.spread import begin_kernel, exit_kernel, row_kernel
 from ape_kernels.backends.triton.worker import run_patches_kernel, run_stage_kernel
+from ape_kernels.precision import matmul_precision
 from ape_kernels.table import Column, Opcode, PackedProgram
 
 # If patches are spread over the chip, each row of the table takes one launch. If each patch runs on one worker, the
@@ -105,7 +106,6 @@ class Call:
 
     def constants(self, config: Config) -> dict[str, Any]:
         """The constant arguments of the kernels that run rows."""
-        allow_tf32 = torch.get_float32_matmul_precision() != "highest"
         return {
             "FORCED": self.forced,
             "HAS_ATTENTION": self.network.has(Opcode.ATTENTION),
@@ -120,7 +120,7 @@ class Call:
             "CACHE": config.cache,
             "SWAP": config.swap,
             "ANY_BM": ANY_BM if config.bm > ANY_BM and not INTERPRETED else config.bm,
-            "PRECISION": "tf32" if allow_tf32 else "ieee",
+            "PRECISION": "ieee" if matmul_precision() == "highest" else "tf32",
             "num_warps": config.warps,
             "maxnreg": MAX_REGISTERS,
         }
