@@ -232,8 +232,18 @@ struct Conv {
     }
   }
 
+  // Which of the lane's pixels of the tile are stored. Asked once, before the first store: else every store would be
+  // preceded by a read of shared memory and a branch.
+  using Kept = bool[kTileRows][2];
+  FN void find_kept(int l, Kept& kept) const {
+    UNROLL for (int m = 0; m < kTileRows; ++m) UNROLL for (int j = 0; j < 2; ++j) kept[m][j] =
+        b.keeps(line(m), now.x + fragment_pixel(l, j));
+  }
+
   FN void finish() {
-    if (in.opcode == kReconstruct) return put_pixels();
+    PerLane<Kept> kept;
+    b.w.lanes([&](int l) { find_kept(l, kept[l]); });
+    if (in.opcode == kReconstruct) return put_pixels(kept);
     UNROLL for (int n = 0; n < 2 * E::kMostUnits; ++n) {
       if (n >= 2 * units_at(now)) continue;
       b.w.lanes([&](int l) {
@@ -241,7 +251,7 @@ struct Conv {
         const F2 slope = slope_of(b, in, channel);
         UNROLL for (int m = 0; m < kTileRows; ++m) UNROLL for (int j = 0; j < 2; ++j) {
           const int y = line(m), x = now.x + fragment_pixel(l, j);
-          if (y >= to.height || x >= to.width || !b.keeps(y, x)) continue;
+          if (y >= to.height || x >= to.width || !kept[l][m][j]) continue;
           const int64_t element = to.cell(channel / kCellChannels, y, x) - to.data + channel % kCellChannels;
           F2 v = activated(acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1], slope);
           v = {v.x * scale_of(in), v.y * scale_of(in)};
@@ -257,7 +267,7 @@ struct Conv {
 
   FN int line(int m) const { return now.y + b.w.id * kTileRows + m; }
 
-  FN void put_pixels() {
+  FN void put_pixels(const PerLane<Kept>& kept) {
     const Outlet<B> outlet(b, in, patch);
     UNROLL for (int n = 0; n < 2 * E::kMostUnits; ++n) {
       if (n >= 2 * units_at(now)) continue;
@@ -265,7 +275,7 @@ struct Conv {
         const auto place = outlet.place(now.pair * kUnitChannels + n * 8 + fragment_channel(l));
         UNROLL for (int m = 0; m < kTileRows; ++m) UNROLL for (int j = 0; j < 2; ++j) {
           const int y = line(m), x = now.x + fragment_pixel(l, j);
-          if (y >= to.height || x >= to.width || !b.keeps(y, x)) continue;
+          if (y >= to.height || x >= to.width || !kept[l][m][j]) continue;
           if (b.border(in) && !is_interior(y, x, to.height, to.width)) continue;
           outlet.put(b, place, outlet.at(y, x), acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]);
         }

@@ -29,15 +29,16 @@ cudaError_t launch_images(const ImageRequest& request, cudaStream_t stream) {
   const bool half = request.element == kFloat16;
   const Kernel any = half ? image_kernel<Half> : image_kernel<Float>;
   Prepared prepared{};
-  for (const Kernel kernel : {image_pair_kernel, any}) {
-    const cudaError_t error = prepare(reinterpret_cast<const void*>(kernel), half, image_shared_bytes_of, &prepared);
-    if (error != cudaSuccess) return error;
-  }
+  cudaError_t error = prepare(reinterpret_cast<const void*>(any), half, image_shared_bytes_of, &prepared);
+  // pairs are of halves: a call in float32 would take shared memory from one in float16 beside it
+  if (error == cudaSuccess && half)
+    error = prepare(reinterpret_cast<const void*>(image_pair_kernel), half, image_shared_bytes_of, &prepared);
+  if (error != cudaSuccess) return error;
   const ImageDevice device{[&](int channels) { return image_fuses(channels, shared_kb_of(prepared.arch)); },
                            prepared.processors};  // one block each, by its shared memory
   for (const ImageLaunch& one : image_launches(request, device)) {
     const Kernel kernel = one.args.fused ? image_pair_kernel : any;
-    const cudaError_t error = launch(kernel, one.args, one.blocks, prepared.shared_bytes, stream);
+    error = launch(kernel, one.args, one.blocks, prepared.shared_bytes, stream);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

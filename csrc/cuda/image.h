@@ -66,7 +66,8 @@ inline int window_rows(const ImageArgs& args, int64_t images, const ImageDevice&
   int best = 0;
   int64_t least = 0;
   for (int rows = kWindow - 2 * args.margin; rows >= 8; --rows) {
-    const int64_t windows = images * args.across * ((args.map_height + rows - 1) / rows);
+    const int64_t windows =
+        images * (int64_t(args.across) * ((args.map_height + rows - 1) / rows) + args.border_blocks);
     const int64_t steps = (rows + 2 * args.margin + args.fused + 7) / 8;
     const int64_t cost = (windows + device.blocks - 1) / device.blocks * (2 * steps + 1);
     if (best == 0 || cost < least) {
@@ -131,9 +132,10 @@ inline std::vector<ImageLaunch> image_launches(const ImageRequest& request, cons
     args.map_width = args.width * args.resolution;
     args.side_x = kWindow - 2 * args.margin;
     args.across = (args.map_width + args.side_x - 1) / args.side_x;
+    // each of their warps has one or two parts (of x4): loads that wait for each other, so more would outlast a window
+    args.border_blocks = picture && in.mode ? 1 + (args.map_height + args.map_width) / 128 : 0;
     args.side_y = window_rows(args, request.images, device);
     args.down = (args.map_height + args.side_y - 1) / args.side_y;
-    args.border_blocks = picture && in.mode ? 1 + (args.map_height + args.map_width) / 1024 : 0;
     args.stage = in_stage ? stage : 0;
     args.radius = reach(args.last);
     args.ring = in_stage && stage == 0 ? int32_t(request.ring) : 0;

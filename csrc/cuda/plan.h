@@ -12,7 +12,9 @@ namespace ape::cuda {
 class Plan final : public Table {
  public:
   int64_t scratch_elements = 0;  // a low-resolution pixel's share of an arena
-  int64_t most_cells = 1;        // per low-resolution pixel, of a buffer; or the pixels of a channel of the picture
+  // per low-resolution pixel, of a buffer; or the elements from a group of its channels to the next; or the pixels of a
+  // channel of the picture
+  int64_t most_cells = 1;
 
   // table: [row_count][16] on the host. weight_count: elements in the weight buffer, of ElementType `element`.
   Plan(const int32_t* table, int64_t row_count, int64_t weight_count, int element)
@@ -37,7 +39,8 @@ class Plan final : public Table {
         const int64_t elements = ape::padded(in.in_channels) * in.resolution() * in.resolution();
         require(in.arena_offset() == scratch_elements, "a buffer lies after the one before");
         scratch_elements += elements;
-        most_cells = std::max(most_cells, elements / 8);
+        // all cells are counted in 32 bits, and so are the elements from a group of channels to the next
+        most_cells = std::max({most_cells, elements / 8, int64_t(8) * in.resolution() * in.resolution()});
         break;
       }
       case kConv:

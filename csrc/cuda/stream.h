@@ -216,9 +216,11 @@ struct Stream {
     b.w.lanes([&](int l) {
       const auto to = b.target(in.dst);
       Element* at = to.cell(0, row, pixel(l, 0, 0)) + fragment_channel(l);
+      KeptOfRow kept;
+      find_kept(b, l, row, kept);
       UNROLL for (int n = 0; n < 2 * UNITS; ++n, at += to.plane() * kCellChannels) {
-        UNROLL for (int m = 0; m < kPairTiles;
-                    ++m) UNROLL for (int j = 0; j < 2; ++j) if (pixel(l, m, j) < width && b.keeps(row, pixel(l, m, j)))
+        UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2;
+                                                                ++j) if (pixel(l, m, j) < width && kept[m][j])
             Half::store_pair(b.w, at + pixel(0, m, j) * kCellChannels, {acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]});
       }
     });
@@ -236,13 +238,15 @@ struct Stream {
   }
   template <bool PAIRED>
   FN void put_pixels(const Outlet<B>& outlet, int row, int border) {
+    PerLane<KeptOfRow> kept;
+    b.w.lanes([&](int l) { find_kept(b, l, row, kept[l]); });
     UNROLL for (int n = 0; n < 2 * UNITS; ++n) b.w.lanes([&](int l) {
       const auto place = outlet.place(n * 8 + fragment_channel(l));
       UNROLL for (int i = 0; i < (PAIRED ? 1 : 2); ++i) {
         float* at = place.out[i] + outlet.at(row, pixel(l, 0, 0));
         const int end = place.out[i] ? width - border : 0;
         UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) {
-          if (pixel(l, m, j) < border || pixel(l, m, j) >= end || !b.keeps(row, pixel(l, m, j))) continue;
+          if (pixel(l, m, j) < border || pixel(l, m, j) >= end || !kept[l][m][j]) continue;
           float* to = at + pixel(0, m, j) * outlet.s;
           if constexpr (PAIRED)
             b.w.store(to, F2{acc[m][n][l][2 * j], acc[m][n][l][2 * j + 1]});

@@ -380,6 +380,7 @@ SIZES_REFUSED = {
     "blocks": ({"blocks": 2**31 - 1}, r"blocks: expected 0 to \d+, got 2147483647"),
     "no-pixels": ({"height": 0}, r"height: expected 1 to \d+, got 0"),
     "cells": ({"height": 40000, "width": 40000}, r"height \* width: expected 1 to \d+, got 1600000000"),
+    "groups": ({"height": 20000, "width": 20000}, r"height \* width: expected 1 to \d+, got 400000000"),
     "weights": ({"weights": 8}, r"weights: expected memory aligned to 16 bytes"),
     "scratch": ({"scratch": 8}, r"scratch: expected memory aligned to 16 bytes"),
 }
@@ -389,7 +390,7 @@ SIZES_REFUSED = {
 def test_what_cannot_be_counted_or_addressed_is_refused(host, case):
     """Before anything runs: the pointers lead nowhere."""
     changed, message = SIZES_REFUSED[case]
-    packed = APEForward(spread_network(), backend="cuda", dtype=torch.float16).packed
+    packed = APEForward(spread_network(2), backend="cuda", dtype=torch.float16).packed
     none = dict.fromkeys(("input", "active", "exit_at", "output", "exit_index", "capacity", "leaves", "queue"), 0)
     sizes = {"count": 1, "blocks": 1, "height": 8, "width": 8, "weights": 0, "scratch": 0, **changed}
     with pytest.raises(ValueError, match=message):

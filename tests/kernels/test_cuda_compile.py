@@ -172,3 +172,12 @@ def test_the_inner_loops(arch, kernel):
         assert counts in found, f"no stage of {counts}, found {sorted(found)}"
         for run in found[counts]:
             assert not re.search(r"\b(LDL|STL|LDG)\b", run)
+
+
+@pytest.mark.parametrize("kernel", ["image", "image_pair"])
+@pytest.mark.parametrize("arch", BUILT)
+def test_stores_of_windows_do_not_wait(arch, kernel):
+    """Which pixels a window stores is read once for all channels, not before every store."""
+    needs(arch)
+    code = "\n".join(straight_runs(arch, kernel))
+    assert 0 < 2 * code.count("LDS.U8") < code.count("STG")
