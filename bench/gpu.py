@@ -21,6 +21,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,31 +51,36 @@ def pytest_command(*arguments: str, processes: int) -> list[str]:
     return [*command, "-n", str(processes)] if importlib.util.find_spec("xdist") else command
 
 
-def steps(out: Path, dry: bool) -> list[Step]:
-    """All steps, the most important ones first."""
+def steps(out: Path, dry: bool, verdicts: Path) -> list[Step]:
+    """All steps, the most important ones first. verdicts: an empty folder for those that `backend="auto"` keeps."""
     me = [sys.executable, str(ROOT / "bench" / "gpu_steps.py")]
     measure = lambda name: [*me, name, str(out), *(["--dry-run"] if dry else [])]  # noqa: E731
     kernels = "tests/kernels/"
     build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    cuda_tests = [f"{kernels}test_cuda.py", f"{kernels}test_gpu.py", "-k", "not triton"]
+    cuda_tests = [f"{kernels}test_{name}.py" for name in ("cuda", "gpu", "cuda_images", "defaults")]
+    cuda_tests += ["-k", "not triton"]
     triton_tests = [f"{kernels}test_{name}.py" for name in ("triton", "triton_images", "images", "gpu")]
     triton_tests += ["-k", "not cuda"]
     oracle_tests = [f"{kernels}test_backends.py"]
+    auto_tests = [f"{kernels}test_verify.py", "-k", "each_fault or end_to_end"]
     if dry:
         build = [sys.executable, "-c", "import ape_kernels._C"]
-        cuda_tests = triton_tests = oracle_tests = [f"{kernels}test_policy.py"]
+        cuda_tests = triton_tests = oracle_tests = auto_tests = [f"{kernels}test_policy.py"]
     few = {"OMP_NUM_THREADS": "2"}  # threads per process, as several run at once
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    kept = {"APE_CACHE": str(verdicts)}
     return [
         Step("environment", 30, measure("environment")),
         Step("build", 120, build, environment=dict(APE_BUILD_CUDA="1", APE_CUDA_ARCH=_architecture(dry))),
-        Step("cuda-check", 100, pytest_command(*cuda_tests, processes=0 if dry else 6), environment=few),
+        Step("cuda-check", 120, pytest_command(*cuda_tests, processes=0 if dry else 6), environment=few),
         Step("cuda-time", 70, measure("cuda-time")),
         Step("torch-time", 70, measure("torch-time")),
         Step("cuda-images", 50, measure("cuda-images")),
         Step("torch-images", 60, measure("torch-images")),
         Step("memcheck", 60, sanitized("cuda", "memcheck"), "compute-sanitizer", uncached),
         Step("racecheck", 60, sanitized("cuda", "racecheck"), "compute-sanitizer"),
+        Step("auto", 140, measure("auto"), environment=kept),
+        Step("auto-again", 40, measure("auto"), environment=kept),
         *profiled(out, "worker_kernel", measure("profile"), launches_before=1),
         *profiled(out, "image_pair_kernel", measure("profile-image"), launches_before=20),
         Step("triton-check", 160, pytest_command(*triton_tests, processes=0 if dry else 8), environment=few),
@@ -82,7 +88,7 @@ def steps(out: Path, dry: bool) -> list[Step]:
         Step("triton-time", 100, measure("triton-time")),
         Step("triton-images", 60, measure("triton-images")),
         Step("oracle-check", 60, pytest_command(*oracle_tests, processes=0 if dry else 4), environment=few),
-        Step("verify", 150, [sys.executable, "-m", "ape_kernels", *([] if dry else ["verify", "--dtype", "float16"])]),
+        Step("auto-check", 90, pytest_command(*auto_tests, processes=0), environment=few),
         Step("compile-time", 160, measure("compile-time")),
     ]
 
@@ -188,7 +194,8 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     wanted = [name for name in options.only.split(",") if name]
     if not options.table:
-        chosen = steps(options.out, options.dry_run)
+        verdicts = tempfile.TemporaryDirectory(prefix="ape-gpu-")
+        chosen = steps(options.out, options.dry_run, Path(verdicts.name))
         if unknown := set(wanted) - {step.name for step in chosen}:
             parser.error(f"--only: expected some of {', '.join(step.name for step in chosen)}, got {sorted(unknown)}")
         runner = Runner(options.out, options.dry_run, options.seconds)
@@ -200,6 +207,7 @@ def main() -> int:
         except KeyboardInterrupt:
             return 130
         finally:
+            verdicts.cleanup()
             text = table(options.out)
             (options.out / "table.txt").write_text(text)
             print(text)

@@ -83,6 +83,9 @@ def table(out: Path) -> str:
     for (key, row), why in refused.items():
         if (key, row) not in measured:
             lines.append(f"not run: {row}, {key[0]}, {key[1]} patches: {why}")
+    for record in records:
+        if record["kind"] == "auto":
+            lines.append(f"auto, first {record['what']}: {record['seconds']} s; {'; '.join(record['told'])}")
     for record in {r["step"]: r for r in records if r["kind"] == "step"}.values():
         lines.append(f"step {record['step']:<14} {record.get('seconds', 0):6.1f} s  {record['ended']}")
         if record["ended"] != "ok":

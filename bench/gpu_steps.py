@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import logging
 import platform
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -232,6 +234,29 @@ def compile_time(bench: Bench) -> None:
     images.compile_time(bench, EDSR)
 
 
+def auto(bench: Bench) -> None:
+    """The first calls of a user's process with `backend="auto"`: what was chosen, why, and how long it took."""
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    logger = logging.getLogger("ape_kernels")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    model, image = bench.model(EDSR), torch.rand(1, 3, 3 * bench.side, 4 * bench.side, device=bench.device.kind)
+    calls: dict[str, Callable[[APEForward], object]] = {
+        "image": lambda fast: fast(image),
+        "patches": lambda fast: fast.forward_patches(bench.patches(CHECKED)),
+    }
+    for what, call in calls.items():
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            call(APEForward(model, dtype=bench.dtype))
+        bench.device.wait()
+        bench.records.add("auto", what=what, seconds=round(time.perf_counter() - begin, 2), told=told[:])
+        print(what, *told, sep="\n")
+        told.clear()
+
+
 def torch_images(bench: Bench) -> None:
     images.torch_time(bench, EDSR)
     images.ours(bench, EDSR, "torch")
@@ -290,6 +315,7 @@ STEPS = {
     "compile-time": compile_time,
     **{f"{name}-images": partial(images.ours, network=EDSR, name=name) for name in ("cuda", "triton")},
     "torch-images": torch_images,
+    "auto": auto,
     "profile": profile,
     "profile-image": profile_image,
 }

@@ -1,5 +1,7 @@
 """What only a GPU can show: streams, graphs, no waiting for the host, and no races between workers."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from families import randomise
@@ -11,7 +13,7 @@ from ape_kernels.backends.protocol import Depths
 from ape_kernels.packed import Wish, pack
 from ape_kernels.run.images import run_image
 from ape_kernels.run.patches import merge, split
-from ape_sr.models import EDSR
+from ape_sr.models import EDSR, SRVGGNetCompact
 
 if DEVICE.type != "cuda":
     pytest.skip("needs a GPU: APE_TEST_DEVICE=cuda", allow_module_level=True)
@@ -188,6 +190,28 @@ class TestImages:
             one = run(image[1:], None if exit_at is None else exit_at[1:])
             assert bitwise([one], [first[1:]])
 
+    def test_on_another_stream(self, run, plan):
+        image = test_patches(2, 250, 361)
+        expected = run(image, plan)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(10_000_000)  # what runs on the default stream would overtake this
+            got = run(image.clone(), plan)
+        stream.synchronize()
+        assert bitwise([got], [expected])
+
+    def test_threads_in_two_dtypes(self, backend):
+        """A kernel's shared memory belongs to the device, whatever thread asks for it."""
+        model = randomise(EDSR(4, 4, 64, 1)).to(DEVICE)
+        image, depths = test_patches(1, 60, 85), Depths(None, 16, 4)
+        packed = [pack(model, Wish(backend, dtype)) for dtype in (torch.float16, torch.float32)]
+        expected = [run_image(image, each, depths) for each in packed]
+        with ThreadPoolExecutor(2) as pool:
+            often = list(pool.map(lambda i: run_image(image, packed[i % 2], depths), range(100)))
+        torch.cuda.synchronize()
+        assert all(bitwise([got], [expected[i % 2]]) for i, got in enumerate(often))
+
     def test_captured_in_a_graph_without_asking_the_host(self, run, plan):
         image = test_patches(2, 250, 361)
         run(image, plan)
@@ -204,6 +228,35 @@ class TestImages:
         graph.replay()
         torch.cuda.synchronize()
         assert bitwise([got], [run(image, plan)])
+
+
+@pytest.mark.parametrize("backend", IMAGES)
+def test_a_plan_of_a_fit_is_captured_in_a_graph(backend, fitted_model):
+    """Planned by its fit, which is copied to the device once."""
+    fast = APEForward(fitted_model, fidelity=45, backend=backend)
+    image = test_patches(1, 150, 210)
+    expected = fast(image)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        fast(image)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = fast(image)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert bitwise([got], [expected])
+
+
+@pytest.mark.parametrize("network", [EDSR, SRVGGNetCompact])
+def test_networks_are_recognised_with_tf32_as_pytorch_has_it(network):
+    """conftest.py turns it off; users have it on for convolutions, where a network's own forward is coarser."""
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        APEForward(randomise(network(4, 16, 64)).to(DEVICE), backend="torch")
+    finally:
+        torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPT = [sys.executable, str(ROOT / "bench" / "gpu.py")]
 MEASURING = ["environment", "build", *(f"{name}-time" for name in ("cuda", "torch", "triton", "compile"))]
-MEASURING += [*(f"{name}-images" for name in ("cuda", "torch", "triton")), "ncu-worker", "ncu-image-pair", "verify"]
+MEASURING += [*(f"{name}-images" for name in ("cuda", "torch", "triton")), "ncu-worker", "ncu-image-pair", "auto"]
 SECONDS = 240
 
 
@@ -44,9 +44,10 @@ def test_every_measuring_step_writes_its_rows(tmp_path):
     exits = {record["exits"] for record in records if record["kind"] == "row"}
     assert {"full depth", "50% of the body", "all leave after stage 0"} <= exits
     assert "half interpolated, a checkerboard" in exits
+    assert [record["what"] for record in records if record["kind"] == "auto"] == ["image", "patches"]
     assert all(record["tflop"] > 0 and len(record["ms"]) >= 5 for record in records if record["kind"] == "row")
     assert {path.name for path in tmp_path.iterdir()} == {"results.jsonl", "log.txt", "table.txt"}
-    assert "x own full depth" in printed
+    assert "x own full depth" in printed and "auto, first image: " in printed
     assert (tmp_path / "table.txt").read_text().strip() in printed
 
 
