@@ -7,6 +7,8 @@ Each runs in a process of its own: some crash.
 import os
 import signal
 from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -22,7 +24,6 @@ from ape_kernels.run.images import run_image
 from ape_sr.models import RCAN
 
 SECONDS = 20  # a mistake may also hang
-QUICK = "-O0"  # a mistake is built for a few runs: most of its time is the compiler's
 
 
 def problems() -> list[Callable[[], tuple[torch.Tensor, ...]]]:
@@ -55,9 +56,9 @@ def notices(problem: Callable[[], tuple[torch.Tensor, ...]], expected: tuple[tor
     return os.waitpid(child, 0)[1] != 0
 
 
-@pytest.fixture
-def threads():
-    """One thread: a forked child has no others."""
+@contextmanager
+def one_thread():
+    """A forked child has no others."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -73,7 +74,7 @@ def unnoticed(host: HostLauncher, fault: str, runs: list, results: list) -> bool
     return True
 
 
-def test_every_barrier_and_every_wait_is_needed(monkeypatch, threads):
+def test_every_barrier_and_every_wait_is_needed(monkeypatch):
     host = install(monkeypatch, HostLauncher(build()))
     runs = problems()
     results = [run() for run in runs]
@@ -87,7 +88,8 @@ def test_every_barrier_and_every_wait_is_needed(monkeypatch, threads):
         "sync worker",
         "sync window",
     }
-    assert [site for site in sorted(host.sites) if unnoticed(host, site, runs, results)] == []
+    with one_thread():
+        assert [site for site in sorted(host.sites) if unnoticed(host, site, runs, results)] == []
 
 
 MISTAKES = {
@@ -107,8 +109,6 @@ MISTAKES = {
         "if (step + 1 < steps()) expect_row",
     ),
     "row-fetched-too-long": ("pair.h", "if (ky == 1) coming.pixels = 0", "if (ky == 2) coming.pixels = 0"),
-}
-STREAM_AND_WINDOW_MISTAKES = {  # test_cuda_window_mutants.py, so that two processes can share the building
     "stream-ring-one-row-short": ("stream.h", "2 * kWarps + K - 1;", "2 * kWarps + K - 2;"),
     "stream-one-stage-of-weights": ("stream.h", "2 * weights() + stage_bytes() - stage", "stage"),
     "stream-side-not-zero": ("stream.h", "column : width + column", "column : width + column + 1"),
@@ -121,16 +121,31 @@ STREAM_AND_WINDOW_MISTAKES = {  # test_cuda_window_mutants.py, so that two proce
 }
 
 
+@dataclass(frozen=True)
+class Planting:
+    """The kernel built quickly, the runs, and what they give without a mistake."""
+
+    host: HostLauncher
+    runs: list[Callable[[], tuple[torch.Tensor, ...]]]
+    results: list[tuple[torch.Tensor, ...]]
+
+    def assert_noticed(self, edit: tuple[str, str, str]) -> None:
+        """A run fails with the mistake planted."""
+        self.host.library = build((edit,), quick=True)
+        assert not unnoticed(self.host, "", self.runs, self.results)
+
+
+@pytest.fixture(scope="module")
+def planting():
+    """The kernel is right as it is."""
+    with one_thread(), pytest.MonkeyPatch.context() as patch:
+        host = install(patch, HostLauncher(build(quick=True)))
+        runs = problems()
+        results = [run() for run in runs]
+        assert unnoticed(host, "", runs, results)
+        yield Planting(host, runs, results)
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_noticed(monkeypatch, threads, mistake):
-    assert_noticed(monkeypatch, MISTAKES[mistake])
-
-
-def assert_noticed(monkeypatch, edit: tuple[str, str, str]) -> None:
-    """The kernel is right as it is, and a run fails with the mistake planted."""
-    host = install(monkeypatch, HostLauncher(build(level=QUICK)))
-    runs = problems()
-    results = [run() for run in runs]
-    assert unnoticed(host, "", runs, results)
-    host.library = build((edit,), QUICK)
-    assert not unnoticed(host, "", runs, results)
+def test_mistakes_are_noticed(planting, mistake):
+    planting.assert_noticed(MISTAKES[mistake])

@@ -75,16 +75,21 @@ void execute(const ImageRequest& request, const ImageLaunch& launch, Run& run) {
   grid.execute();
 }
 
+#ifdef APE_LARGEST_SHAPES_ALONE
+constexpr bool kLargestShapesAlone = true;  // a third of the compiler's work
+#else
+constexpr bool kLargestShapesAlone = false;
+#endif
+
 template <class R, class What>
 void execute_on(int shared_kb, const R& request, const What& what, Run& run) {
-  if (request.element != ape::kFloat16)
-    execute<Float, Shapes99>(request, what, run);
-  else if (shared_kb == 227)
-    execute<Half, Shapes227>(request, what, run);
-  else if (shared_kb == 163)
-    execute<Half, Shapes163>(request, what, run);
-  else
-    execute<Half, Shapes99>(request, what, run);
+  if (request.element != ape::kFloat16) return execute<Float, Shapes99>(request, what, run);
+  if (shared_kb == 227) return execute<Half, Shapes227>(request, what, run);
+  if constexpr (!kLargestShapesAlone) {
+    if (shared_kb == 163) return execute<Half, Shapes163>(request, what, run);
+    if (shared_kb == 99) return execute<Half, Shapes99>(request, what, run);
+  }
+  throw std::invalid_argument("shared_kb: not built for " + std::to_string(shared_kb));
 }
 
 void put(char* to, int64_t size, const std::string& text) { std::snprintf(to, size, "%s", text.c_str()); }
@@ -126,14 +131,14 @@ extern "C" int64_t ape_host_image_shared_bytes(int half, int arch) { return imag
 extern "C" int ape_host_run(const Request* request, int shared_kb, unsigned seed, int chance, const char* fault,
                             char* sites, char* message, int64_t size) {
   const Plan plan = plan_of(request->table, request->table_rows, request->weight_count, request->element);
+  Run run{seed, chance, fault, 0, {}, {}};
   try {
     check(*request, plan);
+    execute_on(shared_kb, *request, plan, run);
   } catch (const std::invalid_argument& error) {
     put(message, size, error.what());
     return -1;
   }
-  Run run{seed, chance, fault, 0, {}, {}};
-  execute_on(shared_kb, *request, plan, run);
   return told(run, sites, message, size);
 }
 
