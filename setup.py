@@ -107,11 +107,12 @@ def ninja_file(compiler: str, nvcc: str | None, output: str) -> str:
         driver = f"{shlex.quote(nvcc)} -ccbin {shlex.split(compiler)[-1]}"
         forwarded = " ".join(f"-Xcompiler={flag}" for flag in host.split())
         device = "-G -g" if DEBUG else "-lineinfo"
+        threads = f"--threads {os.environ.get('MAX_JOBS') or 0}"  # the architectures of a file at once; 0: all cores
         common = f"{driver} -std=c++17 {forwarded} $flags -MD -MF $out.d -c $in -o $out"
         quiet = "-Xcompiler=-Wno-unused-function"  # clang++ warns of hundreds of them in the toolkit's own headers
         # The report of ptxas on registers, shared memory and spills is kept beside the object file. A test reads it.
         report = "-Xptxas -v 2> $out.ptxas || (cat $out.ptxas; exit 1)"
-        rules |= {"nvcc": f"{common} {device} {quiet} {' '.join(codes)} {report}", "nvcc_host": common}
+        rules |= {"nvcc": f"{common} {threads} {device} {quiet} {' '.join(codes)} {report}", "nvcc_host": common}
         listed = shlex.quote(f'"{";".join(architectures)}"')
         defines += f" -DAPE_WITH_CUDA=1 -DAPE_CUDA_ARCHITECTURES={listed}"
         link = f"{driver} -shared -cudart static -Xcompiler=-pthread $in -o $out -ldl -lrt -lpthread"

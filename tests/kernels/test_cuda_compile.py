@@ -109,6 +109,7 @@ def test_sm_90a_spills_registers_and_shared_memory(kernel):
     assert_within_budget(usage(report_for_90a(KERNELS[kernel]), kernel), kernel, "90a")
 
 
+@cache
 def cuobjdump(*options: str) -> str:
     """What the tool of that name, of the toolkit or of Triton, says of the native core; skips where one is missing."""
     architectures()
