@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -42,27 +43,34 @@ def machines():
     machines.shutdown()
 
 
-@pytest.fixture
-def scene(tmp_path) -> Path:
-    pixels = np.tile(data.astronaut()[:300, :350], (2, 2, 1))
-    tifffile.imwrite(tmp_path / "in.tif", pixels, photometric="rgb", tile=(256, 256), compression="deflate")
-    return tmp_path / "in.tif"
+def in_small_windows(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(giant, "RUN_BYTES", SMALL)
+    patch.setattr(giant, "LEAST", 96)
+    patch.setattr(giant, "TILE", 128)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(giant, "RUN_BYTES", SMALL)
-    monkeypatch.setattr(giant, "LEAST", 96)
-    monkeypatch.setattr(giant, "TILE", 128)
+    in_small_windows(monkeypatch)
 
 
-@pytest.fixture
-def plain(scene, tmp_path, fitted_weights, small, capsys) -> bytes:
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("scene") / "in.tif"
+    pixels = np.tile(data.astronaut()[:300, :350], (2, 2, 1))
+    tifffile.imwrite(path, pixels, photometric="rgb", tile=(256, 256), compression="deflate")
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(scene, fitted_weights) -> bytes:
     """The file without a cluster."""
-    assert run(scene, tmp_path / "plain.tif", fitted_weights) == 0
-    windows = int(capsys.readouterr().out.split(" windows")[0].split()[-1])
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        in_small_windows(patch)
+        assert run(scene, scene.parent / "plain.tif", fitted_weights) == 0
+    windows = int(printed.getvalue().split(" windows")[0].split()[-1])
     assert windows >= 6
-    return (tmp_path / "plain.tif").read_bytes()
+    return (scene.parent / "plain.tif").read_bytes()
 
 
 @pytest.fixture
@@ -98,7 +106,7 @@ def kill_after(monkeypatch, count: int, actors: list) -> None:
 
 
 @pytest.mark.parametrize("options", [("--fidelity", 40), ("--budget", 0.5)])
-def test_one_worker(scene, tmp_path, fitted_weights, small, machines, options, capsys):
+def test_one_worker(scene, tmp_path, fitted_weights, machines, options, capsys):
     assert run(scene, tmp_path / "other.tif", fitted_weights, *options) == 0
     assert run(scene, tmp_path / "out.tif", fitted_weights, *options, "--ray") == 0
     assert "1 worker on 1 machine" in capsys.readouterr().err
@@ -128,9 +136,7 @@ def test_a_window_that_ends_its_workers_is_given_up(
     assert (tmp_path / "out.tif").read_bytes() == plain
 
 
-def test_a_worker_that_would_do_otherwise_is_refused(
-    scene, tmp_path, fitted_weights, small, machines, monkeypatch, capsys
-):
+def test_a_worker_that_would_do_otherwise_is_refused(scene, tmp_path, fitted_weights, machines, monkeypatch, capsys):
     """Here, because the environment that the worker has says so."""
     monkeypatch.setenv("APE_BACKEND", "torch")
     assert run(scene, tmp_path / "whole.tif", fitted_weights, "--ray", "--backend", "cpu") == 0
