@@ -107,7 +107,7 @@ def ninja_file(compiler: str, nvcc: str | None, output: str) -> str:
         driver = f"{shlex.quote(nvcc)} -ccbin {shlex.split(compiler)[-1]}"
         forwarded = " ".join(f"-Xcompiler={flag}" for flag in host.split())
         device = "-G -g" if DEBUG else "-lineinfo"
-        threads = f"--threads {os.environ.get('MAX_JOBS') or 0}"  # the architectures of a file at once; 0: all cores
+        threads = "" if os.environ.get("MAX_JOBS") else "--threads 0"  # the architectures of a file at once
         common = f"{driver} -std=c++17 {forwarded} $flags -MD -MF $out.d -c $in -o $out"
         quiet = "-Xcompiler=-Wno-unused-function"  # clang++ warns of hundreds of them in the toolkit's own headers
         # The report of ptxas on registers, shared memory and spills is kept beside the object file. A test reads it.

@@ -1,5 +1,6 @@
 """``python -m ape_kernels`` shows what this installation can run; ``verify`` after it tests the backends."""
 
+import argparse
 import os
 import sys
 
@@ -12,6 +13,9 @@ def run() -> int:
     try:
         if sys.argv[1:2] == ["verify"]:
             return main(sys.argv[2:])
+        parser = argparse.ArgumentParser(prog="python -m ape_kernels", description=__doc__)
+        parser.add_argument("command", nargs="?", choices=["verify"], help="verify --help shows its arguments")
+        parser.parse_args()
         print(describe_environment(), flush=True)
         return 0
     except KeyboardInterrupt:

@@ -50,8 +50,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def print_table(device: torch.device, dtypes: Sequence[str], patch_size: int) -> int:
-    """Verify all `PROGRAMS` and print one row per backend. Returns 0 if every backend that can run is right, else 1."""
-    all_right = True
+    """Verify all `PROGRAMS` and print one row per backend. Returns 0 if every backend that can run is right, else 1.
+
+    Why a backend cannot run is told once.
+    """
+    all_right, told = True, set[tuple[str, str]]()
     for operation, what in ((PATCHES, "patches"), (IMAGES, "images on shared feature maps, cells")):
         print(f"{what} of {patch_size}x{patch_size} on {Device.of(device).name}")
         print(ROW.format("program", "dtype", "backend", "right", "ms per patch", "why not").rstrip())
@@ -59,6 +62,10 @@ def print_table(device: torch.device, dtypes: Sequence[str], patch_size: int) ->
             for name in PROGRAMS:
                 for finding, able in _findings(name, device, dtype, patch_size, operation):
                     all_right &= finding.right or not able
+                    why = finding.backend, finding.why_not
+                    if not able and why in told:
+                        continue
+                    told.add(why)
                     right = "-" if not able else "yes" if finding.right else "no"
                     time = "" if finding.milliseconds is None else f"{finding.milliseconds:.4g}"
                     row = ROW.format(name, dtype, finding.backend, right, time, finding.why_not)

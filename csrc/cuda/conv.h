@@ -232,17 +232,9 @@ struct Conv {
     }
   }
 
-  // Which of the lane's pixels of the tile are stored. Asked once, before the first store: else every store would be
-  // preceded by a read of shared memory and a branch.
-  using Kept = bool[kTileRows][2];
-  FN void find_kept(int l, Kept& kept) const {
-    UNROLL for (int m = 0; m < kTileRows; ++m) UNROLL for (int j = 0; j < 2; ++j) kept[m][j] =
-        b.keeps(line(m), now.x + fragment_pixel(l, j));
-  }
-
   FN void finish() {
-    PerLane<Kept> kept;
-    b.w.lanes([&](int l) { find_kept(l, kept[l]); });
+    PerLane<Kept<kTileRows>> kept;
+    b.w.lanes([&](int l) { find_kept<kTileRows, 1, 0>(b, l, line(0), now.x, kept[l]); });
     if (in.opcode == kReconstruct) return put_pixels(kept);
     UNROLL for (int n = 0; n < 2 * E::kMostUnits; ++n) {
       if (n >= 2 * units_at(now)) continue;
@@ -267,7 +259,7 @@ struct Conv {
 
   FN int line(int m) const { return now.y + b.w.id * kTileRows + m; }
 
-  FN void put_pixels(const PerLane<Kept>& kept) {
+  FN void put_pixels(const PerLane<Kept<kTileRows>>& kept) {
     const Outlet<B> outlet(b, in, patch);
     UNROLL for (int n = 0; n < 2 * E::kMostUnits; ++n) {
       if (n >= 2 * units_at(now)) continue;

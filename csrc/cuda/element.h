@@ -27,6 +27,17 @@ FN void clear(Warp& w, Accumulators<M, N>& acc) {
 }
 
 FN int fragment_pixel(int l, int j) { return l / 4 + 8 * j; }
+
+// Which of the lane's pixels of TILES tiles of 16 pixels are stored. From a tile to the next are DOWN rows and RIGHT
+// columns. Asked once, before the first store: else every store would be preceded by a read of shared memory and a
+// branch.
+template <int TILES>
+using Kept = bool[TILES][2];
+template <int TILES, int DOWN, int RIGHT, class B>
+FN void find_kept(const B& b, int l, int y, int x, Kept<TILES>& kept) {
+  UNROLL for (int m = 0; m < TILES; ++m) UNROLL for (int j = 0; j < 2; ++j) kept[m][j] =
+      b.keeps(y + m * DOWN, x + m * RIGHT + fragment_pixel(l, j));
+}
 FN int fragment_channel(int l) { return l % 4 * 2; }
 
 struct Half {

@@ -33,15 +33,6 @@ constexpr int kPairTiles = 3;  // of 16 pixels along a row
 constexpr int kPairWidth = kPairTiles * 16;
 static_assert(kPairWidth == kWindow);
 
-// Which of the lane's pixels of a row are stored. Asked once, before the first store: else every store would be
-// preceded by a read of shared memory and a branch.
-using KeptOfRow = bool[kPairTiles][2];
-template <class B>
-FN void find_kept(const B& b, int l, int row, KeptOfRow& kept) {
-  UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2; ++j) kept[m][j] =
-      b.keeps(row, m * 16 + fragment_pixel(l, j));
-}
-
 template <int C, int ROWS, int TAPS, int STAGES>
 struct PairShape {
   static constexpr int kChannels = C, kRows = ROWS, kTaps = TAPS, kStages = STAGES;
@@ -360,8 +351,8 @@ struct Pair {
     b.w.lanes([&](int l) {
       const auto y = b.target(in2().dst);
       Element* to = y.cell(column<N>(), row, fragment_pixel(l, 0)) + fragment_channel(l);
-      KeptOfRow kept;
-      find_kept(b, l, row, kept);
+      Kept<kPairTiles> kept;
+      find_kept<kPairTiles, 0, 16>(b, l, row, 0, kept);
       UNROLL for (int n = 0; n < N; ++n, to += y.plane() * kCellChannels) {
         UNROLL for (int m = 0; m < kPairTiles; ++m)
             UNROLL for (int j = 0; j < 2; ++j) if (m * 16 + fragment_pixel(l, j) < width && kept[m][j])

@@ -216,8 +216,8 @@ struct Stream {
     b.w.lanes([&](int l) {
       const auto to = b.target(in.dst);
       Element* at = to.cell(0, row, pixel(l, 0, 0)) + fragment_channel(l);
-      KeptOfRow kept;
-      find_kept(b, l, row, kept);
+      Kept<kPairTiles> kept;
+      find_kept<kPairTiles, 0, 16>(b, l, row, 0, kept);
       UNROLL for (int n = 0; n < 2 * UNITS; ++n, at += to.plane() * kCellChannels) {
         UNROLL for (int m = 0; m < kPairTiles; ++m) UNROLL for (int j = 0; j < 2;
                                                                 ++j) if (pixel(l, m, j) < width && kept[m][j])
@@ -238,8 +238,8 @@ struct Stream {
   }
   template <bool PAIRED>
   FN void put_pixels(const Outlet<B>& outlet, int row, int border) {
-    PerLane<KeptOfRow> kept;
-    b.w.lanes([&](int l) { find_kept(b, l, row, kept[l]); });
+    PerLane<Kept<kPairTiles>> kept;
+    b.w.lanes([&](int l) { find_kept<kPairTiles, 0, 16>(b, l, row, 0, kept[l]); });
     UNROLL for (int n = 0; n < 2 * UNITS; ++n) b.w.lanes([&](int l) {
       const auto place = outlet.place(n * 8 + fragment_channel(l));
       UNROLL for (int i = 0; i < (PAIRED ? 1 : 2); ++i) {

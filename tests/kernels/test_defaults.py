@@ -12,52 +12,40 @@ from support import DEVICE, bitwise, spread_network, test_patches
 from ape_kernels import APEForward, fit_exits
 from ape_sr.models import RCAN, VDSR
 
-
-@contextmanager
-def default_device():
-    torch.set_default_device("meta")  # stands for another device: nothing on it can be used with the model's tensors
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-@contextmanager
-def default_dtype(dtype):
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextmanager
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-@contextmanager
-def tf32():
-    """PyTorch's newer switch, after which torch.get_float32_matmul_precision() raises."""
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
-
-
-SETTINGS = {
-    "device": default_device,
-    "float16": lambda: default_dtype(torch.float16),
-    "float64": lambda: default_dtype(torch.float64),
-    "inference": torch.inference_mode,
+SETTINGS = {  # what is set, and what sets it back
+    # meta stands for another device: nothing on it can be used with the model's tensors
+    "device": (lambda: torch.set_default_device("meta"), lambda: torch.set_default_device(None)),
+    "float16": (lambda: torch.set_default_dtype(torch.float16), lambda: torch.set_default_dtype(torch.float32)),
+    "float64": (lambda: torch.set_default_dtype(torch.float64), lambda: torch.set_default_dtype(torch.float32)),
 }
 if DEVICE.type == "cpu":  # on a GPU the one asks for CUBLAS_WORKSPACE_CONFIG, and the other changes pictures
-    SETTINGS |= {"deterministic": deterministic, "TF32": tf32}
+    SETTINGS |= {
+        "deterministic": (
+            lambda: torch.use_deterministic_algorithms(True),
+            lambda: torch.use_deterministic_algorithms(False),
+        ),
+        # PyTorch's newer switch, after which torch.get_float32_matmul_precision() raises
+        "TF32": (
+            lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+            lambda: torch.set_float32_matmul_precision("highest"),
+        ),
+    }
+
+
+@contextmanager
+def under(setting):
+    if setting == "inference":
+        with torch.inference_mode():
+            yield
+        return
+    enter, leave = SETTINGS[setting]
+    enter()
+    try:
+        yield
+    finally:
+        leave()
+
+
 NETWORKS = {
     "EDSR": spread_network,
     "RCAN": lambda: randomise(RCAN(2, 2, 2, 16)).to(DEVICE),
@@ -65,7 +53,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", [*SETTINGS, "inference"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_wrapped_and_run_under_a_setting(backend, network, setting):
     model, image = NETWORKS[network](), test_patches(1, 30, 40)
@@ -78,7 +66,7 @@ def test_wrapped_and_run_under_a_setting(backend, network, setting):
         return [fast(image), *fast.forward_patches(image[:, :, :12, :12].contiguous()), picture]
 
     expected = run()
-    with SETTINGS[setting]():
+    with under(setting):
         got = run()
     assert bitwise(got, expected)
 
@@ -95,6 +83,6 @@ def test_fitted_and_planned_under_a_setting(setting):
         return [picture, report.exit_index]
 
     expected = run()
-    with SETTINGS[setting]():
+    with under(setting):
         got = run()
     assert bitwise(got, expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from support import DEVICE, spread_network
 import ape_kernels
 from ape_kernels import APEForward, backends, to_program
 from ape_kernels.program import PatchProgram
-from ape_kernels.verify import auto, command, judge
+from ape_kernels.verify import auto, judge
 from ape_kernels.verify.device import Device
 from ape_kernels.verify.process import Fault, run_module
 from ape_kernels.verify.programs import residual
@@ -397,63 +396,3 @@ def test_on_the_cpu_nothing_is_verified(monkeypatch):
     monkeypatch.setattr(auto, "fastest", None)
     program = program_of(SMALL)
     assert backends.choose("auto", program, torch.device("cpu"), torch.float32, 48) == "cpu"
-
-
-class TestByHand:
-    @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-    def test_ended_it_leaves_no_process_and_no_folder(self, tmp_path, number, status):
-        """As a script with a time limit, or Ctrl-C, ends it."""
-        command_ = [sys.executable, "-m", "ape_kernels", "verify", "--device", str(DEVICE)]
-        environment = {**os.environ, "TMPDIR": str(tmp_path)}
-        streams = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        run = subprocess.Popen(command_, env=environment, **streams)
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("ape-verify-*/output.txt")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(0.5)
-        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-        run.send_signal(number)
-        _, errors = run.communicate(timeout=20)
-        assert run.returncode == status and "Traceback" not in errors
-        assert children and all(gone(int(pid)) for pid in children)
-        assert not list(tmp_path.glob("ape-verify-*"))
-
-    def test_table_and_status(self, plant, monkeypatch, capsys):
-        spoilt = textwrap.dedent(PLANTED.format(spoil="sr[0] = 0")) + textwrap.dedent("""
-            def run_image(packed, sharing, image, depths, picture):
-                honest.run_image(packed, sharing, image, depths, picture)
-                picture.out[0] = 0
-        """)
-        able = TORCH | plant("wrong", spoilt)
-        monkeypatch.setattr(command, "PROGRAMS", {"small": SMALL})
-        monkeypatch.setattr(command, "modules_able", lambda *_: (able, {"absent": "is not built"}))
-        arguments = ["--device", str(DEVICE), "--dtype", "float32", "--patch-size", "8"]
-        assert command.main(arguments) == 1
-        lines = capsys.readouterr().out.splitlines()
-        patches, images = lines[:5], lines[5:]
-        assert "patches of 8x8" in patches[0] and "images on shared feature maps" in images[0]
-        for head, torch_, wrong, absent in (patches[1:], images[1:]):
-            assert head.split() == ["program", "dtype", "backend", "right", "ms", "per", "patch", "why", "not"]
-            assert torch_.split()[:4] == ["small", "float32", "torch", "yes"] and float(torch_.split()[4]) > 0
-            assert wrong.split()[:4] == ["small", "float32", "wrong", "no"] and "pixels off" in wrong
-            assert absent.split(None, 4) == ["small", "float32", "absent", "-", "is not built"]
-        monkeypatch.setattr(command, "modules_able", lambda *_: (TORCH, {"absent": "is not built"}))
-        assert command.main(arguments) == 0, "all that can run are right"
-
-    def test_bad_arguments(self, capsys):
-        for arguments, line in (
-            (["--patch-size", "0"], "--patch-size: expected at least 1, got 0"),
-            (["--dtype", "int8"], "invalid choice: 'int8'"),
-        ):
-            with pytest.raises(SystemExit) as ended:
-                command.main(arguments)
-            assert ended.value.code == 2
-            assert line in capsys.readouterr().err
-
-    def test_without_arguments_the_environment_is_shown_as_before(self):
-        run = lambda *arguments: subprocess.run(  # noqa: E731
-            [sys.executable, "-m", "ape_kernels", *arguments], capture_output=True, text=True, check=True
-        )
-        assert run().stdout.startswith("ape_kernels ")
-        assert "--patch-size" in run("verify", "--help").stdout
-        assert json.dumps(run("verify", "--help").stdout).count("candidate") == 0
